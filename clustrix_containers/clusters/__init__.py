@@ -1,0 +1,1 @@
+"""Where jobs run. One module each; clusters do not import each other."""

@@ -1,0 +1,96 @@
+"""What the client and the image have agreed on: paths, variables, formats.
+
+``worker.py`` is one file without imports of ours, so it repeats the few it
+needs; ``tests/unit/test_contract.py`` compares the two.
+
+In the image
+    ======================== =================================================
+    ``/opt/python``          the packed interpreter, where the base is ours
+    ``/opt/venv``            a virtual environment with the distributions
+    ``/opt/clustrix/lib``    this package and cloudpickle, last on ``sys.path``
+    ``/opt/clustrix/code``   the user's local modules, first on ``sys.path``;
+                             also ``.clustrix/entry.json`` and ``.clustrix/function.pkl``
+    ``/opt/clustrix/call``   the arguments: ``index`` and ``data``
+    ``/opt/clustrix/results``  empty; the results directory is mounted here
+    ``/opt/clustrix/run``    empty; the run's key is mounted here as ``key``
+    ======================== =================================================
+
+``entry.json``
+    ``{"version": 1, "kind": "module"|"script"|"value", "module": str,
+    "qualname": str, "script": str|null, "name": str}``. ``module``: import ``module``, then walk
+    ``qualname``. ``script``: load the file ``script`` (relative to the code root) as module
+    :data:`MAIN`, then walk ``qualname``. ``value``: unpickle ``.clustrix/function.pkl``.
+    With kind ``value`` a ``script`` may be given too: it is loaded as MAIN first.
+
+``call/index`` and ``call/data``
+    ``index`` is ``count`` records of two little-endian unsigned 64-bit integers:
+    offset and size in ``data`` of element *i*'s pickle of ``(args, kwargs)``.
+
+``{element}.{attempt}.result``
+    ``b"CXR1"``, then a little-endian u32 ``n``, then ``n + 1`` u64 sizes, padding to a
+    multiple of 64, then the pickle (protocol 5) and ``n`` out-of-band buffers, each part
+    padded with zeros to a multiple of 64 bytes. Sizes are without padding. The pickle holds the value for
+    outcome ``ok`` (for a generator: the list of its items), the exception for
+    outcome ``error``; no file at all for the others.
+
+``{element}.{attempt}.mark``
+    JSON, written last by rename::
+
+        {"version": 1, "run": str, "element": int, "attempt": int,
+         "outcome": "ok" | "error" | "unpicklable" | "timeout" | "died",
+         "size": int, "sha256": hex, "mac": hex,
+         "message": str, "traceback": str, "type": str,
+         "exit_code": int|null, "signal": int|null,
+         "started": float, "ended": float, "max_rss": int}
+
+    ``size`` and ``sha256`` are of the result file (0 and "" without one). ``mac`` is HMAC-SHA256 by the run's key
+    over the UTF-8 bytes of ``"\\n".join([run, element, attempt, outcome, size, sha256,
+    sha256hex(traceback), sha256hex(message)])``.
+"""
+
+from __future__ import annotations
+
+PYTHON_ROOT = "/opt/python"
+VENV = "/opt/venv"
+ROOT = "/opt/clustrix"
+LIB = "/opt/clustrix/lib"
+CODE = "/opt/clustrix/code"
+CALL = "/opt/clustrix/call"
+RESULTS = "/opt/clustrix/results"
+RUN = "/opt/clustrix/run"
+KEY = "/opt/clustrix/run/key"
+WORKER = "/opt/clustrix/worker.py"
+
+ENTRY = ".clustrix/entry.json"
+FUNCTION = ".clustrix/function.pkl"
+
+MAIN = "__clustrix_main__"
+"""The module name under which a script's functions and types travel."""
+
+RESULT_MAGIC = b"CXR1"
+RESULT_ALIGN = 64
+
+INSIDE = "CLUSTRIX_INSIDE"
+"""Set to ``1`` in every image of ours and by the worker."""
+
+ENV_RUN = "CLUSTRIX_RUN"
+ENV_ELEMENT = "CLUSTRIX_ELEMENT"
+ENV_ATTEMPT = "CLUSTRIX_ATTEMPT"
+ENV_TIMEOUT = "CLUSTRIX_TIMEOUT"
+"""Seconds (decimal) that one element may run; the worker enforces it. Absent: no limit."""
+
+ENV_RESULTS = "CLUSTRIX_RESULTS"
+"""Where results go, if not :data:`RESULTS`."""
+
+ENV_KEY = "CLUSTRIX_KEY_FILE"
+"""The file with the run's key, if not :data:`KEY`. The key itself is never a variable."""
+
+LAYER_KIND = "io.clustrix-containers.layer"
+"""Annotation on a layer's descriptor: ``base``, ``wheel``, ``packages``, ``bytecode``, ``runtime``, ``code`` or ``call``."""
+
+LAYER_TITLE = "io.clustrix-containers.title"
+"""Annotation on a layer's descriptor: what a person would call it (``numpy 2.3.4``)."""
+
+LABEL_FUNCTION = "io.clustrix-containers.function"
+LABEL_COUNT = "io.clustrix-containers.count"
+LABEL_PYTHON = "io.clustrix-containers.python"

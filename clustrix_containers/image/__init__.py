@@ -1,0 +1,1 @@
+"""A Lock becomes layers; layers and a base become an Image."""

@@ -1,0 +1,82 @@
+"""What a cluster may know of a job, and what it tells about it: frozen values."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class State(enum.Enum):
+    """Where one element is in its life."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+    """A query failed. Never means absent."""
+
+    @property
+    def terminal(self) -> bool:
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+class Cause(enum.Enum):
+    """Why an element FAILED, where the cluster knows better than the worker."""
+
+    NONE = ""
+    TIME_LIMIT = "time limit"
+    MEMORY_LIMIT = "memory limit"
+    DIED = "died"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One element as its cluster sees it. ``message`` is one sentence for a person."""
+
+    state: State
+    cause: Cause = Cause.NONE
+    exit_code: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one element gets.
+
+    ``cpus``: cores (fractions allowed). ``memory``: bytes, or ``None`` for no limit.
+    ``timeout``: seconds for one element, or ``None``. ``shm``: bytes of ``/dev/shm``.
+    """
+
+    cpus: float = 1.0
+    memory: int | None = None
+    timeout: float | None = None
+    gpus: int = 0
+    shm: int = 1 << 30
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """All that a cluster may know of a run.
+
+    ``image`` is ``repository@sha256:…`` or, for an image layout directory,
+    ``oci:DIRECTORY@sha256:…``. ``elements`` are the indices to run (usually
+    ``range(count)``). ``directory`` is the run's own directory on the client:
+    ``results/`` in it is where marks and results are to arrive, ``logs/`` where
+    output goes, ``key`` (0600) holds the run's key.
+    """
+
+    run: str
+    name: str
+    image: str
+    elements: range | tuple[int, ...]
+    resources: Resources
+    directory: Path
+    attempt: int = 0
+    max_parallel: int | None = None
+    options: Mapping[str, object] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Where images live: an image layout directory, or a registry of the distribution API."""

@@ -1,0 +1,1 @@
+"""Where outcomes live, and how they are verified before they are unpickled."""
