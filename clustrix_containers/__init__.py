@@ -1,5 +1,23 @@
-"""One Python call becomes one OCI image digest, and that digest runs anywhere."""
+"""One Python call becomes one OCI image digest, and that digest runs anywhere.
+
+The public names, nothing else: importing this imports nothing but the standard library.
+"""
 
 from __future__ import annotations
 
+from . import errors
+from .function import Executor, Function, attach, function
+from .futures import Job, JobArray
+from .options import Options
+
 __version__ = "0.1.0"
+__all__ = [
+    "Executor",
+    "Function",
+    "Job",
+    "JobArray",
+    "Options",
+    "attach",
+    "errors",
+    "function",
+]

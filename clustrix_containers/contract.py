@@ -93,4 +93,5 @@ LAYER_TITLE = "io.clustrix-containers.title"
 
 LABEL_FUNCTION = "io.clustrix-containers.function"
 LABEL_COUNT = "io.clustrix-containers.count"
+LABEL_ARRAY = "io.clustrix-containers.array"
 LABEL_PYTHON = "io.clustrix-containers.python"

@@ -1,0 +1,79 @@
+"""doctor: what this machine has, and what is missing for a target."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .. import config, prepare
+from ..clusters import open_cluster
+from ..errors import Error
+from . import output
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: whether it is all right, and a sentence about it."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+def add(commands: Any) -> None:
+    """Add this command to the parser."""
+    doctor = commands.add_parser("doctor", help="check this machine and a target")
+    doctor.add_argument("--on", metavar="TARGET", help="the target (default: clustrix.yml's)")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(command=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    findings = [_python(), *_environment(), *_places(), *_target(arguments.on)]
+    if arguments.json:
+        output.emit_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            mark = "ok " if finding.ok else "NOT"
+            sys.stdout.write(f"{mark}  {finding.name}: {finding.message}\n")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", sys.version_info >= (3, 10), f"{version} in {sys.prefix}")
+
+
+def _environment() -> list[Finding]:
+    from ..capture.distributions import check_environment
+
+    try:
+        check_environment()
+    except Error as error:
+        return [Finding("environment", False, str(error))]
+    return []
+
+
+def _places() -> list[Finding]:
+    found = []
+    try:
+        loaded = config.load()
+        found.append(Finding("clustrix.yml", True, str(loaded.path or "none; the defaults hold")))
+        found.append(Finding("images", True, str(prepare.layout().directory)))
+        found.append(Finding("runs", True, str(config.paths().state)))
+        found.append(Finding("registry", True, loaded.registry or "none; images stay in the layout"))
+    except Error as error:
+        found.append(Finding("clustrix.yml", False, str(error)))
+    return found
+
+
+def _target(name: str | None) -> list[Finding]:
+    try:
+        loaded = config.load()
+        target = loaded.target(name or loaded.default)
+        cluster = open_cluster(target)
+    except Error as error:
+        return [Finding("target", False, str(error))]
+    return [Finding(f"{target.name}: {item}", ok, text) for item, ok, text in cluster.check()]

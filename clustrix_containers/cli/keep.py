@@ -1,0 +1,228 @@
+"""ps, logs, result, cancel, rerun, prune: the commands that take a run or an image."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .. import config, prepare, runs
+from ..errors import ClusterError, ConfigError, UntrustedResultError
+from ..futures import Job
+from ..jobs import State
+from ..options import Options
+from ..record import Run
+from . import output, work
+
+
+def add(commands: Any) -> None:
+    """Add these commands to the parser."""
+    ps = commands.add_parser("ps", help="list the runs, newest first")
+    ps.add_argument("-n", "--last", type=int, default=20, metavar="N", help="how many (default 20)")
+    ps.add_argument("-a", "--all", action="store_true", help="all of them")
+    ps.add_argument("--json", action="store_true")
+    ps.set_defaults(command=_ps)
+
+    logs = commands.add_parser("logs", help="print what a run has written")
+    logs.add_argument("run", metavar="RUN[/ELEMENT]")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
+    logs.set_defaults(command=_logs)
+
+    result = commands.add_parser("result", help="wait for a run and print its result")
+    result.add_argument("run", metavar="RUN[/ELEMENT]")
+    result.add_argument("--json", action="store_true")
+    result.add_argument("--output", metavar="FILE", help="write the result's pickle there instead")
+    result.add_argument("--timeout", metavar="TIME", help="how long to wait (30m)")
+    result.add_argument("--trust", action="store_true", help="unpickle what another user's image made")
+    result.set_defaults(command=_result)
+
+    cancel = commands.add_parser("cancel", help="end runs, or elements of them")
+    cancel.add_argument("runs", nargs="+", metavar="RUN[/ELEMENT]")
+    cancel.set_defaults(command=_cancel)
+
+    rerun = commands.add_parser("rerun", help="run the very same image again")
+    rerun.add_argument("digest", metavar="DIGEST", help="also its start, or registry/repository@sha256:…")
+    rerun.add_argument("--on", metavar="TARGET")
+    rerun.add_argument("--detach", "-d", action="store_true")
+    rerun.add_argument("--json", action="store_true")
+    rerun.add_argument("--trust", action="store_true", help="unpickle the result of a foreign image")
+    rerun.set_defaults(command=_rerun)
+
+    prune = commands.add_parser("prune", help="remove old runs, and images that no run needs")
+    prune.add_argument("--older-than", default="30d", metavar="TIME", help="runs to remove (default 30d)")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    prune.set_defaults(command=_prune)
+
+
+def _split(text: str) -> tuple[str, int | None]:
+    name, slash, element = text.partition("/")
+    if slash and not element.isdecimal():
+        raise ConfigError(f"{text!r}: an element is a number, RUN/0 is the first")
+    return name, int(element) if slash else None
+
+
+def _jobs(text: str) -> tuple[runs.Session, list[Job]]:
+    name, element = _split(text)
+    session = runs.attach(name)
+    if element is None:
+        return session, session.jobs
+    if element >= len(session.jobs):
+        raise ClusterError(f"{session.run} has {len(session.jobs)} elements, 0 to {len(session.jobs) - 1}")
+    return session, [session.jobs[element]]
+
+
+def _ps(arguments: argparse.Namespace) -> int:
+    rows = [_summary(run) for run in runs.record().runs(limit=None if arguments.all else arguments.last)]
+    if arguments.json:
+        output.emit_json(rows)
+        return 0
+    output.table(
+        ("RUN", "TARGET", "STATE", "ELEMENTS", "CREATED", "IMAGE"),
+        (
+            (
+                row["run"],
+                row["target"],
+                row["state"],
+                str(row["count"]),
+                _ago(row["created"]),
+                row["image"][7:19],
+            )
+            for row in rows
+        ),
+    )
+    return 0
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    return {
+        "run": run.id,
+        "function": run.name,
+        "target": run.target,
+        "state": _state(run),
+        "count": run.count,
+        "created": run.created,
+        "image": run.image,
+    }
+
+
+def _state(run: Run) -> str:
+    try:
+        session = runs.attach(run.id, watch=False)
+        counts = session.count_states()
+    except ClusterError:
+        return "unknown"
+    if len(counts) == 1:
+        return next(iter(counts)).value
+    return ", ".join(f"{count} {state.value}" for state, count in counts.items())
+
+
+def _ago(then: float) -> str:
+    seconds = int(time.time() - then)
+    for limit, size, unit in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds // size} {unit} ago"
+    return datetime.datetime.fromtimestamp(then).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    name, element = _split(arguments.run)
+    session = runs.attach(name, watch=arguments.follow)
+    chosen = session.jobs if element is None else [session.jobs[element]]
+    for job in chosen:
+        for chunk in session.logs(job.element, follow=arguments.follow):
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+    return 0
+
+
+def _result(arguments: argparse.Namespace) -> int:
+    session, jobs = _jobs(arguments.run)
+    if arguments.trust:
+        session.trust()
+    timeout = config.parse_duration(arguments.timeout) if arguments.timeout else None
+    if arguments.output:
+        if len(jobs) != 1:
+            raise ConfigError("--output takes one element: RUN/ELEMENT")
+        session.save(jobs[0], Path(arguments.output), timeout)
+        return 0
+    return show(session, jobs, timeout=timeout, as_json=arguments.json)
+
+
+def show(
+    session: runs.Session, jobs: list[Job], *, timeout: float | None = None, as_json: bool
+) -> int:
+    """Print the results of these jobs in order; 1 if any of them failed."""
+    values, failed = [], False
+    for job in jobs:
+        try:
+            value = job.result(timeout)
+        except TimeoutError:
+            if job.done():
+                raise
+            raise ClusterError(f"{session.run}/{job.element} is not done yet") from None
+        except UntrustedResultError:
+            raise
+        except Exception as error:
+            if len(jobs) == 1 and not as_json:
+                output.note(work.exception_text(error))
+                return 1
+            output.note(f"{session.run}/{job.element}: {type(error).__name__}: {error}")
+            failed, value = True, None
+        values.append(value)
+    if as_json:
+        output.emit_json(values if session.is_array else values[0])
+    else:
+        for value in values:
+            output.result(value, as_json=False)
+    return int(failed)
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    for text in arguments.runs:
+        name, element = _split(text)
+        session = runs.attach(name, watch=False)
+        session.cancel([job.element for job in session.jobs] if element is None else [element])
+        output.note(f"{text} is cancelled")
+    return 0
+
+
+def _rerun(arguments: argparse.Namespace) -> int:
+    options = Options().but(**({"on": arguments.on} if arguments.on else {}))
+    session = runs.rerun(arguments.digest, options, trust=arguments.trust)
+    if arguments.detach:
+        sys.stdout.write(f"{session.run}\n")
+        return 0
+    output.note(f"run {session.run}  image {session.image}")
+    if len(session.jobs) == 1:
+        return work.wait(session.jobs[0], as_json=arguments.json)
+    return show(session, session.jobs, as_json=arguments.json)
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    from ..explain import size
+
+    before = time.time() - config.parse_duration(arguments.older_than)
+    book = runs.record()
+    old = [run for run in book.runs() if run.created < before and not _live(run)]
+    for run in old:
+        output.note(f"{'would remove' if arguments.dry_run else 'removing'} {run.id}")
+        if not arguments.dry_run:
+            shutil.rmtree(book.run_directory(run.id), ignore_errors=True)
+            book.remove(run.id)
+    if not arguments.dry_run:
+        kept = {run.image for run in book.runs()}
+        freed = prepare.layout().prune(keep=kept)
+        output.note(f"{len(old)} runs removed, {size(freed)} of images freed")
+    return 0
+
+
+def _live(run: Run) -> bool:
+    try:
+        counts = runs.attach(run.id, watch=False).count_states()
+    except ClusterError:
+        return False
+    return any(state in (State.PENDING, State.RUNNING) for state in counts)

@@ -1,0 +1,230 @@
+"""What a user holds: ``@function``, its verbs, and ``Executor``."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from .futures import Job, JobArray, concurrent_results
+from .options import Options
+
+if TYPE_CHECKING:
+
+    from .explain import Explanation
+    from .oci import Image
+    from .prepare import Plan
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Function(Generic[P, R]):
+    """A callable with verbs. Calling it is an ordinary call, here and now.
+
+    ``submit`` and ``map`` run it in its image, ``build`` makes the image, ``explain`` says what
+    goes in and why, ``options`` gives the same function with other options.
+    """
+
+    def __init__(self, function: Callable[P, R], options: Options) -> None:
+        functools.update_wrapper(self, function)
+        self.__clustrix_function__ = function
+        self._options = options
+        self._takes_on = _takes_on(function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.__clustrix_function__(*args, **kwargs)
+
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same as calling it: here, now, in this process."""
+        return self.__clustrix_function__(*args, **kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Function[..., R]:
+        bound = self.__clustrix_function__.__get__(instance, owner)  # type: ignore[attr-defined]
+        return self if bound is self.__clustrix_function__ else Function(bound, self._options)
+
+    def __repr__(self) -> str:
+        return f"<clustrix function {self._name}>"
+
+    def __reduce__(self) -> Any:
+        return Function, (self.__clustrix_function__, self._options)
+
+    @property
+    def _name(self) -> str:
+        function = inspect.unwrap(self.__clustrix_function__)
+        while isinstance(function, functools.partial):
+            function = function.func
+        return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+    def options(self, **changes: Any) -> Function[P, R]:
+        """The same function with some options replaced; see :class:`Options` for their names."""
+        return Function(self.__clustrix_function__, self._options.but(**changes))
+
+    def submit(self, *args: Any, on: str | None = None, **kwargs: Any) -> Job:
+        """Run one call in the function's image on the target ``on``; gives a Future at once."""
+        if on is not None and self._takes_on:
+            kwargs["on"] = on
+            on = None
+        session = self._launch([(args, kwargs)], on, array=False)
+        return session.jobs[0]
+
+    def map(
+        self,
+        *iterables: Iterable[Any],
+        on: str | None = None,
+        max_parallel: int | None = None,
+    ) -> JobArray:
+        """Run the function over the items: one image, one array.
+
+        As with the built-in ``map``, several iterables give several arguments and the shortest
+        decides. All items are read at once, and written to the image one by one.
+        """
+        if not iterables:
+            raise TypeError("map() needs at least one iterable")
+        changes = {} if max_parallel is None else {"max_parallel": max_parallel}
+        function = self.options(**changes)
+        session = function._launch(((items, {}) for items in zip(*iterables, strict=False)), on, array=True)
+        return JobArray(session, session.jobs)
+
+    def build(self) -> Image:
+        """The function's image without a call, pushed to the local layout; ``.digest`` names it."""
+        from . import prepare
+        from .progress import shown
+
+        with shown() as progress:
+            image = prepare.build(self._plan(progress=progress), progress=progress)
+            image = image.configure(Labels=self._labels(image))
+            prepare.push_here(image)
+        return image
+
+    def push(self, repository: str) -> str:
+        """Push the function's image to ``repository``; gives ``repository@sha256:…``."""
+        from . import prepare
+        from .progress import shown
+
+        image = self.build()
+        with shown() as progress:
+            return prepare.push(image, repository, progress=progress)
+
+    def explain(self) -> Explanation:
+        """What goes into the image, and why each thing does. Print it."""
+        from . import prepare
+        from .explain import explanation
+        from .progress import shown
+
+        with shown() as progress:
+            plan = self._plan(progress=progress)
+            return explanation(self._name, plan, prepare.build(plan, progress=progress))
+
+    def _labels(self, image: Image) -> dict[str, str]:
+        from .contract import LABEL_FUNCTION
+
+        labels = dict(image.settings.get("Labels") or {})
+        return {**labels, LABEL_FUNCTION: f"{self.__module__}.{self._name}"}
+
+    def _plan(self, *, references: Collection[str] = (), progress: Any) -> Plan:
+        from . import prepare
+
+        return prepare.plan(
+            self.__clustrix_function__, self._options, references=references, progress=progress
+        )
+
+    def _launch(
+        self, calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], on: str | None, *, array: bool
+    ) -> Any:
+        from . import launch
+
+        options = self._options if on is None else self._options.but(on=on)
+        return launch.launch(self, calls, options, array=array)
+
+
+def _takes_on(function: Callable[..., Any]) -> bool:
+    try:
+        return "on" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+@overload
+def function(target: Callable[P, R], /) -> Function[P, R]: ...
+@overload
+def function(**options: Any) -> Callable[[Callable[P, R]], Function[P, R]]: ...
+def function(target: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function one that can be submitted: ``@function`` or ``@function(cpus=2, …)``.
+
+    The options are those of :class:`Options`. The function itself stays an ordinary function.
+    """
+    chosen = Options().but(**options)
+
+    def decorate(plain: Callable[..., Any]) -> Any:
+        if isinstance(plain, staticmethod | classmethod):
+            return type(plain)(decorate(plain.__func__))  # type: ignore[arg-type]
+        if not callable(plain):
+            raise TypeError(f"@function goes on a callable, not on {type(plain).__name__}")
+        return Function(plain, chosen)
+
+    return decorate if target is None else decorate(target)
+
+
+class Executor(concurrent.futures.Executor):
+    """A drop-in ``concurrent.futures.Executor`` that runs plain functions in their images.
+
+    ``on`` is the target; the other options are those of :class:`Options`.
+    """
+
+    def __init__(self, on: str | None = None, **options: Any) -> None:
+        self._options = Options().but(**options, on=on)
+        self._jobs: list[Job] = []
+        self._open = True
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job:
+        self._check_open()
+        session = self._function(fn)._launch([(args, kwargs)], None, array=False)
+        self._jobs.extend(session.jobs)
+        return session.jobs[0]  # type: ignore[no-any-return]
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,  # noqa: ARG002
+    ) -> Iterator[Any]:
+        """The results in order, as the standard library's ``Executor.map``; one image, one array.
+
+        ``chunksize`` is accepted and has no effect: every item is an element of the array.
+        """
+        self._check_open()
+        jobs = self._function(fn).map(*iterables)
+        self._jobs.extend(jobs[:])
+        return concurrent_results(jobs[:], timeout)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """No more submits; ``wait`` for what runs, or ``cancel_futures`` first."""
+        self._open = False
+        if cancel_futures:
+            for job in self._jobs:
+                job.cancel()
+        if wait:
+            concurrent.futures.wait(self._jobs)
+
+    def _function(self, fn: Callable[..., Any]) -> Function[..., Any]:
+        if isinstance(fn, Function):
+            return Function(fn.__clustrix_function__, self._options)
+        return Function(fn, self._options)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+
+def attach(run_id: str) -> Job | JobArray:
+    """The handle of a run again, in any process of this user: a Job, or a JobArray for a ``map``."""
+    from . import runs
+
+    return runs.handle(runs.attach(run_id))
+
+
+__all__ = ["Executor", "Function", "Job", "JobArray", "Options", "attach", "function"]

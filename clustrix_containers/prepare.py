@@ -1,0 +1,140 @@
+"""From a callable to an image: capture, distributions, lock, base, build. No run yet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import config as configuration
+from .capture.bundle import Bundle, Note
+from .capture.lock import Lock
+from .errors import ImageError
+from .oci import Image, Layer, Reference
+from .options import Options
+from .progress import Progress, silent
+
+if TYPE_CHECKING:
+    from .capture.distributions import Resolution
+    from .registry.layout import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that was decided about a function's image, before anything is built."""
+
+    bundle: Bundle
+    resolution: Resolution
+    lock: Lock
+    base: Image
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        return (*self.bundle.notes, *self.resolution.notes)
+
+
+def layout() -> Layout:
+    """The embedded default registry: an image layout directory of this user's own."""
+    from .registry.layout import Layout
+
+    return Layout(configuration.paths().data / "images")
+
+
+def plan(
+    function: Callable[..., Any],
+    options: Options,
+    *,
+    references: Collection[str] = (),
+    progress: Progress = silent,
+) -> Plan:
+    """Decide what goes into the image of ``function``.
+
+    ``references`` are modules that the arguments refer to. Raises CaptureError,
+    DependencyError or ImageError; each names the thing and the way out.
+    """
+    from .capture import callables, distributions, lock
+    from .image import wheels
+
+    bundle = callables.capture(
+        function,
+        modules=options.modules,
+        files=options.files,
+        references=references,
+        allow_secrets=options.allow_secrets,
+    )
+    resolution = distributions.resolve(
+        bundle.imports,
+        packages=options.packages,
+        everything=options.whole_environment,
+        requirements=Path(options.requirements) if options.requirements else None,
+    )
+    cache = configuration.paths().cache
+    base = find_base(options.base, progress=progress)
+    pins = wheels.locate(resolution.distributions, cache=cache, progress=progress)
+    locked = lock.lock(
+        resolution.distributions,
+        wheels=pins,
+        base=options.base or f"packed:{base.digest}",
+        python=f"{sys.version_info[0]}.{sys.version_info[1]}",
+        platform=str(base.platform),
+    )
+    return Plan(bundle, resolution, locked, base)
+
+
+def find_base(base: str | None, *, progress: Progress = silent) -> Image:
+    """The base image: what the user names, else the running interpreter, packed.
+
+    The choice never depends on whether a network happens to be there: the same function
+    would have another digest on a train.
+    """
+    from .image import base as bases
+
+    cache = configuration.paths().cache
+    if base is None:
+        return bases.packed(cache, progress=progress)
+    if Path(base).is_file():
+        return bases.from_dockerfile(Path(base), cache)
+    from .registry.remote import Remote
+
+    reference = Reference.parse(base)
+    if reference.digest is None and reference.tag is None:
+        raise ImageError(
+            f"the base {base!r} has neither a tag nor a digest",
+            hint=f"Write {base}@sha256:… so that the same bytes are used every time.",
+        )
+    return bases.from_registry(reference, Remote(reference))
+
+
+def build(plan: Plan, *, progress: Progress = silent) -> Image:
+    """The image of a plan, without a call; its blobs lie in the cache."""
+    from .image import build as builder
+
+    return builder.build(
+        plan.bundle,
+        plan.lock,
+        plan.base,
+        plan.resolution.distributions,
+        cache=configuration.paths().cache,
+        progress=progress,
+    )
+
+
+def push_here(image: Image, *, progress: Progress = silent) -> None:
+    """Push the image to the layout; a layer by reference is fetched, since it must run here."""
+    from .registry.remote import Remote
+
+    def fetch(layer: Layer) -> Path:
+        return Remote(layer.origin).fetch(layer, configuration.paths().cache, progress=progress)
+
+    layout().push(image, fetch=fetch)
+
+
+def push(image: Image, repository: str, *, progress: Progress = silent) -> str:
+    """Push the image to a registry; gives ``repository@sha256:…``, which anybody can run again."""
+    from .registry.remote import Remote
+
+    reference = Reference.parse(repository)
+    Remote(reference).push(image, progress=progress)
+    return f"{reference.name}@{image.digest}"

@@ -1,0 +1,59 @@
+"""Progress of anything that takes over a second, on a terminal; silence elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Progress = Callable[[str, int, "int | None"], None]
+"""Called with what is being done, how much of it is done, and of how much (``None``: not known)."""
+
+DELAY = 1.0
+"""Seconds before anything is shown."""
+
+
+def silent(what: str, done: int, total: int | None) -> None:  # noqa: ARG001
+    """A Progress that shows nothing."""
+
+
+@contextlib.contextmanager
+def shown(*, unit: str = "bytes", stream: Any = None) -> Iterator[Progress]:
+    """A Progress with one bar per thing, on standard error if that is a terminal.
+
+    ``unit`` is ``bytes`` or a plain plural (``elements``).
+    """
+    stream = stream or sys.stderr
+    if not getattr(stream, "isatty", lambda: False)():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bars
+    from rich.progress import TimeElapsedColumn
+
+    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        amount,
+        TimeElapsedColumn(),
+        console=Console(file=stream),
+        transient=True,
+    )
+    tasks: dict[str, Any] = {}
+    began = time.monotonic()
+
+    def report(what: str, done: int, total: int | None) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done, total=total)
+        if not bars.live.is_started and time.monotonic() - began > DELAY:
+            bars.start()
+
+    try:
+        yield report
+    finally:
+        bars.stop()

@@ -1,0 +1,5 @@
+OFFSET = 100
+
+
+def double(x):
+    return 2 * x
