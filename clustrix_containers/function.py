@@ -12,7 +12,6 @@ from .futures import Job, JobArray, concurrent_results
 from .options import Options
 
 if TYPE_CHECKING:
-
     from .explain import Explanation
     from .oci import Image
     from .prepare import Plan
@@ -85,7 +84,9 @@ class Function(Generic[P, R]):
             raise TypeError("map() needs at least one iterable")
         changes = {} if max_parallel is None else {"max_parallel": max_parallel}
         function = self.options(**changes)
-        session = function._launch(((items, {}) for items in zip(*iterables, strict=False)), on, array=True)
+        session = function._launch(
+            ((items, {}) for items in zip(*iterables, strict=False)), on, array=True
+        )
         return JobArray(session, session.jobs)
 
     def build(self) -> Image:
@@ -132,7 +133,11 @@ class Function(Generic[P, R]):
         )
 
     def _launch(
-        self, calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], on: str | None, *, array: bool
+        self,
+        calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]],
+        on: str | None,
+        *,
+        array: bool,
     ) -> Any:
         from . import launch
 

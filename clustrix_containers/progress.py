@@ -15,7 +15,7 @@ DELAY = 1.0
 """Seconds before anything is shown."""
 
 
-def silent(what: str, done: int, total: int | None) -> None:  # noqa: ARG001
+def silent(what: str, done: int, total: int | None) -> None:
     """A Progress that shows nothing."""
 
 
@@ -30,9 +30,14 @@ def shown(*, unit: str = "bytes", stream: Any = None) -> Iterator[Progress]:
         yield silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
     from rich.progress import Progress as Bars
-    from rich.progress import TimeElapsedColumn
 
     amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     bars = Bars(

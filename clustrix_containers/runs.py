@@ -122,9 +122,7 @@ class Session:
 
     def watch(self) -> None:
         """Start watching in a daemon thread."""
-        threading.Thread(
-            target=self._watch, name=f"clustrix-watch-{self.run}", daemon=True
-        ).start()
+        threading.Thread(target=self._watch, name=f"clustrix-watch-{self.run}", daemon=True).start()
 
     def _watch(self) -> None:
         open_jobs = {job.element: job for job in self.jobs}

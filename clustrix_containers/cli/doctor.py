@@ -63,7 +63,9 @@ def _places() -> list[Finding]:
         found.append(Finding("clustrix.yml", True, str(loaded.path or "none; the defaults hold")))
         found.append(Finding("images", True, str(prepare.layout().directory)))
         found.append(Finding("runs", True, str(config.paths().state)))
-        found.append(Finding("registry", True, loaded.registry or "none; images stay in the layout"))
+        found.append(
+            Finding("registry", True, loaded.registry or "none; images stay in the layout")
+        )
     except Error as error:
         found.append(Finding("clustrix.yml", False, str(error)))
     return found

@@ -37,7 +37,9 @@ def add(commands: Any) -> None:
     result.add_argument("--json", action="store_true")
     result.add_argument("--output", metavar="FILE", help="write the result's pickle there instead")
     result.add_argument("--timeout", metavar="TIME", help="how long to wait (30m)")
-    result.add_argument("--trust", action="store_true", help="unpickle what another user's image made")
+    result.add_argument(
+        "--trust", action="store_true", help="unpickle what another user's image made"
+    )
     result.set_defaults(command=_result)
 
     cancel = commands.add_parser("cancel", help="end runs, or elements of them")
@@ -45,15 +47,21 @@ def add(commands: Any) -> None:
     cancel.set_defaults(command=_cancel)
 
     rerun = commands.add_parser("rerun", help="run the very same image again")
-    rerun.add_argument("digest", metavar="DIGEST", help="also its start, or registry/repository@sha256:…")
+    rerun.add_argument(
+        "digest", metavar="DIGEST", help="also its start, or registry/repository@sha256:…"
+    )
     rerun.add_argument("--on", metavar="TARGET")
     rerun.add_argument("--detach", "-d", action="store_true")
     rerun.add_argument("--json", action="store_true")
-    rerun.add_argument("--trust", action="store_true", help="unpickle the result of a foreign image")
+    rerun.add_argument(
+        "--trust", action="store_true", help="unpickle the result of a foreign image"
+    )
     rerun.set_defaults(command=_rerun)
 
     prune = commands.add_parser("prune", help="remove old runs, and images that no run needs")
-    prune.add_argument("--older-than", default="30d", metavar="TIME", help="runs to remove (default 30d)")
+    prune.add_argument(
+        "--older-than", default="30d", metavar="TIME", help="runs to remove (default 30d)"
+    )
     prune.add_argument("--dry-run", action="store_true", help="only say what would go")
     prune.set_defaults(command=_prune)
 
@@ -71,12 +79,16 @@ def _jobs(text: str) -> tuple[runs.Session, list[Job]]:
     if element is None:
         return session, session.jobs
     if element >= len(session.jobs):
-        raise ClusterError(f"{session.run} has {len(session.jobs)} elements, 0 to {len(session.jobs) - 1}")
+        raise ClusterError(
+            f"{session.run} has {len(session.jobs)} elements, 0 to {len(session.jobs) - 1}"
+        )
     return session, [session.jobs[element]]
 
 
 def _ps(arguments: argparse.Namespace) -> int:
-    rows = [_summary(run) for run in runs.record().runs(limit=None if arguments.all else arguments.last)]
+    rows = [
+        _summary(run) for run in runs.record().runs(limit=None if arguments.all else arguments.last)
+    ]
     if arguments.json:
         output.emit_json(rows)
         return 0

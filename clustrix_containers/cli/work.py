@@ -27,8 +27,12 @@ def add(commands: Any) -> None:
         metavar="ARG",
         help="Python literals (3, '[1, 2]', None); anything else is a string; name=value by keyword",
     )
-    run.add_argument("--on", metavar="TARGET", help="a target of clustrix.yml (default: its default)")
-    run.add_argument("--detach", "-d", action="store_true", help="print the run's id and do not wait")
+    run.add_argument(
+        "--on", metavar="TARGET", help="a target of clustrix.yml (default: its default)"
+    )
+    run.add_argument(
+        "--detach", "-d", action="store_true", help="print the run's id and do not wait"
+    )
     run.add_argument("--json", action="store_true", help="print the result as JSON")
     run.set_defaults(command=_run)
 

@@ -95,7 +95,7 @@ def test_submit_inside_the_image_is_refused(on: str) -> None:
         executor.submit(submits).result()
 
 
-SCRIPT = '''
+SCRIPT = """
 import enum
 from dataclasses import dataclass
 
@@ -124,7 +124,7 @@ if __name__ == "__main__":
     assert type(answer) is Answer
     assert work(3) == answer
     print(job.run)
-'''
+"""
 
 
 def test_script_and_its_types_in_another_process(script, on: str) -> None:
