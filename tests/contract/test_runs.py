@@ -106,7 +106,7 @@ def test_memory_limit(on: str) -> None:
 
 def test_worker_killed(on: str) -> None:
     job = cx.function(work.kills_itself).submit(on=on)
-    with pytest.raises(WorkerDied, match="SIGKILL|signal 9"):
+    with pytest.raises(WorkerDied, match=r"SIGKILL|signal 9"):
         job.result(60)
 
 
