@@ -3,4 +3,5 @@
 pytest_plugins = [
     "tests.clusters.plugin",
     "tests.clusters.docker.fixtures",
+    "tests.clusters.apptainer.fixtures",
 ]
