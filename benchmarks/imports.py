@@ -1,0 +1,23 @@
+"""What importing costs, in a fresh process whose start is not counted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+from benchmarks.run import Case, measurement
+
+_CODE = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+
+
+def _import_of(module: str) -> Callable[[], float]:
+    command = [sys.executable, "-c", _CODE.format(module)]
+    subprocess.run(command, check=True, capture_output=True)  # bytecode is written once
+    return lambda: 1000 * float(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+@measurement("import", unit="ms", target=30, runs=21)
+def imports() -> Iterator[Case]:
+    for module in ("clustrix_containers", "concurrent.futures", "cloudpickle"):
+        yield Case(f"`import {module}`", _import_of(module))

@@ -1,0 +1,7 @@
+"""The plugins of the whole suite: pytest wants them named in the outermost conftest."""
+
+pytest_plugins = [
+    "tests.clusters.plugin",
+    "tests.clusters.docker.fixtures",
+    "tests.clusters.apptainer.fixtures",
+]
