@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .layout import Layout
 from .protocol import Registry, digest_tag
+from .remote import Remote, fetch_layers
 
-__all__ = ["Layout", "Registry", "digest_tag"]
+__all__ = ["Layout", "Registry", "Remote", "digest_tag", "fetch_layers"]

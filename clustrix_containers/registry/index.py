@@ -6,7 +6,10 @@ import json
 import platform as machine
 
 from ..errors import ImageError
-from ..oci import DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST, Descriptor, Platform
+from ..oci import CONFIG, DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST, Descriptor, Platform
+
+LARGEST_MANIFEST = 4 << 20
+"""Bytes; what registries must take at least, and more than any image needs."""
 
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
@@ -61,3 +64,14 @@ def _matches(offered: Platform, wanted: Platform) -> bool:
     if offered.architecture == "arm64":
         return (offered.variant or "v8") == (wanted.variant or "v8")
     return wanted.variant is None or offered.variant == wanted.variant
+
+
+def config_of(manifest: bytes, name: str) -> Descriptor:
+    """The descriptor of a manifest's config; ImageError if it names none, or one above 4 MiB."""
+    try:
+        found = Descriptor.from_json({"mediaType": CONFIG, **json.loads(manifest)["config"]})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ImageError(f"the manifest of {name} names no config: {error}") from error
+    if found.size > LARGEST_MANIFEST:
+        raise ImageError(f"the config of {name} is too large: {found.size:,} bytes")
+    return found

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 
 from ..errors import DigestMismatch, ImageError
 from ..oci import (
-    CONFIG,
     DOCKER_INDEX,
     INDEX,
     Descriptor,
@@ -25,13 +24,12 @@ from ..oci import (
     check_digest,
 )
 from .blobs import Blobs, clear_disk_errors, write_atomically
-from .index import choose, media_type, this_platform
+from .index import LARGEST_MANIFEST, choose, config_of, media_type, this_platform
 from .locks import locked
 from .protocol import digest_tag
 from .stream import BLOCK, verified
 
 REF_NAME = "org.opencontainers.image.ref.name"
-_LARGEST_MANIFEST = 4 << 20
 _PUSH_ATTEMPTS = 5
 
 Fetch = Callable[[Layer], Path]
@@ -136,7 +134,7 @@ class Layout:
             manifest = self._read(descriptor)
         else:
             raise ImageError(f"{name} is an index of indexes of indexes")
-        config = self._read(_config(manifest, name))
+        config = self._read(config_of(manifest, name))
         image = Image.read(manifest, config)
         for layer in image.layers:
             if not self._blobs.holds(layer.descriptor):
@@ -266,7 +264,7 @@ class Layout:
         raise self._unknown(reference)
 
     def _read(self, descriptor: Descriptor) -> bytes:
-        if descriptor.size > _LARGEST_MANIFEST:
+        if descriptor.size > LARGEST_MANIFEST:
             raise ImageError(f"{descriptor.digest} is too large for a manifest or a config")
         with self.open_blob(descriptor) as blob:
             return blob.read()
@@ -323,10 +321,3 @@ class Layout:
 def _ref_name(entry: Any) -> str | None:
     name = (entry.get("annotations") or {}).get(REF_NAME)
     return str(name) if name is not None else None
-
-
-def _config(manifest: bytes, name: str) -> Descriptor:
-    try:
-        return Descriptor.from_json({"mediaType": CONFIG, **json.loads(manifest)["config"]})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ImageError(f"the manifest of {name} names no config: {error}") from error
