@@ -1,0 +1,269 @@
+"""Who we are to a registry: Basic and Bearer, as the registry asks for it.
+
+Formats: RFC 9110 section 11 (challenges), https://distribution.github.io/distribution/spec/auth/
+(bearer tokens over GET, and over POST for refresh tokens).
+
+Rules: nothing is sent before the registry asked. A password goes to the registry itself,
+or to the token service (``realm``) that it names; if the registry was asked over https,
+the service must be https too; over plain http only a service on the same machine gets it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlencode, urlsplit
+
+from ..credentials import Credential
+from ..errors import RegistryError
+from .answers import Answer, refusal
+
+Lookup = Callable[[str, str], "Credential | None"]
+"""``(registry, repository)`` → what there is for it."""
+
+Send = Callable[[str, str, Mapping[str, str], bytes], Answer]
+"""``(method, url, headers, body)``: one request, no redirects followed, no credentials added."""
+
+_CLIENT = "clustrix-containers"
+_PAIR = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_SCHEME = re.compile(r"([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?:\s+|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One way to authenticate: ``scheme`` in lower case and its parameters."""
+
+    scheme: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_challenges(header: str) -> list[Challenge]:
+    """The challenges in one ``WWW-Authenticate`` header, which may hold several."""
+    found: list[tuple[str, dict[str, str]]] = []
+    at = 0
+    while at < len(header):
+        if header[at] in " ,\t":
+            at += 1
+            continue
+        pair = _PAIR.match(header, at)
+        if pair:
+            if not found:
+                return []
+            quoted, plain = pair.group(2), pair.group(3)
+            value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain
+            found[-1][1][pair.group(1).lower()] = value
+            at = pair.end()
+            continue
+        scheme = _SCHEME.match(header, at)
+        if not scheme:
+            break
+        found.append((scheme.group(1).lower(), {}))
+        at = scheme.end()
+    return [Challenge(scheme, parameters) for scheme, parameters in found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    value: str = field(repr=False)
+    expires: float
+
+
+class Auth:
+    """The ``Authorization`` header for one repository's registry; used by many threads."""
+
+    def __init__(self, origin: str, host: str, repository: str, lookup: Lookup, send: Send) -> None:
+        self._origin = origin
+        self._host = host
+        self._repository = repository
+        self._lookup = lookup
+        self._send = send
+        self._lock = threading.RLock()
+        self._challenge: Challenge | None = None
+        self._tokens: dict[tuple[str, ...], _Token] = {}
+        self._extra: dict[tuple[str, ...], str] = {}
+        self._credential: Credential | None = None
+        self._looked_up = False
+        self._refresh_token = ""
+
+    @property
+    def source(self) -> str | None:
+        """Where the credentials that are in use came from; None if there are none."""
+        credential = self._credential
+        return (credential.source or "the caller") if credential else None
+
+    def header(self, scopes: tuple[str, ...]) -> str | None:
+        """What to send now; None as long as the registry has not asked, or for want of credentials."""
+        with self._lock:
+            if self._challenge is None:
+                return None
+            if self._challenge.scheme == "basic":
+                return _basic(self._known())
+            token = self._tokens.get(scopes)
+            if token is None or token.expires <= time.monotonic():
+                token = self._fetch(self._challenge, scopes)
+                self._tokens[scopes] = token
+            return f"Bearer {token.value}"
+
+    def challenged(
+        self, headers: tuple[str, ...], scopes: tuple[str, ...], sent: str | None
+    ) -> bool:
+        """Take in a 401's challenges; whether :meth:`header` has something new to send now."""
+        offered = [it for header in headers for it in parse_challenges(header)]
+        chosen = next((it for it in offered if it.scheme == "bearer"), None) or next(
+            (it for it in offered if it.scheme == "basic"), None
+        )
+        if chosen is None:
+            return False
+        with self._lock:
+            self._challenge = chosen
+            if chosen.scheme == "basic":
+                if sent is not None and sent == _basic(self._known()):
+                    self._forget()
+                now = _basic(self._known())
+                return now is not None and now != sent
+            self._extra[scopes] = chosen.parameters.get("scope", "")
+            token = self._tokens.get(scopes)
+            if sent is not None and token is not None and sent == f"Bearer {token.value}":
+                # Refused before its time: the credential may have changed meanwhile, too.
+                del self._tokens[scopes]
+                self._forget()
+            return True
+
+    def _known(self) -> Credential | None:
+        if not self._looked_up:
+            self._credential = self._lookup(self._host, self._repository)
+            self._looked_up = True
+        return self._credential
+
+    def _forget(self) -> None:
+        self._looked_up = False
+        self._refresh_token = ""
+
+    def _fetch(self, challenge: Challenge, scopes: tuple[str, ...]) -> _Token:
+        credential = self._known()
+        if credential is not None and credential.registry_token:
+            return _Token(credential.registry_token, float("inf"))
+        realm = challenge.parameters.get("realm", "")
+        self._check_realm(realm, credential)
+        wanted = list(scopes)
+        extra = self._extra.get(scopes, "")
+        wanted += [scope for scope in extra.split() if not _covered(scope, wanted)]
+        service = challenge.parameters.get("service", "")
+        refresh = self._refresh_token or (credential.identity_token if credential else "")
+        if refresh:
+            answer = self._by_refresh_token(realm, service, wanted, refresh)
+        else:
+            answer = self._by_password(realm, service, wanted, credential)
+        if answer.status != 200:
+            action = f"a token to use {self._repository} on {self._host}"
+            host = urlsplit(realm).netloc
+            raise refusal(answer, host, action, self.source, login=self._host)
+        return self._token(answer, realm)
+
+    def _by_password(
+        self, realm: str, service: str, scopes: list[str], credential: Credential | None
+    ) -> Answer:
+        query = [("scope", scope) for scope in scopes]
+        if service:
+            query.insert(0, ("service", service))
+        headers = {}
+        basic = _basic(credential)
+        if basic is not None and credential is not None:
+            query.append(("account", credential.username))
+            headers["Authorization"] = basic
+        joint = "&" if urlsplit(realm).query else "?"
+        return self._send("GET", f"{realm}{joint}{urlencode(query)}", headers, b"")
+
+    def _by_refresh_token(
+        self, realm: str, service: str, scopes: list[str], refresh: str
+    ) -> Answer:
+        form = urlencode(
+            {
+                "grant_type": "refresh_token",
+                "service": service,
+                "client_id": _CLIENT,
+                "scope": " ".join(scopes),
+                "refresh_token": refresh,
+            }
+        )
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return self._send("POST", realm, headers, form.encode())
+
+    def _token(self, answer: Answer, realm: str) -> _Token:
+        try:
+            reply = json.loads(answer.body)
+            value = reply.get("token") or reply["access_token"]
+            # 60 s is what the specification says for a token that does not say it.
+            seconds = float(reply.get("expires_in") or 60)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RegistryError(
+                f"{urlsplit(realm).netloc} answered with no token for {self._host}",
+                status=answer.status,
+                host=self._host,
+            ) from error
+        if isinstance(reply.get("refresh_token"), str) and self._credential is not None:
+            self._refresh_token = reply["refresh_token"]
+        return _Token(str(value), time.monotonic() + seconds - min(10.0, seconds / 4))
+
+    def _check_realm(self, realm: str, credential: Credential | None) -> None:
+        try:
+            service, registry = urlsplit(realm), urlsplit(self._origin)
+            host = service.hostname
+        except ValueError:
+            host = None
+        if not host or service.scheme not in ("http", "https"):
+            raise RegistryError(
+                f"{self._host} asks for a token and names no service that gives one: {realm!r}",
+                host=self._host,
+            )
+        if registry.scheme == "https" and service.scheme != "https":
+            raise RegistryError(
+                f"{self._host} is asked over https and names a token service without it: {realm}",
+                hint="Nothing was sent there. Its administrator must give the service a certificate.",
+                host=self._host,
+            )
+        if credential is None or registry.scheme == "https":
+            return
+        same = host == registry.hostname or (is_loopback(host) and is_loopback(registry.hostname))
+        if not same:
+            raise RegistryError(
+                f"{self._host} is asked over plain http and sends us to {host} for a token",
+                hint="No password goes there: use https for this registry.",
+                host=self._host,
+            )
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host name without port can only mean this machine."""
+    import ipaddress
+
+    if not host:
+        return False
+    if host.rstrip(".").lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _basic(credential: Credential | None) -> str | None:
+    if credential is None or not credential.username:
+        return None
+    pair = f"{credential.username}:{credential.password}".encode()
+    return "Basic " + base64.b64encode(pair).decode()
+
+
+def _covered(scope: str, scopes: list[str]) -> bool:
+    """Whether ``repository:name:actions`` asks for nothing that ``scopes`` do not ask for."""
+    name, _, actions = scope.rpartition(":")
+    for other in scopes:
+        other_name, _, other_actions = other.rpartition(":")
+        if name == other_name and set(actions.split(",")) <= set(other_actions.split(",")):
+            return True
+    return False

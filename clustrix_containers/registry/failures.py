@@ -1,0 +1,82 @@
+"""Networks that fail: one RegistryError each, saying which part failed and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ..errors import RegistryError
+
+
+@contextlib.contextmanager
+def network_errors(url: str, ca_file: Path | None = None) -> Iterator[None]:
+    """Exceptions of urllib3 and of sockets on the way to ``url`` become RegistryErrors."""
+    import ssl
+
+    import urllib3.exceptions as http
+
+    try:
+        yield
+    except (http.SSLError, ssl.SSLError) as error:
+        raise _tls(urlsplit(url).netloc, error, ca_file) from error
+    except (http.HTTPError, ConnectionError, TimeoutError) as error:
+        raise _network(urlsplit(url).netloc, error) from error
+
+
+def _tls(host: str, error: Exception, ca_file: Path | None) -> RegistryError:
+    text = str(error)
+    if "WRONG_VERSION_NUMBER" in text or "UNKNOWN_PROTOCOL" in text or "record layer" in text:
+        return RegistryError(
+            f"{host} does not speak TLS",
+            hint="If it is meant to be a registry without TLS, ask for that: insecure=True.",
+            host=host,
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
+        where = f"the system's authorities and {ca_file}" if ca_file else "the system's authorities"
+        cause = error.args[0] if error.args else error
+        why = getattr(cause, "verify_message", "") or getattr(error, "verify_message", "") or text
+        return RegistryError(
+            f"the certificate of {host} is not trusted by {where}: {why}",
+            hint="Give the authority that signed it as ca_file (PEM), or install it on this system.",
+            host=host,
+        )
+    return RegistryError(f"no TLS connection to {host}: {text}", temporary=True, host=host)
+
+
+def _network(host: str, error: Exception) -> RegistryError:
+    import socket
+
+    import urllib3.exceptions as http
+
+    if isinstance(error, http.NameResolutionError):
+        cause = error.__cause__ or error.__context__
+        again = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
+        return RegistryError(
+            f"there is no host called {host.rsplit(':', 1)[0]}"
+            if not again
+            else f"the name {host.rsplit(':', 1)[0]} cannot be looked up now",
+            hint="Check the registry's name and this machine's DNS.",
+            temporary=again,
+            host=host,
+        )
+    if isinstance(error, http.ProxyError):
+        return RegistryError(
+            f"the proxy does not connect us to {host}: {error.original_error}",
+            hint="Check HTTPS_PROXY, HTTP_PROXY and NO_PROXY.",
+            temporary=True,
+            host=host,
+        )
+    if isinstance(error, http.LocationParseError):
+        return RegistryError(f"{host} is no host and port", host=host)
+    if isinstance(error, http.ConnectTimeoutError | http.NewConnectionError):
+        return RegistryError(
+            f"nothing answers at {host}",
+            hint="Is the registry running, and is a firewall or a VPN in between?",
+            temporary=True,
+            host=host,
+        )
+    if isinstance(error, http.ReadTimeoutError | TimeoutError):
+        return RegistryError(f"{host} stopped answering", temporary=True, host=host)
+    return RegistryError(f"the connection to {host} broke off", temporary=True, host=host)

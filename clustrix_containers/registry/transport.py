@@ -1,0 +1,310 @@
+"""HTTP to one registry: connections, authentication, retries, redirects, clear errors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from .. import __version__
+from ..errors import ConfigError, RegistryError
+from ..oci import Reference
+from .answers import Answer, refusal
+from .auth import Auth, Lookup, is_loopback
+from .failures import network_errors
+from .retry import Retry
+from .stream import Readable
+
+if TYPE_CHECKING:
+    import ssl
+
+    import urllib3
+
+Body = Callable[[], Readable]
+"""Opens a request's body anew, for each attempt to send it."""
+
+_LARGEST_ANSWER = 8 << 20
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MOST_REDIRECTS = 5
+_HUB_API = "registry-1.docker.io"
+
+
+class Transport:
+    """Requests to the registry of ``name``; used by many threads at once.
+
+    ``insecure``: True speaks plain http; False speaks https; None speaks https, save to
+    this machine itself (localhost, 127.0.0.0/8, ::1), unless there is a ``ca_file``
+    (PEM; trusted beside the system's own).
+    """
+
+    def __init__(
+        self,
+        name: Reference,
+        *,
+        lookup: Lookup,
+        insecure: bool | None = None,
+        ca_file: Path | str | None = None,
+        pool: urllib3.PoolManager | None = None,
+        retry: Retry | None = None,
+    ) -> None:
+        self.host = name.registry
+        self.repository = name.repository
+        address = _HUB_API if self.host == "docker.io" else self.host
+        hostname = urlsplit(f"//{address}").hostname
+        if insecure is None:
+            insecure = is_loopback(hostname) and ca_file is None
+        self._allow_http = insecure
+        self.origin = f"{'http' if insecure else 'https'}://{address}"
+        self.retry = retry or Retry()
+        self._ca_file = Path(ca_file) if ca_file is not None else None
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._lookup = lookup
+        self._auth = Auth(self.origin, self.host, self.repository, lookup, self._raw)
+
+    def beside(self, repository: str) -> Transport:
+        """The same registry and connections for another repository."""
+        self._connections()
+        return Transport(
+            Reference(self.host, repository),
+            lookup=self._lookup,
+            insecure=self._allow_http,
+            ca_file=self._ca_file,
+            pool=self._pool,
+            retry=self.retry,
+        )
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        action: str,
+        scopes: tuple[str, ...],
+        ok: tuple[int, ...],
+        headers: Mapping[str, str] | None = None,
+        body: Body | bytes | None = None,
+        length: int = 0,
+        stream: bool = False,
+        retry: bool = True,
+    ) -> Answer:
+        """One request; its answer has a status of ``ok``, anything else is a RegistryError.
+
+        ``url`` may be relative to the registry. ``action`` completes "answered … for".
+        With ``stream`` the body of a good answer is left to be read. A failure that may
+        pass is tried again unless ``retry`` is False.
+        """
+
+        def once() -> Answer:
+            answer = self._authorized(method, url, action, scopes, headers, body, length, stream)
+            if answer.status in ok:
+                return answer
+            if answer.stream is not None:
+                answer.stream.close()
+            raise refusal(answer, self.host, action, self._auth.source)
+
+        return self.retry.run(once) if retry else once()
+
+    def _authorized(
+        self,
+        method: str,
+        url: str,
+        action: str,
+        scopes: tuple[str, ...],
+        headers: Mapping[str, str] | None,
+        body: Body | bytes | None,
+        length: int,
+        stream: bool,
+    ) -> Answer:
+        sent = self._auth.header(scopes)
+        answer = self._follow(method, url, action, sent, headers, body, length, stream)
+        asked = answer.status == 401 and self._is_own(answer.url)
+        if asked and self._auth.challenged(answer.challenges, scopes, sent):
+            sent = self._auth.header(scopes)
+            answer = self._follow(method, url, action, sent, headers, body, length, stream)
+        return answer
+
+    def _follow(
+        self,
+        method: str,
+        url: str,
+        action: str,
+        authorization: str | None,
+        headers: Mapping[str, str] | None,
+        body: Body | bytes | None,
+        length: int,
+        stream: bool,
+    ) -> Answer:
+        """Send, and go where a redirect points; the credentials stay with the registry itself."""
+        target = self.resolve(url, self.origin)
+        for _ in range(_MOST_REDIRECTS + 1):
+            now = dict(headers or {})
+            if authorization is not None and self._is_own(target):
+                now["Authorization"] = authorization
+            answer = self._once(method, target, now, body, length, stream)
+            where = answer.headers.get("Location")
+            if answer.status not in _REDIRECTS or not where:
+                return answer
+            if method not in ("GET", "HEAD") and answer.status not in (307, 308):
+                return answer
+            if answer.stream is not None:
+                answer.stream.close()
+            target = self.resolve(where, target)
+        raise RegistryError(f"{self.host} redirects {action} round in circles", host=self.host)
+
+    def resolve(self, location: str, base: str | None = None) -> str:
+        """A Location header (absolute or relative) as a URL; RegistryError if it may not be used."""
+        url = urljoin(base or self.origin + "/", location)
+        try:
+            parts, own = urlsplit(url), urlsplit(self.origin)
+            host = parts.hostname
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https"):
+            raise RegistryError(
+                f"{self.host} sends us to something that is no web address: {location[:200]!r}",
+                host=self.host,
+            )
+        if parts.scheme == "http" and own.scheme == "https" and host == own.hostname:
+            # A registry behind a TLS proxy that does not know of it.
+            query = f"?{parts.query}" if parts.query else ""
+            return f"{self.origin}{parts.path}{query}"
+        if parts.scheme == "http" and (own.scheme == "https" or not self._may_be_plain(host)):
+            raise RegistryError(
+                f"{self.host} sends us to {host} over plain http, which is not followed",
+                hint="Its administrator must give that address https.",
+                host=self.host,
+            )
+        return url
+
+    def _may_be_plain(self, host: str) -> bool:
+        own = urlsplit(self.origin).hostname
+        return is_loopback(host) or (self._allow_http and not is_loopback(own))
+
+    def _is_own(self, url: str) -> bool:
+        return _origin(url) == _origin(self.origin)
+
+    def _raw(self, method: str, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        def once() -> Answer:
+            answer = self._once(method, url, dict(headers), body or None, 0, False)
+            if answer.status in (429, 500, 502, 503, 504):
+                host = urlsplit(url).netloc
+                raise refusal(answer, host, f"a token for {self.host}", None, login=self.host)
+            return answer
+
+        return self.retry.run(once)
+
+    def _once(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: Body | bytes | None,
+        length: int,
+        stream: bool,
+    ) -> Answer:
+        headers.setdefault("User-Agent", f"clustrix-containers/{__version__}")
+        headers.setdefault("Accept-Encoding", "identity")
+        if body is not None and not isinstance(body, bytes):
+            headers["Content-Length"] = str(length)
+        elif body is None and method in ("POST", "PUT", "PATCH"):
+            headers["Content-Length"] = "0"
+        with network_errors(url, self._ca_file):
+            opened = body() if callable(body) else body
+            try:
+                response = self._manager(url).request(
+                    method,
+                    url,
+                    body=opened,  # type: ignore[arg-type]
+                    headers=headers,
+                    retries=False,
+                    redirect=False,
+                    preload_content=False,
+                    decode_content=False,
+                )
+            finally:
+                if opened is not None and not isinstance(opened, bytes):
+                    opened.close()
+            challenges = tuple(response.headers.getlist("WWW-Authenticate"))
+            if stream and response.status in (200, 206):
+                return Answer(response.status, response.headers, b"", response, url, challenges)
+            read = response.read(_LARGEST_ANSWER + 1)
+            if len(read) > _LARGEST_ANSWER:
+                response.close()
+                raise RegistryError(
+                    f"{urlsplit(url).netloc} answered with more than {_LARGEST_ANSWER:,} bytes",
+                    status=response.status,
+                )
+            response.release_conn()
+        return Answer(response.status, response.headers, read, None, url, challenges)
+
+    def _manager(self, url: str) -> urllib3.PoolManager:
+        proxy = _proxy(url)
+        if proxy is None:
+            return self._connections()
+        import urllib3
+
+        with self._lock:
+            found = _proxies.get((proxy, self._ca_file))
+            if found is None:
+                found = urllib3.ProxyManager(proxy, **self._options())
+                _proxies[proxy, self._ca_file] = found
+            return found
+
+    def _connections(self) -> urllib3.PoolManager:
+        import urllib3
+
+        with self._lock:
+            if self._pool is None:
+                self._pool = urllib3.PoolManager(num_pools=8, **self._options())
+            return self._pool
+
+    def _options(self) -> dict[str, Any]:
+        import urllib3
+
+        return {
+            "maxsize": 16,
+            "blocksize": 256 << 10,
+            "timeout": urllib3.Timeout(connect=15.0, read=300.0),
+            "ssl_context": self._ssl_context(),
+        }
+
+    def _ssl_context(self) -> ssl.SSLContext | None:
+        import ssl
+
+        if self._ca_file is None:
+            return ssl.create_default_context() if self.origin.startswith("https") else None
+        context = ssl.create_default_context()
+        try:
+            context.load_verify_locations(self._ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"cannot read the certificates in {self._ca_file}: {error}",
+                hint="ca_file is a PEM file of the authority that signed the registry's certificate.",
+                path=self._ca_file,
+            ) from error
+        return context
+
+
+_proxies: dict[tuple[str, Path | None], urllib3.ProxyManager] = {}
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for ``url``; this machine itself never needs one."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    if is_loopback(parts.hostname):
+        return None
+    proxy = getproxies().get(parts.scheme)
+    if not proxy or proxy_bypass(parts.netloc):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, port
