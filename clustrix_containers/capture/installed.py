@@ -9,6 +9,8 @@ and https://packaging.python.org/en/latest/specifications/core-metadata/
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 import sys
@@ -333,3 +335,26 @@ def _mtime(entry: str) -> int:
 @lru_cache(maxsize=8)
 def _index(entries: tuple[tuple[str, int], ...]) -> Index:
     return Index([entry for entry, mtime in entries if mtime >= 0])
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A line of RECORD: a path relative to the root (POSIX), its hash (``sha256=…``) and size in bytes.
+
+    Hash and size are empty where RECORD has none.
+    """
+
+    path: str
+    hash: str
+    size: str
+
+
+def recorded(name: str, info: Path, root: Path) -> Iterator[Recorded]:
+    """The files of an installed distribution, in RECORD's order.
+
+    Without a RECORD: those under its top-level names and its metadata, without hashes.
+    """
+    text = os.fsdecode(Installed(name, "", info, root).record[1:])
+    for row in csv.reader(io.StringIO(text, newline="")):
+        if row:
+            yield Recorded(row[0], *(row[1:3] if len(row) >= 3 else ("", "")))
