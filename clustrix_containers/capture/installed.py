@@ -1,0 +1,360 @@
+"""What is installed here: an index of the distributions on ``sys.path``.
+
+Read straight from the ``.dist-info`` directories, lazily: one directory listing per
+entry of the path, ``RECORD`` when a module is looked up, ``METADATA`` only of what is
+reached. ``importlib.metadata`` reads the same files, at several times the cost.
+Formats: https://packaging.python.org/en/latest/specifications/recording-installed-packages/
+and https://packaging.python.org/en/latest/specifications/core-metadata/
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+_SUFFIXES = (b".py", b".so", b".pyc")
+_REQUIRES_SECTION = re.compile(r"\[(?P<extra>[^:\]]*)(?::(?P<marker>.*))?\]\s*\Z")
+
+
+def normalize(name: str) -> str:
+    """A distribution's or an extra's name as PEP 503 spells it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One installed distribution.
+
+    ``info`` is its ``.dist-info`` directory, or for a distribution from before wheels its
+    ``.egg-info`` (a directory or a single file), ``EGG-INFO`` or ``.egg-link``; ``root`` is the directory
+    that its RECORD is relative to, ``name`` is normalised. ``path_version`` is the version
+    in the directory's name, which may spell it differently from ``version``.
+    """
+
+    name: str
+    path_version: str
+    info: Path
+    root: Path
+
+    @cached_property
+    def _headers(self) -> tuple[tuple[str, str], ...]:
+        for path in (self.info / "METADATA", self.info / "PKG-INFO", self.info):
+            if path.is_file():
+                return tuple(_headers(path.read_text(encoding="utf-8", errors="replace")))
+        return ()
+
+    def _all(self, key: str) -> tuple[str, ...]:
+        return tuple(value for name, value in self._headers if name == key)
+
+    @cached_property
+    def version(self) -> str:
+        """The version as the metadata spells it (``2.1.0+cpu``)."""
+        return next(iter(self._all("version")), self.path_version)
+
+    @cached_property
+    def requires(self) -> tuple[str, ...]:
+        """Its requirements (PEP 508), unparsed, in the metadata's order."""
+        declared = self._all("requires-dist")
+        legacy = self.info / "requires.txt"
+        if not declared and legacy.is_file():
+            return tuple(_legacy_requires(legacy.read_text(encoding="utf-8", errors="replace")))
+        return declared
+
+    @cached_property
+    def extras(self) -> tuple[str, ...]:
+        """The extras that it offers, normalised."""
+        return tuple(normalize(extra) for extra in self._all("provides-extra"))
+
+    @cached_property
+    def installer(self) -> str:
+        """Who installed it (``pip``, ``uv``, ``conda``), or an empty string."""
+        try:
+            return (self.info / "INSTALLER").read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    @cached_property
+    def editable(self) -> bool:
+        """Whether it is an editable install: local source, which capture handles."""
+        if self.info.suffix == ".egg-link":
+            return True
+        if self.info.suffix == ".egg-info" and not self.path_version and not self.packaged:
+            return True
+        try:
+            text = (self.info / "direct_url.json").read_bytes()
+        except OSError:
+            return False
+        return bool(re.search(rb'"editable"\s*:\s*true', text))
+
+    @property
+    def packaged(self) -> bool:
+        """Whether it lies in a directory of installed packages, not in a source tree."""
+        return self.root.name in ("site-packages", "dist-packages")
+
+    @cached_property
+    def recorded(self) -> bool:
+        """Whether it has a RECORD."""
+        return (self.info / "RECORD").is_file()
+
+    @cached_property
+    def record(self) -> bytes:
+        """Its RECORD with a newline before it; without one, the same made from its top-level names.
+
+        The latter has no hashes and sizes.
+        """
+        if self.recorded:
+            return b"\n" + (self.info / "RECORD").read_bytes()
+        return b"".join(b"\n%s,," % os.fsencode(path) for path in sorted(self._walk())) + b"\n"
+
+    @cached_property
+    def tops(self) -> frozenset[bytes]:
+        """The first components of its files' paths (``sklearn``, ``six.py``, ``..``)."""
+        if self.recorded:
+            heads = {line.split(b"/", 1)[0] for line in self.record.splitlines()}
+            return frozenset(head.split(b",", 1)[0] for head in heads)
+        return frozenset(os.fsencode(name) for name in self._top_entries())
+
+    def _top_entries(self) -> Iterator[str]:
+        """Names in ``root`` of what it installed, by ``top_level.txt`` or else by its own name."""
+        try:
+            names = (self.info / "top_level.txt").read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError):
+            names = [self.name.replace("-", "_"), self.name.replace("-", ".")]
+        for name in dict.fromkeys(names):
+            yield from _entries(self.root).get(name, ())
+
+    def _walk(self) -> Iterator[str]:
+        for name in self._top_entries():
+            yield from _files(self.root, name)
+        if self.info.parent == self.root:
+            yield from _files(self.root, self.info.name)
+
+
+def _entries(root: Path) -> dict[str, list[str]]:
+    """Importable names of a directory, each with the entries that provide it."""
+    found: dict[str, list[str]] = {}
+    for entry in sorted(path.name for path in root.iterdir()):
+        if entry.endswith((".py", ".so")) or "." not in entry:
+            found.setdefault(entry.split(".", 1)[0], []).append(entry)
+    return found
+
+
+def _files(root: Path, name: str) -> Iterator[str]:
+    path = root / name
+    if path.is_file():
+        yield name
+    for directory, subdirectories, files in os.walk(path):
+        subdirectories[:] = sorted(set(subdirectories) - {"__pycache__"})
+        relative = os.path.relpath(directory, root)
+        for file in sorted(files):
+            yield f"{relative}/{file}"
+
+
+def _headers(text: str) -> Iterator[tuple[str, str]]:
+    """The header fields of METADATA; a line that begins with white space continues the one before."""
+    name, value = "", ""
+    for line in text.splitlines():
+        if not line.strip():
+            break
+        if line[0] in " \t":
+            value += "\n" + line.strip()
+            continue
+        if name:
+            yield name, value
+        name, _, value = line.partition(":")
+        name, value = name.strip().lower(), value.strip()
+    if name:
+        yield name, value
+
+
+def _legacy_requires(text: str) -> Iterator[str]:
+    """The requirements of setuptools' ``requires.txt``, with sections turned into markers."""
+    condition = ""
+    for line in map(str.strip, text.splitlines()):
+        section = _REQUIRES_SECTION.match(line)
+        if section:
+            parts = [f"({section['marker']})"] if section["marker"] else []
+            if section["extra"]:
+                parts.append(f'extra == "{section["extra"]}"')
+            condition = " and ".join(parts)
+        elif line and not line.startswith("#"):
+            yield f"{line} ; {condition}" if condition else line
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a dotted module is: the distributions that own it, or nobody's ``loose`` file or directory."""
+
+    owners: tuple[Installed, ...] = ()
+    loose: Path | None = None
+
+
+class Index:
+    """The distributions of one search path. Use :func:`index`, which caches them."""
+
+    def __init__(self, path: Sequence[str]) -> None:
+        self.path = tuple(path)
+        self.roots: dict[str, tuple[Installed, ...]] = {}
+        self.by_name: dict[str, Installed] = {}
+        for entry in self.path:
+            if entry not in self.roots:
+                self.roots[entry] = tuple(_scan(entry))
+        for root in self.roots.values():
+            for distribution in root:
+                known = self.by_name.setdefault(distribution.name, distribution)
+                # The same source tree may be on the path beside its editable install.
+                if known.editable and distribution.info.suffix == ".dist-info":
+                    self.by_name[distribution.name] = distribution
+
+    def find(self, module: str) -> Found:
+        """Who owns a dotted module (which may name an attribute at its end).
+
+        The first entry of the path with a regular package or module of that name wins,
+        as in an import; in it, whoever owns the longest part of the dotted name. Of a
+        namespace package itself everybody who has a part of it is an owner.
+        """
+        parts = module.split(".")
+        spread: list[Installed] = []
+        for entry in self.path:
+            regular, portions = self._in_entry(entry, parts)
+            if regular:
+                return Found(regular)
+            spread += portions
+            if not portions and (loose := _loose(entry, parts[0])):
+                return Found((), loose)
+        return Found(tuple(dict.fromkeys(spread)))
+
+    def _in_entry(
+        self, entry: str, parts: Sequence[str]
+    ) -> tuple[tuple[Installed, ...], list[Installed]]:
+        """Owners of the longest regular part of a module; owners of the whole as a namespace."""
+        candidates = list(self._candidates(entry, parts[0]))
+        for length in range(len(parts), 0, -1):
+            suffix = os.fsencode("/".join(parts[:length]))
+            owners = tuple(d for d, prefix in candidates if _has(d.record, prefix + suffix))
+            if owners:
+                return owners, []
+        whole = os.fsencode("/".join(parts))
+        return (), [d for d, prefix in candidates if b"\n" + prefix + whole + b"/" in d.record]
+
+    def _candidates(self, entry: str, top: str) -> Iterator[tuple[Installed, bytes]]:
+        """Distributions with files at ``entry/top``; the bytes are ``entry`` relative to their root."""
+        name = os.fsencode(top)
+        for root, distributions in self.roots.items():
+            if root == entry:
+                for d in distributions:
+                    if any(t == name or t.startswith(name + b".") for t in d.tops):
+                        yield d, b""
+            elif entry.startswith(root.rstrip("/") + "/"):
+                # A .pth file put a directory inside the root on the path (pywin32 does).
+                prefix = os.fsencode(os.path.relpath(entry, root)) + b"/"
+                head = prefix.split(b"/", 1)[0]
+                yield from ((d, prefix) for d in distributions if head in d.tops)
+
+
+def _has(record: bytes, path: bytes) -> bool:
+    """Whether a RECORD has a package or a module at this path (without suffix)."""
+    for start in (b"\n" + path + b"/__init__.", b"\n" + path + b"."):
+        at = record.find(start)
+        while at >= 0:
+            end = record.find(b",", at + 1)
+            line = record[at + 1 : end]
+            if line.endswith(_SUFFIXES) and b"/" not in line[len(path) + 1 :]:
+                return True
+            at = record.find(start, at + 1)
+    return False
+
+
+def _loose(entry: str, top: str) -> Path | None:
+    for name in (f"{top}.py", f"{top}/__init__.py"):
+        path = Path(entry, name)
+        if path.is_file():
+            return path
+    return None
+
+
+def _scan(entry: str) -> Iterator[Installed]:
+    """The distributions whose metadata lies directly in one directory, by name."""
+    root = Path(entry)
+    try:
+        names = sorted(path.name for path in root.iterdir())
+    except OSError:
+        return
+    found: dict[str, list[Installed]] = {}
+    for name in names:
+        stem, dot, suffix = name.rpartition(".")
+        if suffix not in ("dist-info", "egg-info", "egg-link", "EGG-INFO") or name[0] == "~":
+            continue
+        info = root / name
+        if suffix == "dist-info" and not (info / "METADATA").is_file():
+            continue  # what an interrupted uninstall leaves behind
+        if not dot:
+            stem = root.name.removesuffix(".egg")
+        title, _, rest = stem.partition("-")
+        version = re.sub(r"-py\d+(\.\d+)?(-.*)?\Z", "", rest)
+        installed = Installed(normalize(title), version, info, root)
+        found.setdefault(installed.name, []).append(installed)
+    for candidates in found.values():
+        yield candidates[0] if len(candidates) == 1 else _best(candidates)
+
+
+def _best(candidates: Iterable[Installed]) -> Installed:
+    """Of several metadata directories of one name: the one with a RECORD, then the newest."""
+    from packaging.version import InvalidVersion, Version
+
+    def rank(d: Installed) -> tuple[bool, bool, Version, str]:
+        try:
+            version = Version(d.version)
+        except InvalidVersion:
+            version = Version("0")
+        return d.recorded, d.info.suffix == ".dist-info", version, d.info.name
+
+    return max(candidates, key=rank)
+
+
+def index(path: Sequence[str] | None = None) -> Index:
+    """The index of a search path (default: ``sys.path``); made again when an entry's mtime changes."""
+    entries = [os.path.abspath(entry) for entry in (sys.path if path is None else path)]  # noqa: PTH100
+    return _index(tuple((entry, _mtime(entry)) for entry in dict.fromkeys(entries)))
+
+
+def _mtime(entry: str) -> int:
+    try:
+        return os.stat(entry).st_mtime_ns  # noqa: PTH116
+    except OSError:
+        return -1
+
+
+@lru_cache(maxsize=8)
+def _index(entries: tuple[tuple[str, int], ...]) -> Index:
+    return Index([entry for entry, mtime in entries if mtime >= 0])
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A line of RECORD: a path relative to the root (POSIX), its hash (``sha256=…``) and size in bytes.
+
+    Hash and size are empty where RECORD has none.
+    """
+
+    path: str
+    hash: str
+    size: str
+
+
+def recorded(name: str, info: Path, root: Path) -> Iterator[Recorded]:
+    """The files of an installed distribution, in RECORD's order.
+
+    Without a RECORD: those under its top-level names and its metadata, without hashes.
+    """
+    text = os.fsdecode(Installed(name, "", info, root).record[1:])
+    for row in csv.reader(io.StringIO(text, newline="")):
+        if row:
+            yield Recorded(row[0], *(row[1:3] if len(row) >= 3 else ("", "")))
