@@ -26,7 +26,9 @@ In the image
     ``index`` is ``count`` records of two little-endian unsigned 64-bit integers:
     offset and size in ``data`` of element *i*'s pickle of ``(args, kwargs)``.
 
-``{element}.{attempt}.result``
+``{element}.{attempt}.{first 16 hex digits of its sha256}.result``
+    The hash is in the name so that two executions of one attempt never overwrite each
+    other's result; the mark's ``sha256`` says which one counts.
     ``b"CXR1"``, then a little-endian u32 ``n``, then ``n + 1`` u64 sizes, padding to a
     multiple of 64, then the pickle (protocol 5) and ``n`` out-of-band buffers, each part
     padded with zeros to a multiple of 64 bytes. Sizes are without padding. The pickle holds the value for
@@ -34,7 +36,8 @@ In the image
     outcome ``error``; no file at all for the others.
 
 ``{element}.{attempt}.mark``
-    JSON, written last by rename::
+    JSON, written last, atomically, never over a valid one (the first valid mark wins). None
+    is written when the worker itself was told to end (SIGTERM) and no outcome was there::
 
         {"version": 1, "run": str, "element": int, "attempt": int,
          "outcome": "ok" | "error" | "unpicklable" | "timeout" | "died",
@@ -78,6 +81,15 @@ ENV_ELEMENT = "CLUSTRIX_ELEMENT"
 ENV_ATTEMPT = "CLUSTRIX_ATTEMPT"
 ENV_TIMEOUT = "CLUSTRIX_TIMEOUT"
 """Seconds (decimal) that one element may run; the worker enforces it. Absent: no limit."""
+
+ENV_GRACE = "CLUSTRIX_GRACE"
+"""Seconds between SIGTERM and SIGKILL at the time limit; 5 if absent."""
+
+ENV_CPUS = "CLUSTRIX_CPUS"
+"""Cores of one element (decimal); sets the thread counts of OpenMP, MKL and OpenBLAS."""
+
+ENV_ROOT = "CLUSTRIX_ROOT"
+"""Where the image's part of ours lies, if not :data:`ROOT` (for running the worker bare)."""
 
 ENV_RESULTS = "CLUSTRIX_RESULTS"
 """Where results go, if not :data:`RESULTS`."""
