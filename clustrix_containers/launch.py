@@ -55,7 +55,7 @@ def launch(
             LABEL_ARRAY: str(int(array)),
         }
         image = image.append(layer).configure(Labels=labels)
-        prepare.push_here(image, progress=progress)
+        prepare.push_here(image)
     main = plan.bundle.main
 
     def main_module() -> ModuleType:

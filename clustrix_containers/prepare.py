@@ -12,7 +12,7 @@ from . import config as configuration
 from .capture.bundle import Bundle, Note
 from .capture.lock import Lock
 from .errors import ImageError
-from .oci import Image, Layer, Reference
+from .oci import Image, Reference
 from .options import Options
 from .progress import Progress, silent
 
@@ -121,20 +121,24 @@ def build(plan: Plan, *, progress: Progress = silent) -> Image:
     )
 
 
-def push_here(image: Image, *, progress: Progress = silent) -> None:
+def push_here(image: Image) -> None:
     """Push the image to the layout; a layer by reference is fetched, since it must run here."""
-    from .registry.remote import Remote
+    from .registry import fetch_layers
 
-    def fetch(layer: Layer) -> Path:
-        return Remote(layer.origin).fetch(layer, configuration.paths().cache, progress=progress)
-
-    layout().push(image, fetch=fetch)
+    layout().push(image, fetch=fetch_layers(configuration.paths().cache / "blobs" / "sha256"))
 
 
 def push(image: Image, repository: str, *, progress: Progress = silent) -> str:
     """Push the image to a registry; gives ``repository@sha256:…``, which anybody can run again."""
-    from .registry.remote import Remote
+    from .registry import Remote
 
     reference = Reference.parse(repository)
-    Remote(reference).push(image, progress=progress)
+    sent: dict[str, int] = {}
+    total = image.size
+
+    def blob_progress(blob: str, count: int) -> None:
+        sent[blob] = count
+        progress("pushing", sum(sent.values()), total)
+
+    Remote(reference).push(image, progress=blob_progress)
     return f"{reference.name}@{image.digest}"

@@ -8,6 +8,7 @@ import re
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +19,15 @@ from . import config as configuration
 from . import prepare
 from .clusters import Cluster, open_cluster
 from .contract import CODE, INSIDE, LABEL_ARRAY, LABEL_COUNT, LABEL_FUNCTION, LAYER_KIND
-from .errors import ClusterError, Error, InsideImageError, ResultLost, WorkerDied
+from .errors import ClusterError, Error, InsideImageError, ResultLost, UntrustedResultError
 from .futures import Job, JobArray, Ticker
-from .jobs import Cause, Resources, State, Status, Task
+from .jobs import Resources, State, Status, Task
 from .oci import Image
 from .options import Options
 from .record import Record, Run
 
 if TYPE_CHECKING:
+    from .registry.layout import Layout
     from .results.outcome import Outcome
 
 MARK_GRACE = 5.0
@@ -108,10 +110,10 @@ class Session:
         if not job.done():
             raise ClusterError(f"{self.run}/{job.element} is not done yet")
         outcome = self._outcomes.get(job.element)
-        if outcome is None or outcome.kind != "ok":
+        if outcome is None:
             job.result(0)
-        assert outcome is not None
-        outcomes.save(outcome, path)
+        else:
+            outcomes.save(outcome, path)
 
     def logs(self, element: int, *, follow: bool = False) -> Iterator[bytes]:
         return self._cluster.logs(self._ids[element], follow=follow)
@@ -164,60 +166,87 @@ class Session:
         return changed
 
     def _settle(self, job: Job, status: Status) -> None:
-        from .results import directory
-
         if status.state is State.CANCELLED:
             job.settle(None, cancelled=True)
             return
         try:
-            outcome = directory.collect(
-                self._directory, self.run, job.element, grace=MARK_GRACE, state=status.state
-            )
-            if outcome is None or (outcome.kind == "died" and status.cause is not Cause.NONE):
+            outcome = self._collect(job, status)
+            if outcome is None:
                 job.settle(None, error=self._without_mark(job, status))
-            elif outcome.kind == "ok":
+            elif outcome.mark.outcome == "ok":
                 self._outcomes[job.element] = outcome
                 job.settle(lambda: self.load(outcome))
             else:
-                job.settle(None, error=self._exception(outcome))
+                job.settle(None, error=self._exception(outcome, status))
         except Error as error:
             job.settle(None, error=error)
 
-    def _exception(self, outcome: Outcome) -> BaseException:
+    def _collect(self, job: Job, status: Status) -> Outcome | None:
+        """The element's outcome; a mark that a slow file system still hides is waited for."""
+        from .results import directory
+
+        end = time.monotonic() + (MARK_GRACE if status.state is State.SUCCEEDED else 0)
+        while True:
+            outcome = directory.collect(
+                self._directory, job.element, 0, self._key(), run=self.run
+            )
+            if outcome is not None or time.monotonic() > end:
+                return outcome
+            time.sleep(0.1)
+
+    def _key(self) -> bytes:
         try:
-            self.load(outcome)
+            return (self._directory / "key").read_bytes()
+        except OSError as error:
+            raise ResultLost(f"the key of run {self.run} is not there any more: {error}") from error
+
+    def _exception(self, outcome: Outcome, status: Status) -> BaseException:
+        try:
+            self.load(outcome, status)
         except BaseException as error:
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                _advise(error, error.name)
             return error
         raise AssertionError("an outcome that is not ok raises")
 
-    def load(self, outcome: Outcome) -> Any:
+    def load(self, outcome: Outcome, status: Status | None = None) -> Any:
         """The outcome's value, unpickled from the verified copy; or raise what it stands for."""
         from .capture import pickling
         from .results import outcome as outcomes
 
+        if not self._trust and outcome.value is not None:
+            raise UntrustedResultError(
+                f"the result of {self.run}/{outcome.mark.element} comes from an image that you did"
+                f" not build; it is kept as bytes in {outcome.value}",
+                hint="Unpickling runs code of whoever made the image. --trust does it all the same.",
+                path=str(outcome.value),
+            )
         return outcomes.load(
             outcome,
-            trust=self._trust,
+            status=status,
             unpickle=lambda data, buffers: pickling.load(data, buffers, main=self._main),
         )
 
     def _without_mark(self, job: Job, status: Status) -> Error:
-        from .results.outcome import error_for
+        from .results import outcome as outcomes
 
-        where = f"{self.run}/{job.element}"
-        if status.state is State.SUCCEEDED:
-            return ResultLost(
-                f"{where} succeeded, and its result is not in {self._directory / 'results'}",
-                hint=f"`cxc rerun {self.image}` runs the same image again.",
-                run=self.run,
-                element=job.element,
-            )
+        error = outcomes.without_mark(status, run=self.run, element=job.element)
+        if isinstance(error, ResultLost):
+            error.hint = f"`cxc rerun {self.image}` runs the same image again."
+            return error
         tail = b"".join(self.logs(job.element))[-2000:].decode("utf-8", "replace").strip()
-        error = error_for(status.cause, where, status.message)
-        error.fields.update(run=self.run, element=job.element, log=tail)
-        if tail and isinstance(error, WorkerDied):
+        if tail:
             error.hint = f"{error.hint or ''}\n  The last of its output:\n{tail}".strip()
         return error
+
+
+def _advise(error: ModuleNotFoundError, module: str) -> None:
+    """Add what would bring the module into the image; a note where Python has notes."""
+    from .capture.distributions import suggest
+
+    advice = suggest(module)
+    if advice and hasattr(error, "add_note"):
+        error.add_note(advice)
 
 
 def launch(
@@ -346,19 +375,17 @@ def rerun(digest: str, options: Options, *, trust: bool) -> Session:
     )
 
 
-def find_image(text: str, layout: Any) -> Image:
+def find_image(text: str, layout: Layout) -> Image:
     """An image by digest (or its start) in the layout, or by reference from its registry."""
     from .oci import Reference
-    from .registry.remote import Remote
+    from .registry import Remote, fetch_layers
 
     bare = text.removeprefix("sha256:")
     if re.fullmatch(r"[0-9a-f]{6,64}", bare):
-        found = sorted(
-            {digest for digest in layout.digests() if digest.startswith(f"sha256:{bare}")}
-        )
+        found = layout.find(f"sha256:{bare}")
         if len(found) == 1:
-            return _image(layout, found[0])
-        if len(found) > 1:
+            return layout.image(found[0])
+        if found:
             raise ClusterError(f"{text!r} is the start of {len(found)} images: {', '.join(found)}")
         raise ClusterError(
             f"no image {text} here",
@@ -366,14 +393,9 @@ def find_image(text: str, layout: Any) -> Image:
         )
     reference = Reference.parse(text)
     remote = Remote(reference)
-    image = remote.image(str(reference))
-    layout.push(image, fetch=remote.fetch)
-    return _image(layout, image.digest)
-
-
-def _image(layout: Any, digest: str) -> Image:
-    image: Image = layout.image(digest)
-    return image
+    image = remote.image(reference.digest or reference.tag or "latest")
+    layout.push(image, fetch=fetch_layers(configuration.paths().cache / "blobs" / "sha256"))
+    return layout.image(image.digest)
 
 
 def default_resources(config: configuration.Config, options: Mapping[str, Any]) -> Resources:

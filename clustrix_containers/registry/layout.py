@@ -170,6 +170,11 @@ class Layout:
         """All tags, sorted; also those that are derived from a digest."""
         return sorted({name for entry in self._index()["manifests"] if (name := _ref_name(entry))})
 
+    def find(self, start: str) -> list[str]:
+        """The digests of the images here that start with ``start`` (``sha256:3fa9…``), sorted."""
+        digests = {str(entry.get("digest")) for entry in self._index()["manifests"]}
+        return sorted(digest for digest in digests if digest.startswith(start))
+
     def verify(self, reference: str, platform: Platform | None = None) -> Image:
         """Like :meth:`image`, after reading and hashing every byte of it."""
         image = self.image(reference, platform)

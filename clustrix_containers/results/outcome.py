@@ -202,6 +202,19 @@ def without_mark(status: Status, *, run: str, element: int) -> JobError:
     return kind(f"element {element}: {status.message or status.state.value}", **fields)
 
 
+def save(outcome: Outcome, path: Path) -> None:
+    """Write the pickle of an ``ok`` outcome to ``path``, atomically; any buffers are put in band."""
+    import pickle
+
+    if outcome.value is None:
+        raise ResultLost(f"the result of element {outcome.mark.element} is not there any more")
+    pickled, buffers = open_result(outcome.value)
+    if buffers:
+        raise ResultError("results with out-of-band buffers are saved as they are")
+    del pickle
+    path.write_bytes(pickled)
+
+
 def open_result(path: Path) -> tuple[memoryview, list[memoryview]]:
     """The pickle in a result file and its out-of-band buffers, as writable views.
 
