@@ -1,0 +1,192 @@
+"""A Lock and a Bundle become an Image: base ┊ wheels ┊ bytecode ┊ runtime ┊ code, later ┊ call.
+
+Everything but the code layer is recalled by one record, so a one-line edit costs one stat per
+blob and a code layer that is made in memory. Same lock, same sources: same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import IO
+
+from ..capture.bundle import Bundle
+from ..capture.lock import Lock
+from ..contract import (
+    CALL,
+    CODE,
+    ENTRY,
+    FUNCTION,
+    INSIDE,
+    LABEL_COUNT,
+    LABEL_FUNCTION,
+    LABEL_PYTHON,
+    VENV,
+    WORKER,
+)
+from ..errors import ImageError
+from ..oci import Image, Layer, canonical
+from .archive import IN_MEMORY, Entry, write_layer
+from .interpreter import LABEL_INTERPRETER
+from .packages import package_layers
+from .runtime import runtime_layer
+from .store import Progress, temporary
+
+MOST_LAYERS = 127
+"""What overlayfs takes."""
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENV = {
+    "PYTHONNOUSERSITE": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "LANG": "C.UTF-8",
+    "HOME": "/tmp",  # noqa: S108
+    "XDG_CACHE_HOME": "/tmp/.cache",  # noqa: S108
+    "MPLCONFIGDIR": "/tmp/.cache/matplotlib",  # noqa: S108
+    "NUMBA_CACHE_DIR": "/tmp/.cache/numba",  # noqa: S108
+    INSIDE: "1",
+}
+
+
+def build(
+    bundle: Bundle, lock: Lock, base: Image, *, cache: Path, progress: Progress | None = None
+) -> Image:
+    """The image of a captured callable, without arguments (see :func:`with_call`).
+
+    ``base`` must carry the labels that the functions of ``base`` and ``interpreter`` give:
+    where its Python is, and which version. ImageError when a package cannot be packed, when
+    the base's Python is not the lock's, or when there are too many layers.
+    """
+    interpreter, version = _python(base, lock)
+    image = base.append(
+        *package_layers(lock, base, cache=cache, progress=progress),
+        runtime_layer(interpreter, version, cache=cache),
+        code_layer(bundle, cache=cache),
+    )
+    if len(image.layers) >= MOST_LAYERS:
+        raise ImageError(
+            f"the image would have {len(image.layers) + 1} layers, and {MOST_LAYERS} are the most",
+            hint="Use a base with fewer layers.",
+        )
+    labels = {**(base.settings.get("Labels") or {}), LABEL_FUNCTION: bundle.entry.name}
+    kept = {key: value for key, value in base.settings.items() if key not in ("Cmd", "Healthcheck")}
+    return replace(image, settings=kept).configure(
+        Env=_environment(base.settings.get("Env") or []),
+        Entrypoint=[f"{VENV}/bin/python", WORKER],
+        WorkingDir="/tmp",  # noqa: S108
+        User="65534:65534",
+        Labels=labels,
+    )
+
+
+def code_layer(bundle: Bundle, *, cache: Path) -> Layer:
+    """The user's own files, the entry, and the pickle of a function that travels by value."""
+    return write_layer(
+        bundle_entries(bundle), cache=cache, form="stored", kind="code", title=bundle.entry.name
+    )
+
+
+def bundle_entries(bundle: Bundle) -> Iterator[Entry]:
+    """What the code layer contains, as ``contract`` says."""
+    root = CODE[1:]
+    entry = {"version": 1, **asdict(bundle.entry)}
+    yield Entry(f"{root}/{ENTRY}", canonical(entry))
+    if bundle.function is not None:
+        yield Entry(f"{root}/{FUNCTION}", bundle.function)
+    for file in bundle.files:
+        executable = isinstance(file.content, Path) and os.access(file.content, os.X_OK)
+        yield Entry(f"{root}/{file.path}", file.content, 0o755 if executable else 0o644)
+
+
+def with_call(image: Image, calls: Iterable[bytes], *, cache: Path) -> Image:
+    """The image with a layer of arguments: one pickle of ``(args, kwargs)`` per element.
+
+    Read once, in order, and never held together: 10,000 calls cost the memory of their index.
+    """
+    index, count = bytearray(), 0
+    with _Spool(cache) as data:
+        for call in calls:
+            index += struct.pack("<QQ", data.size, len(call))
+            data.write(call)
+            count += 1
+        if not count:
+            raise ImageError("there are no calls to put into the image")
+        layer = write_layer(
+            [
+                Entry(f"{CALL[1:]}/index", bytes(index)),
+                Entry(f"{CALL[1:]}/data", data.content()),
+            ],
+            cache=cache,
+            form="stored",
+            kind="call",
+            title=f"{count} calls" if count > 1 else "1 call",
+        )
+    labels = {**(image.settings.get("Labels") or {}), LABEL_COUNT: str(count)}
+    return image.append(layer).configure(Labels=labels)
+
+
+class _Spool:
+    """Bytes that are kept in memory while they are few, else in a file that goes when this does."""
+
+    def __init__(self, cache: Path) -> None:
+        self.size = 0
+        self._cache = cache
+        self._memory = bytearray()
+        self._path: Path | None = None
+        self._file: IO[bytes] | None = None
+
+    def write(self, data: bytes) -> None:
+        self.size += len(data)
+        if self._file is None and self.size > IN_MEMORY:
+            self._path = temporary(self._cache)
+            self._file = self._path.open("xb")
+            self._file.write(self._memory)
+            self._memory.clear()
+        if self._file is None:
+            self._memory += data
+        else:
+            self._file.write(data)
+
+    def content(self) -> bytes | Path:
+        if self._file is None or self._path is None:
+            return bytes(self._memory)
+        self._file.flush()
+        return self._path
+
+    def __enter__(self) -> _Spool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None and self._path is not None:
+            self._file.close()
+            self._path.unlink(missing_ok=True)
+
+
+def _python(base: Image, lock: Lock) -> tuple[str, str]:
+    labels: Mapping[str, str] = base.settings.get("Labels") or {}
+    try:
+        interpreter, version = labels[LABEL_INTERPRETER], labels[LABEL_PYTHON]
+    except KeyError:
+        raise ImageError(
+            "nothing says where the base image has its Python",
+            hint="Name it: python='/usr/bin/python3.11'.",
+        ) from None
+    if ".".join(version.split(".")[:2]) != lock.python:
+        raise ImageError(
+            f"the lock is for Python {lock.python}, the base image has Python {version}",
+            hint="Use a base image with that minor version, or lock again with this one.",
+            lock=lock.python,
+            base=version,
+        )
+    return interpreter, version
+
+
+def _environment(base: Iterable[str]) -> list[str]:
+    merged = dict(item.partition("=")[::2] for item in base)
+    merged["PATH"] = f"{VENV}/bin:{merged.get('PATH') or _PATH}"
+    merged.update(_ENV)
+    return [f"{name}={value}" for name, value in merged.items()]

@@ -1,0 +1,120 @@
+"""Bytecode in layers of its own: a read-only root without it costs every run seconds of compiling.
+
+Apart from the wheels' layers, whose digest knows no Python. Unchecked-hash ``.pyc`` files
+(PEP 552): no times in them, and no look at the source when they are loaded. Made once per
+machine, off the hot path, in processes that know neither the user's hash seed nor their modules.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ..errors import ImageError
+from ..oci import Layer
+from .archive import OWNED, Entry, Kind, Member, write_layer
+from .store import cache_key, recall, remember
+
+_SKIPPED = frozenset({"test", "tests", "__pycache__", "lib2to3"})
+
+
+def sources(entries: Iterable[Entry], below: str) -> list[Entry]:
+    """The Python files among these that can be imported from ``below``, without test suites."""
+    return [
+        entry
+        for entry in entries
+        if entry.kind is Kind.FILE
+        and entry.name.startswith(below + "/")
+        and entry.name.endswith(".py")
+        and not _SKIPPED.intersection(entry.name[len(below) + 1 :].split("/")[:-1])
+        and not isinstance(entry.content, bytes)
+    ]
+
+
+def bytecode_layer(
+    entries: Callable[[], Iterable[Entry]],
+    key: object,
+    *,
+    title: str,
+    cache: Path,
+    owned: tuple[str, ...] = OWNED,
+) -> Layer | None:
+    """One layer with the bytecode of these sources; ``None`` if there is nothing to compile.
+
+    ``key`` says which sources they are (a JSON value): the layer is made once for it and the
+    running Python's minor version, and only then ``entries`` is asked.
+    """
+    name = cache_key("bytecode", sys.implementation.cache_tag, key)
+    known = recall(cache, name)
+    if known is not None:
+        return known[0] if known else None
+    made = compiled(list(entries()))
+    if not made:
+        remember(cache, name, [])
+        return None
+    layer = write_layer(
+        made, cache=cache, form="isal", kind="bytecode", title=f"bytecode of {title}", owned=owned
+    )
+    remember(cache, name, [layer])
+    return layer
+
+
+def compiled(entries: Sequence[Entry]) -> list[Entry]:
+    """The ``__pycache__`` entries of some sources, which are files or members of wheels."""
+    workers = min(os.cpu_count() or 1, 1 + len(entries) // 50)
+    # Dealt out like cards, so that each process gets about as much.
+    hands = [entries[at::workers] for at in range(workers)]
+    with ThreadPoolExecutor(workers) as pool:
+        return [entry for result in pool.map(_compile, hands) for entry in result]
+
+
+def _compile(entries: Sequence[Entry]) -> list[Entry]:
+    script = Path(__file__).with_name("compile.py")
+    command = [sys.executable, "-S", "-s", "-B", "-W", "ignore", str(script)]
+    # Sets of strings among the constants are written in hash order before Python 3.11.
+    environment = {**_without_python(), "PYTHONHASHSEED": "0"}
+    done = subprocess.run(
+        command,
+        input=json.dumps([_item(entry) for entry in entries]).encode(),
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ImageError(
+            "bytecode could not be compiled: "
+            + done.stderr.decode("utf-8", "replace").strip()[-500:]
+        )
+    made, at = [], 0
+    for entry in entries:
+        (size,) = struct.unpack_from("<I", done.stdout, at)
+        at += 4
+        if size:
+            made.append(Entry(_cached(entry.name), done.stdout[at : at + size]))
+        at += size
+    return made
+
+
+def _item(entry: Entry) -> tuple[str, int, int, bool, str]:
+    content = entry.content
+    if isinstance(content, Member):
+        where = (str(content.path), content.offset, content.deflated, not content.stored)
+    else:
+        where = (str(content), 0, -1, False)
+    return (*where, f"/{entry.name}")
+
+
+def _cached(name: str) -> str:
+    folder, _, last = name.rpartition("/")
+    tag = sys.implementation.cache_tag
+    return f"{folder}/__pycache__/{last.removesuffix('.py')}.{tag}.pyc"
+
+
+def _without_python() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}

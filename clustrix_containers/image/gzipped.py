@@ -1,0 +1,140 @@
+"""The gzip forms of a layer (RFC 1952 around RFC 1951), each with bytes that depend on the input only.
+
+``stored``
+    One member of uncompressed deflate blocks. For small layers: no compressor, so nothing can drift.
+``spliced``
+    Many members: literal bytes (tar headers, padding) as stored members, and deflate streams
+    that somebody else made (a wheel's) as members of their own. No compressor either.
+``isal``
+    One member, compressed by ISA-L at a fixed level in fixed pieces. For what has no wheel.
+
+Headers carry no time, no name, and 255 ("unknown") as the operating system.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from .store import BlobWriter
+
+_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+_BLOCK = 0xFFFF
+_LITERAL = 1 << 20
+_PIECE = 1 << 18
+_LEVEL = 2
+
+
+class Gzip(Protocol):
+    """Takes the tar's bytes, writes the blob's."""
+
+    def write(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
+class Stored:
+    """One member of stored blocks, whatever the pieces in which the bytes come."""
+
+    def __init__(self, out: BlobWriter) -> None:
+        self._out = out
+        self._pending = bytearray()
+        self._crc = 0
+        self._size = 0
+        out.write(_HEADER)
+
+    def write(self, data: bytes) -> None:
+        self._crc = zlib.crc32(data, self._crc)
+        self._size += len(data)
+        self._pending += data
+        # The last block is kept back: it must say that it is the last.
+        whole = (len(self._pending) - 1) // _BLOCK
+        if whole > 0:
+            view = bytes(self._pending[: whole * _BLOCK])
+            del self._pending[: whole * _BLOCK]
+            self._out.write(
+                b"".join(
+                    _block(view[at : at + _BLOCK], last=False) for at in range(0, len(view), _BLOCK)
+                )
+            )
+
+    def close(self) -> None:
+        self._out.write(_block(bytes(self._pending), last=True) + _trailer(self._crc, self._size))
+
+
+class Spliced:
+    """Literal bytes as stored members, foreign deflate streams as members of their own."""
+
+    def __init__(self, out: BlobWriter) -> None:
+        self._out = out
+        self._pending = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self._pending += data
+        while len(self._pending) >= _LITERAL:
+            self._literal(bytes(self._pending[:_LITERAL]))
+            del self._pending[:_LITERAL]
+
+    def member(self, raw: Iterable[bytes], crc: int, size: int) -> None:
+        """A raw deflate stream as it is; ``crc`` and ``size`` are of what it inflates to."""
+        self._flush()
+        self._out.write(_HEADER)
+        for piece in raw:
+            self._out.write(piece)
+        self._out.write(_trailer(crc, size))
+
+    def close(self) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._literal(bytes(self._pending))
+            self._pending.clear()
+
+    def _literal(self, data: bytes) -> None:
+        blocks = [data[at : at + _BLOCK] for at in range(0, len(data), _BLOCK)]
+        self._out.write(
+            _HEADER
+            + b"".join(_block(b, last=i == len(blocks) - 1) for i, b in enumerate(blocks))
+            + _trailer(zlib.crc32(data), len(data))
+        )
+
+
+class Isal:
+    """One member by ISA-L. Fed in pieces of one size, since its output depends on them."""
+
+    def __init__(self, out: BlobWriter) -> None:
+        from isal import isal_zlib
+
+        self._out = out
+        self._compressor: Any = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, -15)
+        self._crc32: Any = isal_zlib.crc32
+        self._pending = bytearray()
+        self._crc = 0
+        self._size = 0
+        out.write(_HEADER)
+
+    def write(self, data: bytes) -> None:
+        self._crc = self._crc32(data, self._crc)
+        self._size += len(data)
+        self._pending += data
+        whole = len(self._pending) // _PIECE * _PIECE
+        if whole:
+            view = memoryview(bytes(self._pending[:whole]))
+            del self._pending[:whole]
+            for at in range(0, whole, _PIECE):
+                self._out.write(self._compressor.compress(view[at : at + _PIECE]))
+
+    def close(self) -> None:
+        self._out.write(self._compressor.compress(bytes(self._pending)))
+        self._out.write(self._compressor.flush())
+        self._out.write(_trailer(self._crc, self._size))
+
+
+def _block(data: bytes, *, last: bool) -> bytes:
+    return struct.pack("<BHH", last, len(data), len(data) ^ 0xFFFF) + data
+
+
+def _trailer(crc: int, size: int) -> bytes:
+    return struct.pack("<II", crc, size & 0xFFFFFFFF)
