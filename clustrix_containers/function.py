@@ -96,7 +96,6 @@ class Function(Generic[P, R]):
 
         with shown() as progress:
             image = prepare.build(self._plan(progress=progress), progress=progress)
-            image = image.configure(Labels=self._labels(image))
             prepare.push_here(image)
         return image
 
@@ -118,12 +117,6 @@ class Function(Generic[P, R]):
         with shown() as progress:
             plan = self._plan(progress=progress)
             return explanation(self._name, plan, prepare.build(plan, progress=progress))
-
-    def _labels(self, image: Image) -> dict[str, str]:
-        from .contract import LABEL_FUNCTION
-
-        labels = dict(image.settings.get("Labels") or {})
-        return {**labels, LABEL_FUNCTION: f"{self.__module__}.{self._name}"}
 
     def _plan(self, *, references: Collection[str] = (), progress: Any) -> Plan:
         from . import prepare

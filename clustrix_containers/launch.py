@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import config as configuration
 from . import prepare, runs
-from .contract import LABEL_ARRAY, LABEL_COUNT, LABEL_FUNCTION, MAIN
+from .contract import LABEL_ARRAY, LABEL_COUNT
 from .options import Options
 from .progress import shown
 
@@ -26,21 +26,16 @@ def launch(
     from .image import build as builder
 
     runs.refuse_inside()
-    count = 0
     references: set[str] = set()
 
     def pickles() -> Iterator[bytes]:
-        nonlocal count
         for args, kwargs in calls:
             data, seen = pickling.dump_call(args, kwargs, allow_secrets=options.allow_secrets)
             references.update(seen)
-            count += 1
             yield data
 
     with shown() as progress:
-        layer = builder.call_layer(pickles(), cache=configuration.paths().cache)
-        if not count:
-            raise ValueError("map() was given nothing to run over")
+        layer, count = builder.call_layer(pickles(), cache=configuration.paths().cache)
         plan = prepare.plan(
             function.__clustrix_function__,
             options,
@@ -50,7 +45,6 @@ def launch(
         image = prepare.build(plan, progress=progress)
         labels = {
             **(image.settings.get("Labels") or {}),
-            LABEL_FUNCTION: f"{plan.bundle.entry.module or MAIN}.{plan.bundle.entry.name}",
             LABEL_COUNT: str(count),
             LABEL_ARRAY: str(int(array)),
         }

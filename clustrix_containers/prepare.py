@@ -12,7 +12,7 @@ from . import config as configuration
 from .capture.bundle import Bundle, Note
 from .capture.lock import Lock
 from .errors import ImageError
-from .oci import Image, Reference
+from .oci import Descriptor, Image, Reference
 from .options import Options
 from .progress import Progress, silent
 
@@ -90,13 +90,14 @@ def find_base(base: str | None, *, progress: Progress = silent) -> Image:
     would have another digest on a train.
     """
     from .image import base as bases
+    from .image import interpreter
 
     cache = configuration.paths().cache
     if base is None:
-        return bases.packed(cache, progress=progress)
+        return interpreter.packed(cache)
     if Path(base).is_file():
         return bases.from_dockerfile(Path(base), cache)
-    from .registry.remote import Remote
+    from .registry import Remote
 
     reference = Reference.parse(base)
     if reference.digest is None and reference.tag is None:
@@ -115,7 +116,6 @@ def build(plan: Plan, *, progress: Progress = silent) -> Image:
         plan.bundle,
         plan.lock,
         plan.base,
-        plan.resolution.distributions,
         cache=configuration.paths().cache,
         progress=progress,
     )
@@ -136,8 +136,8 @@ def push(image: Image, repository: str, *, progress: Progress = silent) -> str:
     sent: dict[str, int] = {}
     total = image.size
 
-    def blob_progress(blob: str, count: int) -> None:
-        sent[blob] = count
+    def blob_progress(blob: Descriptor, count: int) -> None:
+        sent[blob.digest] = count
         progress("pushing", sum(sent.values()), total)
 
     Remote(reference).push(image, progress=blob_progress)

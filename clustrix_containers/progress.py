@@ -20,30 +20,20 @@ def silent(what: str, done: int, total: int | None) -> None:
 
 
 @contextlib.contextmanager
-def shown(*, unit: str = "bytes", stream: Any = None) -> Iterator[Progress]:
-    """A Progress with one bar per thing, on standard error if that is a terminal.
-
-    ``unit`` is ``bytes`` or a plain plural (``elements``).
-    """
+def shown(stream: Any = None) -> Iterator[Progress]:
+    """A Progress with one bar per thing, on standard error if that is a terminal."""
     stream = stream or sys.stderr
     if not getattr(stream, "isatty", lambda: False)():
         yield silent
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     bars = Bars(
         TextColumn("{task.description}"),
         BarColumn(),
-        amount,
+        TaskProgressColumn(),
         TimeElapsedColumn(),
         console=Console(file=stream),
         transient=True,

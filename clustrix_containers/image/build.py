@@ -102,8 +102,8 @@ def bundle_entries(bundle: Bundle) -> Iterator[Entry]:
         yield Entry(f"{root}/{file.path}", file.content, 0o755 if executable else 0o644)
 
 
-def with_call(image: Image, calls: Iterable[bytes], *, cache: Path) -> Image:
-    """The image with a layer of arguments: one pickle of ``(args, kwargs)`` per element.
+def call_layer(calls: Iterable[bytes], *, cache: Path) -> tuple[Layer, int]:
+    """A layer of arguments, one pickle of ``(args, kwargs)`` per element, and how many there are.
 
     Read once, in order, and never held together: 10,000 calls cost the memory of their index.
     """
@@ -125,6 +125,12 @@ def with_call(image: Image, calls: Iterable[bytes], *, cache: Path) -> Image:
             kind="call",
             title=f"{count} calls" if count > 1 else "1 call",
         )
+    return layer, count
+
+
+def with_call(image: Image, calls: Iterable[bytes], *, cache: Path) -> Image:
+    """The image with the layer of arguments that :func:`call_layer` makes."""
+    layer, count = call_layer(calls, cache=cache)
     labels = {**(image.settings.get("Labels") or {}), LABEL_COUNT: str(count)}
     return image.append(layer).configure(Labels=labels)
 

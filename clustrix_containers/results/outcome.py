@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
 import json
 import mmap
-from collections.abc import Callable
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -203,16 +207,46 @@ def without_mark(status: Status, *, run: str, element: int) -> JobError:
 
 
 def save(outcome: Outcome, path: Path) -> None:
-    """Write the pickle of an ``ok`` outcome to ``path``, atomically; any buffers are put in band."""
-    import pickle
+    """Write the value's pickle to ``path``, atomically, so that ``pickle.load`` reads it.
 
+    Nothing is unpickled: the opcodes that ask for an out-of-band buffer are replaced by the
+    buffer itself (https://peps.python.org/pep-0574/), and frames are dropped, whose lengths
+    would be wrong.
+    """
     if outcome.value is None:
         raise ResultLost(f"the result of element {outcome.mark.element} is not there any more")
     pickled, buffers = open_result(outcome.value)
-    if buffers:
-        raise ResultError("results with out-of-band buffers are saved as they are")
-    del pickle
-    path.write_bytes(pickled)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for part in _in_band(pickled, buffers):
+                file.write(part)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _in_band(pickled: memoryview, buffers: list[memoryview]) -> Iterator[bytes | memoryview]:
+    import pickletools
+
+    if not buffers:
+        yield pickled
+        return
+    given = iter(buffers)
+    begun: int | None = None
+    for opcode, _, position in pickletools.genops(io.BytesIO(pickled)):
+        if begun is not None:
+            yield pickled[begun:position]
+        begun = position
+        if opcode.name == "FRAME":
+            begun = None
+        elif opcode.name == "NEXT_BUFFER":
+            buffer = next(given)
+            yield pickle.BYTEARRAY8 + buffer.nbytes.to_bytes(8, "little")
+            yield buffer
+            begun = None
+    yield pickled[begun:]
 
 
 def open_result(path: Path) -> tuple[memoryview, list[memoryview]]:
