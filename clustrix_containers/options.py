@@ -27,7 +27,8 @@ class Options:
         ``packages`` (requirements to add, which must be installed here), ``modules`` (local modules
         to add), ``files`` (data files and directories), ``requirements`` (a ``requirements.txt`` or
         ``pylock.toml`` that is obeyed), ``whole_environment`` (all that is installed), ``base`` (an
-        image reference, or a path of a Dockerfile), ``allow_secrets``.
+        image reference, or a path of a Dockerfile), ``python`` (where the base has its Python, if its
+        environment does not say), ``allow_secrets``.
     Runs
         ``on`` (a target of clustrix.yml), ``max_parallel`` (elements at once), ``registry``.
     """
@@ -44,6 +45,7 @@ class Options:
     requirements: str | Path | None = None
     whole_environment: bool = False
     base: str | None = None
+    python: str | None = None
     allow_secrets: bool = False
     on: str | None = None
     max_parallel: int | None = None

@@ -71,7 +71,7 @@ def plan(
         requirements=Path(options.requirements) if options.requirements else None,
     )
     cache = configuration.paths().cache
-    base = find_base(options.base, progress=progress)
+    base = find_base(options.base, python=options.python)
     pins = wheels.locate(resolution.distributions, cache=cache, progress=progress)
     locked = lock.lock(
         resolution.distributions,
@@ -83,7 +83,7 @@ def plan(
     return Plan(bundle, resolution, locked, base)
 
 
-def find_base(base: str | None, *, progress: Progress = silent) -> Image:
+def find_base(base: str | None, *, python: str | None = None) -> Image:
     """The base image: what the user names, else the running interpreter, packed.
 
     The choice never depends on whether a network happens to be there: the same function
@@ -96,7 +96,7 @@ def find_base(base: str | None, *, progress: Progress = silent) -> Image:
     if base is None:
         return interpreter.packed(cache)
     if Path(base).is_file():
-        return bases.from_dockerfile(Path(base), cache)
+        return bases.from_dockerfile(Path(base), cache, python=python)
     from .registry import Remote
 
     reference = Reference.parse(base)
@@ -105,7 +105,8 @@ def find_base(base: str | None, *, progress: Progress = silent) -> Image:
             f"the base {base!r} has neither a tag nor a digest",
             hint=f"Write {base}@sha256:… so that the same bytes are used every time.",
         )
-    return bases.from_registry(reference, Remote(reference))
+    wanted = reference.digest or str(reference.tag)
+    return bases.from_registry(wanted, Remote(reference), python=python)
 
 
 def build(plan: Plan, *, progress: Progress = silent) -> Image:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import config as configuration
 from . import prepare
 from .clusters import Cluster, open_cluster
-from .contract import CODE, INSIDE, LABEL_ARRAY, LABEL_COUNT, LABEL_FUNCTION, LAYER_KIND
+from .contract import CODE, INSIDE, LABEL_ARRAY, LABEL_COUNT, LABEL_FUNCTION
 from .errors import ClusterError, Error, InsideImageError, ResultLost, UntrustedResultError
 from .futures import Job, JobArray, Ticker
 from .jobs import Resources, State, Status, Task
@@ -341,12 +341,9 @@ def handle(session: Session) -> Job | JobArray:
 def load_main(digest: str, main: str | None) -> ModuleType:
     """The script that a run's types belong to, from the image's own code layer."""
     from .capture import pickling
-    from .image import archive
+    from .image import build as builder
 
-    image = prepare.layout().image(digest)
-    files: dict[str, bytes] = {}
-    for layer in image.kinds(LAYER_KIND, "code"):
-        files.update(archive.read_files(layer))
+    files = builder.read_code(prepare.layout().image(digest))
     return pickling.main_from_code(files, Path(main) if main else None, CODE)
 
 

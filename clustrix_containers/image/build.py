@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +25,7 @@ from ..contract import (
     LABEL_COUNT,
     LABEL_FUNCTION,
     LABEL_PYTHON,
+    LAYER_KIND,
     VENV,
     WORKER,
 )
@@ -100,6 +102,23 @@ def bundle_entries(bundle: Bundle) -> Iterator[Entry]:
     for file in bundle.files:
         executable = isinstance(file.content, Path) and os.access(file.content, os.X_OK)
         yield Entry(f"{root}/{file.path}", file.content, 0o755 if executable else 0o644)
+
+
+def read_code(image: Image) -> dict[str, bytes]:
+    """The code layer's files by their paths below the code root: what the function was made of."""
+    import tarfile
+
+    from .unpack import open_layer
+
+    files: dict[str, bytes] = {}
+    for layer in image.kinds(LAYER_KIND, "code"):
+        stream = BytesIO(layer.blob) if isinstance(layer.blob, bytes) else open(layer.blob, "rb")  # type: ignore[arg-type]
+        with stream, tarfile.open(fileobj=open_layer(stream, layer.digest), mode="r|") as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is not None:
+                    files[member.name.removeprefix(f"{CODE[1:]}/")] = content.read()
+    return files
 
 
 def call_layer(calls: Iterable[bytes], *, cache: Path) -> tuple[Layer, int]:
