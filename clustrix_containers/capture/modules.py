@@ -1,0 +1,197 @@
+"""Where a module's files are, found as the import system would and without running any of them."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from . import syntax
+
+OURS = frozenset({"clustrix_containers", "cloudpickle"})
+"""In every image anyway; never a dependency, never local source."""
+
+Kind = Literal["stdlib", "local", "installed", "ours", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module as it lies on disk.
+
+    ``file`` is its source or extension (``None`` for a namespace package), ``directories``
+    the search path of a package (empty for a plain module).
+    """
+
+    name: str
+    kind: Kind
+    file: Path | None = None
+    directories: tuple[Path, ...] = ()
+
+    @property
+    def package(self) -> bool:
+        return bool(self.directories)
+
+    @property
+    def path(self) -> str:
+        """Where it goes, relative to the code root: by name, wherever it lies here."""
+        base = self.name.replace(".", "/")
+        if self.file is None:
+            return base
+        if self.package:
+            return f"{base}/{self.file.name}"
+        # What stands after the first dot: .py, .cpython-311-x86_64-linux-gnu.so, .abi3.so
+        return f"{base}{self.file.name[self.file.name.index('.') :]}"
+
+
+class Finder:
+    """Finds modules; remembers within one capture, so that one capture sees one state."""
+
+    def __init__(self) -> None:
+        importlib.invalidate_caches()
+        self._found: dict[str, Module] = {}
+
+    def find(self, name: str) -> Module:
+        """The module of that dotted name; kind ``missing`` if there is none."""
+        found = self._found.get(name)
+        if found is None:
+            found = self._found[name] = self._find(name)
+        return found
+
+    def _find(self, name: str) -> Module:
+        top = name.partition(".")[0]
+        if top in OURS:
+            return Module(name, "ours")
+        if top in sys.builtin_module_names:
+            return Module(name, "stdlib")
+        parent, _, leaf = name.rpartition(".")
+        above: Module | None = None
+        if parent:
+            above = self.find(parent)
+            if above.kind in ("stdlib", "missing"):
+                return Module(name, above.kind)
+        loaded = sys.modules.get(name)
+        found = _from_loaded(name, loaded) if isinstance(loaded, ModuleType) else None
+        if found is None and above is not None and not above.directories:
+            # A module that plays package (six.moves): whatever it offers comes with it.
+            return Module(name, above.kind if above.kind == "installed" else "missing")
+        return found or self._search(name, leaf, above)
+
+    def _search(self, name: str, leaf: str, above: Module | None) -> Module:
+        path = None if above is None else [str(directory) for directory in above.directories]
+        for finder in list(sys.meta_path):
+            find_spec = getattr(finder, "find_spec", None)
+            if find_spec is None:
+                continue
+            try:
+                spec = find_spec(name, path)
+            except KeyError:
+                # A nested namespace package whose parent is not loaded.
+                spec = None
+            except (ImportError, AttributeError, ValueError):
+                continue
+            if spec is not None:
+                return self._from_spec(name, spec)
+        namespace = tuple(
+            directory / leaf
+            for directory in (above.directories if above else ())
+            if (directory / leaf).is_dir()
+        )
+        if namespace:
+            return Module(name, _kind(namespace[0]), None, namespace)
+        return Module(name, "missing")
+
+    def _from_spec(self, name: str, spec: Any) -> Module:
+        if spec.origin in ("built-in", "frozen"):
+            return Module(name, "stdlib")
+        directories = _directories(spec.submodule_search_locations)
+        file = Path(spec.origin) if spec.has_location and spec.origin else None
+        if file is None and not directories:
+            return Module(name, "missing")
+        module = Module(name, _kind(file or directories[0]), file, directories)
+        if file is not None and directories and module.kind == "local" and file.suffix == ".py":
+            module = self._extended(module)
+        return module
+
+    def _extended(self, module: Module) -> Module:
+        """With the directories that ``pkgutil.extend_path`` would add."""
+        if module.file is None or not module.file.is_file():
+            return module
+        if not syntax.parse(module.file.read_bytes(), str(module.file)).extends_path:
+            return module
+        parent, _, leaf = module.name.rpartition(".")
+        roots = self.find(parent).directories if parent else tuple(Path(p or ".") for p in sys.path)
+        more = [absolute(root) / leaf for root in roots]
+        known = list(module.directories)
+        known += [path for path in more if path.is_dir() and path not in known]
+        return Module(module.name, module.kind, module.file, tuple(known))
+
+
+def absolute(path: str | Path) -> Path:
+    """An absolute path without ``..``; symbolic links stay, as in ``__file__``."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _from_loaded(name: str, module: ModuleType) -> Module | None:
+    spec = getattr(module, "__spec__", None)
+    if spec is not None and spec.origin in ("built-in", "frozen"):
+        return Module(name, "stdlib")
+    directories = _directories(getattr(module, "__path__", None))
+    origin = getattr(module, "__file__", None) or (spec.origin if spec else None)
+    file = absolute(origin) if isinstance(origin, str) else None
+    if file is not None and not file.is_file():
+        file = None
+    if file is None and not directories:
+        return None
+    return Module(name, _kind(file or directories[0]), file, directories)
+
+
+def _directories(locations: Any) -> tuple[Path, ...]:
+    if locations is None:
+        return ()
+    try:
+        found = list(locations)
+    except KeyError:
+        found = list(getattr(locations, "_path", []))
+    paths = dict.fromkeys(absolute(item) for item in found if isinstance(item, str))
+    return tuple(path for path in paths if path.is_dir())
+
+
+def _kind(path: Path) -> Kind:
+    parts = path.parts
+    if "site-packages" in parts or "dist-packages" in parts:
+        return "installed"
+    resolved = str(path)
+    if any(resolved.startswith(root) for root in _stdlib_roots()):
+        return "stdlib"
+    return "local"
+
+
+@lru_cache(maxsize=1)
+def _stdlib_roots() -> tuple[str, ...]:
+    import sysconfig
+
+    roots = {Path(os.__file__).parent}
+    roots.update(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+    roots.update(root.resolve() for root in list(roots))
+    return tuple(sorted(f"{root}{os.sep}" for root in roots))
+
+
+def installed_path(path: Path) -> str | None:
+    """A path's part below its site-packages, or ``None`` for one that is not in any."""
+    for index in range(len(path.parts) - 1, -1, -1):
+        if path.parts[index] in ("site-packages", "dist-packages"):
+            return "/".join(path.parts[index + 1 :])
+    return None
+
+
+def stdlib_path(path: Path) -> str | None:
+    """A path's part below the standard library, or ``None`` for one that is not in it."""
+    for root in _stdlib_roots():
+        if str(path).startswith(root):
+            return Path(str(path)[len(root) :]).as_posix()
+    return None

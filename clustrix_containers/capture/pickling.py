@@ -1,0 +1,198 @@
+"""Arguments and results: pickles in which a script's types have a name that holds everywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .. import contract
+from ..errors import CaptureError
+from . import blame, scripts, sources
+from .scripts import load_script, script_module
+
+__all__ = ["dump_call", "load", "load_script", "script_module"]
+
+_STABLE_LIMIT = 8 << 20
+_EMPTY_SET, _FROZENSET = b"\x8f", b"\x91"
+
+
+def dump_call(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    bundle_main: Path | None = None,
+    *,
+    function: Callable[..., Any] | None = None,
+) -> tuple[bytes, frozenset[str]]:
+    """The pickle (protocol 5) of ``(args, kwargs)``, and the modules that it refers to.
+
+    The names are dotted, without the standard library; :data:`contract.MAIN` is among them
+    if it needs the script. They are the ``references`` of :func:`callables.capture`.
+    ``bundle_main`` is the script that the image carries, if known. ``function`` only helps
+    to name the argument that a CaptureError is about.
+    """
+    from . import reduction, stable
+
+    call = (args, dict(kwargs))
+    try:
+        data, pickler = _dump(reduction.FastPickler, call)
+        # Sets have this process's order; what travels by value has its accidents of sharing.
+        unstable = pickler.by_value or _EMPTY_SET in data or _FROZENSET in data
+        if unstable and len(data) <= _STABLE_LIMIT:
+            with contextlib.suppress(RecursionError):
+                data, pickler = _dump(stable.StablePickler, call)
+    except Exception as error:
+        raise _refusal(args, kwargs, function, error) from error
+    names = pickler.references
+    if not names:
+        return data, frozenset()
+    names = names | _imported(pickler.codes)
+    if contract.MAIN in names:
+        _check_script(bundle_main)
+    return data, reduction.third_party_or_local(names)
+
+
+def _dump(kind: Any, value: Any) -> tuple[bytes, Any]:
+    file = io.BytesIO()
+    pickler = kind(file, _place)
+    pickler.dump(value)
+    return file.getvalue(), pickler
+
+
+def _place(filename: str) -> str:
+    known = sources.known_place(filename)
+    return filename if known is None and filename == "<stdin>" else known or "<source>"
+
+
+def _imported(codes: Iterable[Any]) -> set[str]:
+    """Absolute imports in functions that are among the arguments."""
+    return {
+        statement.module
+        for code in codes
+        for statement in sources.imports_of(code)
+        if statement.level == 0 and not statement.optional
+    }
+
+
+def _check_script(bundle_main: Path | None) -> None:
+    script = scripts.current().path or scripts.loaded_script(contract.MAIN)
+    if bundle_main is not None and script is not None and script != bundle_main:
+        raise CaptureError(
+            f"an argument is of a type that {script} defines, and the image carries the "
+            f"script {bundle_main}",
+            hint="Put the type into a module that both import.",
+        )
+
+
+def _refusal(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    function: Callable[..., Any] | None,
+    error: Exception,
+) -> CaptureError:
+    from . import reduction
+
+    parts = [(_argument(index, function), value) for index, value in enumerate(args)]
+    parts += [(f"argument '{name}'", value) for name, value in kwargs.items()]
+    for label, value in parts:
+        if _fails(value):
+            name, culprit = blame.find(value, label, _fails)
+            what = reduction.describe(culprit)
+            whole = "" if name.startswith(label) else f"{label}: "
+            return CaptureError(
+                f"{whole}{name} cannot be pickled: {what} ({error})",
+                hint="Pass what it is made from (a path, a configuration) and make it in the "
+                "function.",
+                argument=label,
+            )
+    return CaptureError(f"the arguments cannot be pickled: {error}")
+
+
+def _argument(index: int, function: Callable[..., Any] | None) -> str:
+    ordinal = f"{index + 1}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(index + 1, 'th') }"
+    try:
+        names = list(inspect.signature(function).parameters) if function is not None else []
+    except (TypeError, ValueError):
+        names = []
+    return (
+        f"argument '{names[index]}' ({ordinal})"
+        if index < len(names)
+        else f"the {ordinal} argument"
+    )
+
+
+def _fails(value: Any) -> bool:
+    from . import reduction
+
+    try:
+        _dump(reduction.FastPickler, value)
+    except Exception:
+        return True
+    return False
+
+
+def load(
+    data: bytes | memoryview,
+    buffers: Iterable[Any] = (),
+    *,
+    main: Callable[[], ModuleType],
+) -> Any:
+    """Unpickle what the worker wrote; ``main()`` gives the script's module when it is needed.
+
+    A class that travelled by value from this process is itself again, not a copy. The bytes
+    must have been verified: unpickling runs what they say.
+    """
+    return _Unpickler(io.BytesIO(data), main, buffers).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(
+        self, file: io.BytesIO, main: Callable[[], ModuleType], buffers: Iterable[Any]
+    ) -> None:
+        super().__init__(file, buffers=buffers)
+        self._main = main
+        started = scripts.current()
+        self._started = started.module if started.kind == "module" else None
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == contract.MAIN:
+            return _walk(self._main(), name)
+        if module == "importlib" and name == "import_module":
+            return self._import
+        if module.startswith("cloudpickle") and name == "_class_setstate":
+            return _class_setstate
+        if module == self._started:
+            try:
+                return _walk(sys.modules["__main__"], name)
+            except AttributeError:
+                pass
+        return super().find_class(module, name)
+
+    def _import(self, name: str) -> ModuleType:
+        import importlib
+
+        if name == contract.MAIN:
+            return self._main()
+        return sys.modules["__main__"] if name == self._started else importlib.import_module(name)
+
+
+def _walk(module: ModuleType, name: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _class_setstate(cls: Any, state: Any) -> Any:
+    """cloudpickle's, except for a class of this process: that stays as it is."""
+    from cloudpickle import cloudpickle
+
+    from . import identity
+
+    return cls if cls in identity.tracked else cloudpickle._class_setstate(cls, state)
