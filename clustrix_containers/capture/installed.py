@@ -160,10 +160,11 @@ def _files(root: Path, name: str) -> Iterator[str]:
 def _headers(text: str) -> Iterator[tuple[str, str]]:
     """The header fields of METADATA; a line that begins with white space continues the one before."""
     name, value = "", ""
-    for line in text.splitlines():
-        if not line.strip():
+    for line in text.split("\n"):
+        line = line.removesuffix("\r")
+        if not line:
             break
-        if line[0] in " \t":
+        if line[0] in " \t":  # also a line of nothing but white space, as in a licence text
             value += "\n" + line.strip()
             continue
         if name:
