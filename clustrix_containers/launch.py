@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import config as configuration
 from . import prepare, runs
 from .contract import LABEL_ARRAY, LABEL_COUNT
+from .errors import CaptureError
 from .options import Options
 from .progress import shown
 
@@ -26,18 +27,21 @@ def launch(
     from .image import build as builder
 
     runs.refuse_inside()
+    plain = function.__clustrix_function__
     references: set[str] = set()
 
     def pickles() -> Iterator[bytes]:
         for args, kwargs in calls:
-            data, seen = pickling.dump_call(args, kwargs, allow_secrets=options.allow_secrets)
+            data, seen = pickling.dump_call(args, kwargs, function=plain)
+            if not options.allow_secrets:
+                _refuse_secret(data, args, kwargs)
             references.update(seen)
             yield data
 
     with shown() as progress:
         layer, count = builder.call_layer(pickles(), cache=configuration.paths().cache)
         plan = prepare.plan(
-            function.__clustrix_function__,
+            plain,
             options,
             references=frozenset(references),
             progress=progress,
@@ -64,4 +68,29 @@ def launch(
         main_module=main_module,
         array=array,
         built=True,
+    )
+
+
+def _refuse_secret(data: bytes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """CaptureError if a call's pickle holds what looks like a credential; never shows it."""
+    import pickle
+
+    from .capture.secrets import find_secret
+
+    kind = find_secret(data)
+    if kind is None:
+        return
+    named = [(f"argument {index + 1}", value) for index, value in enumerate(args)]
+    named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    guilty = "an argument"
+    for name, value in named:
+        try:
+            if find_secret(pickle.dumps(value)):
+                guilty = name
+                break
+        except Exception:  # noqa: S112
+            continue
+    raise CaptureError(
+        f"{guilty} looks like a secret ({kind}), and arguments are part of the image",
+        hint="Read it in the container, or say allow_secrets=True if it is none.",
     )

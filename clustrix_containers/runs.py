@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import config as configuration
 from . import prepare
 from .clusters import Cluster, open_cluster
-from .contract import CODE, INSIDE, LABEL_ARRAY, LABEL_COUNT, LABEL_FUNCTION
+from .contract import ENTRY, INSIDE, LABEL_ARRAY, LABEL_COUNT, LABEL_FUNCTION
 from .errors import ClusterError, Error, InsideImageError, ResultLost, UntrustedResultError
 from .futures import Job, JobArray, Ticker
 from .jobs import Resources, State, Status, Task
@@ -339,12 +339,17 @@ def handle(session: Session) -> Job | JobArray:
 
 
 def load_main(digest: str, main: str | None) -> ModuleType:
-    """The script that a run's types belong to, from the image's own code layer."""
+    """The script that a run's types belong to: this process's own, or that of the image's code."""
+    import json
+
     from .capture import pickling
     from .image import build as builder
 
-    files = builder.read_code(prepare.layout().image(digest))
-    return pickling.main_from_code(files, Path(main) if main else None, CODE)
+    def source() -> bytes:
+        files = builder.read_code(prepare.layout().image(digest))
+        return files[json.loads(files[ENTRY])["script"]]
+
+    return pickling.script_module(Path(main) if main else None, source)
 
 
 def rerun(digest: str, options: Options, *, trust: bool) -> Session:

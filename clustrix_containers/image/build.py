@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO
 
 from ..capture.bundle import Bundle
+from ..capture.layout import bundle_files
 from ..capture.lock import Lock
 from ..contract import (
     CALL,
     CODE,
-    ENTRY,
-    FUNCTION,
     INSIDE,
     LABEL_COUNT,
     LABEL_FUNCTION,
@@ -30,7 +29,7 @@ from ..contract import (
     WORKER,
 )
 from ..errors import ImageError
-from ..oci import Image, Layer, canonical
+from ..oci import Image, Layer
 from .archive import IN_MEMORY, Entry, write_layer
 from .interpreter import LABEL_INTERPRETER
 from .packages import package_layers
@@ -94,14 +93,9 @@ def code_layer(bundle: Bundle, *, cache: Path) -> Layer:
 
 def bundle_entries(bundle: Bundle) -> Iterator[Entry]:
     """What the code layer contains, as ``contract`` says."""
-    root = CODE[1:]
-    entry = {"version": 1, **asdict(bundle.entry)}
-    yield Entry(f"{root}/{ENTRY}", canonical(entry))
-    if bundle.function is not None:
-        yield Entry(f"{root}/{FUNCTION}", bundle.function)
-    for file in bundle.files:
-        executable = isinstance(file.content, Path) and os.access(file.content, os.X_OK)
-        yield Entry(f"{root}/{file.path}", file.content, 0o755 if executable else 0o644)
+    for path, content in bundle_files(bundle):
+        executable = isinstance(content, Path) and os.access(content, os.X_OK)
+        yield Entry(f"{CODE[1:]}/{path}", content, 0o755 if executable else 0o644)
 
 
 def read_code(image: Image) -> dict[str, bytes]:
