@@ -188,9 +188,10 @@ class Remote:
 
     def has(self, digest: str) -> bool:
         """Whether a manifest or a blob is there."""
+        # In this order: docker-registry answers 500 for a layer that is asked for as a manifest.
         return any(
             self._ask("HEAD", kind, digest, f"looking for {digest}", (200, 404)).status == 200
-            for kind in ("manifests", "blobs")
+            for kind in ("blobs", "manifests")
         )
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:

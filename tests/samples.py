@@ -1,0 +1,43 @@
+"""Small images for tests that need one."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from clustrix_containers import contract
+from clustrix_containers.oci import LAYER_GZIP, Descriptor, Image, Layer, Platform, sha256
+
+
+def layer(
+    files: Mapping[str, bytes], kind: str | None = None, directory: Path | None = None
+) -> Layer:
+    """A layer with these files; its blob is a file in ``directory``, or bytes."""
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in sorted(files.items()):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    data = gzip.compress(plain.getvalue(), 0, mtime=0)
+    annotations = {contract.LAYER_KIND: kind} if kind else {}
+    descriptor = Descriptor(LAYER_GZIP, sha256(data), len(data), annotations)
+    blob: bytes | Path = data
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        blob = directory / descriptor.digest.removeprefix("sha256:")
+        blob.write_bytes(data)
+    return Layer(descriptor, sha256(plain.getvalue()), blob)
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    """Bytes that no compressor makes smaller, the same for the same ``seed``."""
+    return random.Random(seed).randbytes(size)
+
+
+def image(*layers: Layer) -> Image:
+    return Image(layers, Platform(), {"Cmd": ["/bin/true"]})
