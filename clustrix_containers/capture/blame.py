@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
+import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+from .modules import installed_path
 
 _DEPTH = 12
 _Found = tuple[str, Any]
@@ -72,11 +77,8 @@ def _parts(obj: Any) -> Iterator[_Found]:
 def _function(function: types.FunctionType) -> Iterator[_Found]:
     name = _safe(name_of(function))
     code = function.__code__
-    for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
-        try:
-            yield f"closure variable '{variable}' of '{name}'", cell.cell_contents
-        except ValueError:
-            continue
+    for variable, value in inspect.getclosurevars(function).nonlocals.items():
+        yield f"closure variable '{variable}' of '{name}'", value
     names = code.co_varnames[: code.co_argcount]
     defaults = function.__defaults__ or ()
     for variable, value in zip(names[len(names) - len(defaults) :], defaults, strict=False):
@@ -101,6 +103,8 @@ def _globals_used(code: types.CodeType) -> Iterator[str]:
 
 
 def _attributes(obj: Any) -> Iterator[_Found]:
+    if not _of_the_user(type(obj)):
+        return
     kind = _safe(type(obj).__qualname__.rpartition("<locals>.")[2])
     attributes = dict(getattr(obj, "__dict__", {}) or {})
     for base in type(obj).__mro__:
@@ -110,6 +114,17 @@ def _attributes(obj: Any) -> Iterator[_Found]:
                 attributes[slot] = getattr(obj, slot)
     for key, value in attributes.items():
         yield f"attribute '{key}' of {{name}} ({kind})", value
+
+
+def _of_the_user(kind: type) -> bool:
+    """Whether naming what is inside an object of this type would help: not so in a Thread."""
+    if kind is types.SimpleNamespace:
+        return True
+    name = kind.__module__
+    if name.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return not isinstance(file, str) or installed_path(Path(file)) is None
 
 
 def _short(key: Any) -> str:

@@ -83,9 +83,12 @@ class Reducer:
             return Reducer._module
         if issubclass(kind, io.IOBase) and not issubclass(kind, (io.StringIO, io.BytesIO)):
             return Reducer._file
-        module = getattr(kind, "__module__", None)
-        if isinstance(module, str) and module not in scripts.MAIN_NAMES:
-            self.references.add(module)
+        # Objects that reduce to a bare name (numpy's ufuncs) say no more than their type.
+        name = getattr(kind, "__module__", None)
+        module = sys.modules.get(name) if isinstance(name, str) else None
+        if module is not None and name not in scripts.MAIN_NAMES:
+            if find_name(module, kind.__qualname__) is kind:
+                self.references.add(scripts.travel_name(module.__name__) or module.__name__)
         return None
 
     def _by_name(self, obj: Any, *, plain: bool) -> Any:

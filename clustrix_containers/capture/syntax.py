@@ -218,8 +218,8 @@ class _Reader:
             self._body(node.orelse, replace(place, conditional=True))
             return
         self._body(node.body if truth else node.orelse, place)
-        if not truth and mentions_main(node.test):
-            self._body(node.body, replace(place, guarded=True))
+        if mentions_main(node.test):
+            self._body(node.orelse if truth else node.body, replace(place, guarded=True))
 
     def _try(self, node: Any, place: _Place) -> None:
         caught = any(_catches(handler) for handler in node.handlers)
