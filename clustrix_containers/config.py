@@ -180,7 +180,7 @@ def _trusted(file: Path) -> bool:
 
 def _parse(path: Path) -> Config:
     node = _compose(path)
-    if node is None:
+    if node is None or node.tag == "tag:yaml.org,2002:null":
         return Config(path=path)
     document = _Document(path)
     fields = document.mapping(node, "", _KEYS)

@@ -111,7 +111,11 @@ class Installed:
         """
         if self.recorded:
             return b"\n" + (self.info / "RECORD").read_bytes()
-        return b"".join(b"\n%s,," % os.fsencode(path) for path in sorted(self._walk())) + b"\n"
+        out = io.StringIO(newline="")
+        csv.writer(out, lineterminator="\n").writerows(
+            (path, "", "") for path in sorted(self._walk())
+        )
+        return os.fsencode("\n" + out.getvalue())
 
     @cached_property
     def tops(self) -> frozenset[bytes]:

@@ -567,7 +567,8 @@ class TestThisEnvironment:
                 normal = {
                     importlib.metadata.Prepared.normalize(o).replace("_", "-") for o in owners
                 }
-                assert found and found <= normal, module
+                assert found
+                assert found <= normal, module
 
     def test_a_fresh_process_resolves_quickly_and_without_heavy_imports(self) -> None:
         script = (
