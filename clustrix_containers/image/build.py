@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
-from ..capture.bundle import Bundle
+from ..capture.bundle import Bundle, Distribution
 from ..capture.lock import Lock
 from ..contract import (
     CALL,
@@ -53,9 +53,18 @@ _ENV = {
 
 
 def build(
-    bundle: Bundle, lock: Lock, base: Image, *, cache: Path, progress: Progress | None = None
+    bundle: Bundle,
+    lock: Lock,
+    base: Image,
+    distributions: Iterable[Distribution] = (),
+    *,
+    cache: Path,
+    progress: Progress | None = None,
 ) -> Image:
     """The image of a captured callable, without arguments (see :func:`with_call`).
+
+    ``distributions`` are the installed ones that the lock was made from; one that it pins
+    without a wheel and that is not among them is looked for on ``sys.path``.
 
     ``base`` must carry the labels that the functions of ``base`` and ``interpreter`` give:
     where its Python is, and which version. ImageError when a package cannot be packed, when
@@ -63,7 +72,7 @@ def build(
     """
     interpreter, version = _python(base, lock)
     image = base.append(
-        *package_layers(lock, base, cache=cache, progress=progress),
+        *package_layers(lock, base, distributions, cache=cache, progress=progress),
         runtime_layer(interpreter, version, cache=cache),
         code_layer(bundle, cache=cache),
     )
@@ -102,8 +111,8 @@ def bundle_entries(bundle: Bundle) -> Iterator[Entry]:
         yield Entry(f"{root}/{file.path}", file.content, 0o755 if executable else 0o644)
 
 
-def with_call(image: Image, calls: Iterable[bytes], *, cache: Path) -> Image:
-    """The image with a layer of arguments: one pickle of ``(args, kwargs)`` per element.
+def call_layer(calls: Iterable[bytes], *, cache: Path) -> tuple[Layer, int]:
+    """A layer of arguments, one pickle of ``(args, kwargs)`` per element, and how many there are.
 
     Read once, in order, and never held together: 10,000 calls cost the memory of their index.
     """
@@ -113,8 +122,6 @@ def with_call(image: Image, calls: Iterable[bytes], *, cache: Path) -> Image:
             index += struct.pack("<QQ", data.size, len(call))
             data.write(call)
             count += 1
-        if not count:
-            raise ImageError("there are no calls to put into the image")
         layer = write_layer(
             [
                 Entry(f"{CALL[1:]}/index", bytes(index)),
@@ -125,6 +132,12 @@ def with_call(image: Image, calls: Iterable[bytes], *, cache: Path) -> Image:
             kind="call",
             title=f"{count} calls" if count > 1 else "1 call",
         )
+    return layer, count
+
+
+def with_call(image: Image, calls: Iterable[bytes], *, cache: Path) -> Image:
+    """The image with the layer of arguments that :func:`call_layer` makes."""
+    layer, count = call_layer(calls, cache=cache)
     labels = {**(image.settings.get("Labels") or {}), LABEL_COUNT: str(count)}
     return image.append(layer).configure(Labels=labels)
 
