@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
@@ -136,6 +137,14 @@ class Function(Generic[P, R]):
 
         options = self._options if on is None else self._options.but(on=on)
         return launch.launch(self, calls, options, array=array)
+
+
+def _peek(items: Iterable[Any]) -> tuple[bool, Iterator[Any]]:
+    """Whether there is a first item, and all the items."""
+    iterator = iter(items)
+    for first in iterator:
+        return True, itertools.chain([first], iterator)
+    return False, iterator
 
 
 def _takes_on(function: Callable[..., Any]) -> bool:

@@ -116,19 +116,19 @@ class JobArray:
     :meth:`as_completed` gives Jobs as they end.
     """
 
-    def __init__(self, session: Session, jobs: Sequence[Job]) -> None:
+    def __init__(self, session: Session | None, jobs: Sequence[Job]) -> None:
         self._session = session
         self._jobs = tuple(jobs)
 
     @property
     def run(self) -> str:
-        """The run's id: what ``attach`` and the command line take."""
-        return self._session.run
+        """The run's id: what ``attach`` and the command line take; empty for no items, no run."""
+        return self._session.run if self._session else ""
 
     @property
     def image(self) -> str:
-        """The digest of the image that all elements run."""
-        return self._session.image
+        """The digest of the image that all elements run; empty for no items."""
+        return self._session.image if self._session else ""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -161,12 +161,12 @@ class JobArray:
     def cancel(self) -> int:
         """End all that have not ended; how many that were."""
         hit = [job.element for job in self._jobs if job.settle(None, cancelled=True)]
-        if hit:
+        if hit and self._session:
             self._session.cancel(hit)
         return len(hit)
 
     def __repr__(self) -> str:
-        return f"<JobArray {self.run} of {len(self._jobs)}>"
+        return f"<JobArray {self.run or '(no run)'} of {len(self._jobs)}>"
 
 
 def concurrent_results(

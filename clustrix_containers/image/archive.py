@@ -19,6 +19,7 @@ from ..contract import LAYER_KIND, LAYER_TITLE
 from ..errors import ImageError
 from ..oci import LAYER_GZIP, Descriptor, Layer
 from .gzipped import Isal, Spliced, Stored
+from .reading import read_files
 from .store import BlobWriter
 
 Form = Literal["stored", "spliced", "isal"]
@@ -333,3 +334,24 @@ def _block(split: tuple[bytes, bytes], mode: int, size: int, kind: bytes, target
 
 def _unreadable(path: Path, error: OSError) -> ImageError:
     return ImageError(f"cannot read {str(path)!r}: {error.strerror or error}", path=str(path))
+
+
+__all__ = [
+    "IN_MEMORY",
+    "OWNED",
+    "Content",
+    "Entry",
+    "Form",
+    "Kind",
+    "Member",
+    "arrange",
+    "check_name",
+    "content_size",
+    "directory",
+    "header",
+    "inflate",
+    "link",
+    "read_content",
+    "read_files",
+    "write_layer",
+]

@@ -6,17 +6,16 @@ here, from its environment variables or from what the user declares.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..contract import LABEL_PYTHON, LAYER_KIND, LAYER_TITLE
 from ..errors import ImageError
-from ..oci import DOCKER_LAYER, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Image, Layer
-from .interpreter import LABEL_GLIBC, LABEL_INTERPRETER
+from ..oci import DOCKER_LAYER, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Image, Layer, Reference
+from .interpreter import LABEL_GLIBC, LABEL_INTERPRETER, packed
 
 _TYPES = {
     DOCKER_LAYER: LAYER_GZIP,
@@ -37,7 +36,7 @@ class Images(Protocol):
 
 
 def from_registry(
-    reference: str,
+    reference: Reference,
     registry: Images,
     *,
     python: str | None = None,
@@ -51,7 +50,8 @@ def from_registry(
     ``minor`` is the version that is needed, by default the running Python's. ImageError when the
     base has another minor version, or nobody knows where its Python is.
     """
-    return as_base(registry.image(reference), reference, python=python, glibc=glibc, minor=minor)
+    image = registry.image(reference.digest or reference.tag or "latest")
+    return as_base(image, str(reference), python=python, glibc=glibc, minor=minor)
 
 
 def as_base(
@@ -161,6 +161,4 @@ def _converted(layer: Layer, name: str) -> Layer:
     return replace(layer, descriptor=replace(layer.descriptor, media_type=kind, annotations=notes))
 
 
-def docker_settings(config: bytes) -> dict[str, Any]:
-    """The ``config`` object of an image config."""
-    return dict(json.loads(config).get("config") or {})
+__all__ = ["Images", "as_base", "check_wheel", "from_registry", "packed"]

@@ -10,11 +10,10 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from ..capture.bundle import Bundle
+from ..capture.bundle import Bundle, Distribution
 from ..capture.layout import bundle_files
 from ..capture.lock import Lock
 from ..contract import (
@@ -33,6 +32,7 @@ from ..oci import Image, Layer
 from .archive import IN_MEMORY, Entry, write_layer
 from .interpreter import LABEL_INTERPRETER
 from .packages import package_layers
+from .reading import read_files
 from .runtime import runtime_layer
 from .store import Progress, temporary
 
@@ -54,9 +54,18 @@ _ENV = {
 
 
 def build(
-    bundle: Bundle, lock: Lock, base: Image, *, cache: Path, progress: Progress | None = None
+    bundle: Bundle,
+    lock: Lock,
+    base: Image,
+    distributions: Iterable[Distribution] = (),
+    *,
+    cache: Path,
+    progress: Progress | None = None,
 ) -> Image:
     """The image of a captured callable, without arguments (see :func:`with_call`).
+
+    ``distributions`` are the installed ones that the lock was made from; one that it pins
+    without a wheel and that is not among them is looked for on ``sys.path``.
 
     ``base`` must carry the labels that the functions of ``base`` and ``interpreter`` give:
     where its Python is, and which version. ImageError when a package cannot be packed, when
@@ -64,7 +73,7 @@ def build(
     """
     interpreter, version = _python(base, lock)
     image = base.append(
-        *package_layers(lock, base, cache=cache, progress=progress),
+        *package_layers(lock, base, distributions, cache=cache, progress=progress),
         runtime_layer(interpreter, version, cache=cache),
         code_layer(bundle, cache=cache),
     )
@@ -100,19 +109,11 @@ def bundle_entries(bundle: Bundle) -> Iterator[Entry]:
 
 def read_code(image: Image) -> dict[str, bytes]:
     """The code layer's files by their paths below the code root: what the function was made of."""
-    import tarfile
-
-    from .unpack import open_layer
-
-    files: dict[str, bytes] = {}
-    for layer in image.kinds(LAYER_KIND, "code"):
-        stream = BytesIO(layer.blob) if isinstance(layer.blob, bytes) else open(layer.blob, "rb")  # type: ignore[arg-type]
-        with stream, tarfile.open(fileobj=open_layer(stream, layer.digest), mode="r|") as archive:
-            for member in archive:
-                content = archive.extractfile(member) if member.isfile() else None
-                if content is not None:
-                    files[member.name.removeprefix(f"{CODE[1:]}/")] = content.read()
-    return files
+    return {
+        name.removeprefix(f"{CODE[1:]}/"): content
+        for layer in image.kinds(LAYER_KIND, "code")
+        for name, content in read_files(layer).items()
+    }
 
 
 def call_layer(calls: Iterable[bytes], *, cache: Path) -> tuple[Layer, int]:
@@ -126,8 +127,6 @@ def call_layer(calls: Iterable[bytes], *, cache: Path) -> tuple[Layer, int]:
             index += struct.pack("<QQ", data.size, len(call))
             data.write(call)
             count += 1
-        if not count:
-            raise ImageError("there are no calls to put into the image")
         layer = write_layer(
             [
                 Entry(f"{CALL[1:]}/index", bytes(index)),

@@ -25,7 +25,7 @@ from .records import (
     site_packages,
 )
 from .store import cache_key, recall, remember
-from .wheels import INSTALLER
+from .wheelfile import INSTALLER
 
 _LEFT = frozenset(
     {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "RECORD.jws", "RECORD.p7s"}

@@ -22,7 +22,7 @@ from ..oci import Image, Platform
 from .archive import Entry, directory, link, write_layer
 from .bytecode import bytecode_layer, sources
 from .libraries import PEP600, SERVICES, Closure, closure
-from .store import cache_key, recall, remember
+from .store import Progress, cache_key, recall, remember
 
 LABEL_INTERPRETER = "io.clustrix-containers.interpreter"
 """Label: the path of the base's Python."""
@@ -62,7 +62,7 @@ _GROUP = b"root:x:0:\nnogroup:x:65534:\n"
 _SWITCH = b"passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
 
 
-def packed(cache: Path) -> Image:
+def packed(cache: Path, *, progress: Progress | None = None) -> Image:
     """The running interpreter as a base image of two layers, made once per interpreter.
 
     ImageError where this is not Linux, or where a library that it needs cannot be found.
@@ -77,6 +77,8 @@ def packed(cache: Path) -> Image:
     key = cache_key("packed", str(executable), sys.version, _fingerprint(executable))
     layers = recall(cache, key)
     if layers is None:
+        if progress:
+            progress(f"packing {_title()}", 0, None)
         entries, found = _root(executable, minor)
         layer = write_layer(
             entries,
@@ -93,6 +95,8 @@ def packed(cache: Path) -> Image:
         )
         layers = (layer, code) if code else (layer,)
         remember(cache, key, layers)
+        if progress:
+            progress(f"packing {_title()}", 1, 1)
     machine = platform.machine()
     return Image(
         layers,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..capture.bundle import Distribution
 from ..capture.lock import Lock, Package
 from ..errors import ImageError
 from ..oci import Image, Layer
@@ -24,7 +25,8 @@ from .bytecode import bytecode_layer, sources
 from .installed import Tree, find_tree, tree_entries, trees_layer
 from .records import site_packages
 from .store import Progress, cache_key, recall, remember
-from .wheels import wheel_entries, wheel_layer, wheels_layer
+from .wheelfile import wheel_entries
+from .wheels import wheel_layer, wheel_path, wheels_layer
 
 LARGE = 1 << 20
 MOST = 12
@@ -51,17 +53,18 @@ class _Unit:
         return wheel_entries(self.source, python)
 
 
-def wheel_path(cache: Path, sha256: str, filename: str) -> Path:
-    """Where a wheel file lies, or would lie."""
-    return cache / "wheels" / sha256 / filename
-
-
 def package_layers(
-    lock: Lock, base: Image, *, cache: Path, progress: Progress | None = None
+    lock: Lock,
+    base: Image,
+    distributions: Iterable[Distribution] = (),
+    *,
+    cache: Path,
+    progress: Progress | None = None,
 ) -> tuple[Layer, ...]:
     """The layers of all packages of the lock, wheels first, then bytecode; recalled if made before."""
+    known_infos = {distribution.name: distribution for distribution in distributions}
     trees = {
-        package.name: find_tree(package.name, package.version, sys.path)
+        package.name: _tree(package, known_infos.get(package.name))
         for package in lock.packages
         if package.wheel is None
     }
@@ -83,6 +86,12 @@ def package_layers(
     layers = _make(list(_tasks(units, lock.python, cache)), progress)
     remember(cache, key, layers)
     return layers
+
+
+def _tree(package: Package, distribution: Distribution | None) -> Tree:
+    if distribution is not None and distribution.version == package.version:
+        return Tree(package.name, package.version, distribution.info)
+    return find_tree(package.name, package.version, sys.path)
 
 
 def _unit(package: Package, trees: dict[str, Tree], base: Image, cache: Path) -> _Unit:

@@ -30,8 +30,8 @@ from ..oci import Descriptor, Layer, canonical, check_digest
 FORMAT = 1
 """Part of every key: raise it when the bytes that this stage writes change."""
 
-Progress = Callable[[str, int, int], None]
-"""``progress(what, done, total)``; ``total`` is 0 where it is not known."""
+Progress = Callable[[str, int, "int | None"], None]
+"""``progress(what, done, total)``; ``total`` is None where it is not known."""
 
 _CHUNK = 1 << 20
 

@@ -9,7 +9,6 @@ the caller's to remove, so unpack into a temporary directory and rename it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import stat
@@ -17,16 +16,14 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from importlib import import_module
-from io import BytesIO, RawIOBase
 from pathlib import Path
 from typing import IO, Any, cast
 
 from ..errors import DigestMismatch, ImageError
 from ..oci import Layer
+from .reading import Stream, open_blob, open_layer
 
 _CHUNK = 1 << 20
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 _MOST_LINKS = 40
 
@@ -41,8 +38,8 @@ def unpack(
     entry that breaks a rule, DigestMismatch a blob or tar with other bytes than the layer's.
     """
     with ExitStack() as stack:
-        source = _Stream(stream or stack.enter_context(_open(layer)))
-        plain = _Stream(stack.enter_context(open_layer(cast("IO[bytes]", source), layer.digest)))
+        source = Stream(stream or stack.enter_context(open_blob(layer)))
+        plain = Stream(stack.enter_context(open_layer(cast("IO[bytes]", source), layer.digest)))
         target = _Target(destination, layer.digest, chown)
         try:
             with tarfile.open(
@@ -60,64 +57,6 @@ def unpack(
         while source.read(_CHUNK):
             pass
     _compare(layer, source, plain)
-
-
-def open_layer(source: IO[bytes], name: str) -> IO[bytes]:
-    """The tar in a blob: gzip with any number of members, zstd where this Python has it, or plain.
-
-    ``source`` is read on; ``name`` is for errors.
-    """
-    head = source.read(4)
-    whole: Any = _Stream(source, head)
-    opened: Any = whole
-    if head[:2] == _GZIP:
-        from isal import igzip
-
-        gzip_file: Any = igzip.IGzipFile
-        opened = gzip_file(fileobj=whole, mode="rb")
-    elif head == _ZSTD:
-        try:
-            zstd: Any = import_module("compression.zstd")
-        except ImportError:
-            raise ImageError(
-                f"layer {name} is compressed with zstd, which this Python cannot read",
-                hint="Use Python 3.14, or an image with gzip layers.",
-            ) from None
-        opened = zstd.ZstdFile(whole)
-    return opened  # type: ignore[no-any-return]
-
-
-class _Stream(RawIOBase):
-    """Some bytes, then a stream; hashes what is read."""
-
-    def __init__(self, rest: IO[bytes], head: bytes = b"") -> None:
-        self._rest = rest
-        self._head = head
-        self._hash = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        if self._head:
-            if 0 <= size < len(self._head):
-                data, self._head = self._head[:size], self._head[size:]
-            else:
-                data, self._head = self._head, b""
-                data += self._rest.read(size - len(data) if size >= 0 else -1)
-        else:
-            data = self._rest.read(size)
-        self._hash.update(data)
-        return data
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def readable(self) -> bool:
-        return True
-
-    @property
-    def digest(self) -> str:
-        return "sha256:" + self._hash.hexdigest()
 
 
 class _Target:
@@ -282,21 +221,7 @@ class _Target:
         )
 
 
-def _open(layer: Layer) -> IO[bytes]:
-    if isinstance(layer.blob, bytes):
-        return BytesIO(layer.blob)
-    if layer.blob is None:
-        raise ImageError(
-            f"the blob of layer {layer.digest} is not on this machine",
-            hint="Fetch the image first.",
-        )
-    try:
-        return layer.blob.open("rb")
-    except OSError as error:
-        raise ImageError(f"cannot read layer {layer.digest}: {error}") from error
-
-
-def _compare(layer: Layer, source: _Stream, plain: _Stream) -> None:
+def _compare(layer: Layer, source: Stream, plain: Stream) -> None:
     for what, expected, found in (
         ("blob", layer.digest, source.digest),
         ("tar", layer.diff_id, plain.digest),

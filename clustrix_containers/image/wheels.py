@@ -1,99 +1,35 @@
-"""A wheel becomes a layer without being recompressed.
+"""Wheels become layers without being recompressed, and installed distributions are matched with wheels.
 
-Its deflate streams go into the layer as they are; what an installer generates (console scripts,
-rewritten shebangs, RECORD, INSTALLER) is stored between them. The tree is the one that PyPA's
-``installer`` makes. Format of wheels:
-https://packaging.python.org/en/latest/specifications/binary-distribution-format/
+A wheel's deflate streams go into the layer as they are, so its layer has one digest on every
+machine. Wheel files lie in ``CACHE/wheels/<sha256>/<filename>``; ``CACHE/located/<key>.json``
+remembers which of them an installed distribution came from, or that none could be found.
 """
 
 from __future__ import annotations
 
-import re
-import struct
-import zipfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ..contract import VENV
+from ..capture.bundle import Distribution
+from ..capture.lock import Wheel
 from ..errors import ImageError
-from ..oci import Layer
-from .archive import Entry, Member, arrange, read_content, write_layer
-from .records import (
-    Row,
-    parse_record,
-    record_entry,
-    reshebanged,
-    script_entries,
-    site_packages,
-)
-from .store import cache_key, recall, remember
+from ..oci import Layer, canonical
+from .archive import Entry, write_layer
+from .fetch import Fetched, download
+from .records import Row, parse_record
+from .store import Progress, cache_key, recall, remember, temporary, write_atomically
+from .wheelfile import WheelFile, split_filename, wheel_entries
 
-INSTALLER = b"clustrix\n"
+REMEMBERED = 24 * 3600.0
+"""Seconds for which nobody asks again for a wheel that was not to be had."""
 
-
-@dataclass(frozen=True, slots=True)
-class WheelFile:
-    """A wheel that was opened and checked: its files by their path in the zip."""
-
-    path: Path
-    name: str
-    version: str
-    info: str
-    members: dict[str, tuple[Member, bool]]
-    record: dict[str, Row]
-
-    @classmethod
-    def open(cls, path: Path) -> WheelFile:
-        """Read the zip's directory; ImageError names the wheel and what is wrong with it."""
-        name, version = split_filename(path.name)
-        try:
-            with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
-                record, info = _record(archive, path, name, version)
-                members = dict(_members(archive, raw, path, record))
-        except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
-            raise ImageError(
-                f"{path.name} is not a wheel: {error}", hint="Throw it away; it is fetched again."
-            ) from error
-        return cls(path, name, version, info, members, record)
-
-    def read(self, name: str) -> bytes | None:
-        """One small file of the wheel, checked; ``None`` if it is not there."""
-        if name not in self.members:
-            return None
-        return b"".join(read_content(self.members[name][0]))
-
-
-def split_filename(filename: str) -> tuple[str, str]:
-    """Name and version, as they are spelled in a wheel's file name."""
-    parts = filename.removesuffix(".whl").split("-")
-    if not filename.endswith(".whl") or len(parts) not in (5, 6):
-        raise ImageError(f"not the file name of a wheel: {filename!r}")
-    return parts[0], parts[1]
-
-
-def wheel_entries(path: Path, python: str) -> list[Entry]:
-    """What a wheel puts into ``/opt/venv`` of a Python ``X.Y``, RECORD and INSTALLER included."""
-    wheel = WheelFile.open(path)
-    site = site_packages(python)
-    info = f"{site}/{wheel.info}"
-    entries: list[Entry] = []
-    known: dict[str, str] = {}
-    points = wheel.read(f"{wheel.info}/entry_points.txt")
-    if points is not None:
-        entries.extend(script_entries(points.decode()))
-    for name, (member, executable) in wheel.members.items():
-        scheme, target = _destination(wheel, name, site, python)
-        if target in (f"{info}/RECORD", f"{info}/INSTALLER") or "__pycache__" in name.split("/"):
-            continue
-        script = scheme == "scripts"
-        content = _script(member) if script else member
-        entries.append(Entry(target, content, 0o755 if executable or script else 0o644))
-        if content is member and member.sha256:
-            known[target] = member.sha256
-    entries.append(Entry(f"{info}/INSTALLER", INSTALLER))
-    entries = arrange(entries, owned=())
-    return [*entries, record_entry(info, entries, known, site)]
+OFFLINE = 3600.0
+"""Seconds for which nobody asks again when no index answered."""
 
 
 def wheel_layer(path: Path, sha256: str, python: str, *, cache: Path) -> Layer:
@@ -139,95 +75,169 @@ def wheels_layer(wheels: Iterable[tuple[Path, str]], python: str, *, cache: Path
     return layer
 
 
-def _record(
-    archive: zipfile.ZipFile, path: Path, name: str, version: str
-) -> tuple[dict[str, Row], str]:
-    infos = {
-        top
-        for top in (item.split("/")[0] for item in archive.namelist())
-        if top.endswith(".dist-info")
-    }
-    if len(infos) != 1:
-        raise ImageError(f"{path.name} has {len(infos)} .dist-info directories, not one")
-    info = infos.pop()
-    own, _, own_version = info.removesuffix(".dist-info").rpartition("-")
-    if _plain(own) != _plain(name) or _plain(own_version) != _plain(version):
-        raise ImageError(f"{path.name} contains another distribution: {info}")
+def wheel_path(cache: Path, sha256: str, filename: str) -> Path:
+    """Where a wheel file lies, or would lie."""
+    return cache / "wheels" / sha256 / filename
+
+
+def locate(
+    distributions: Sequence[Distribution],
+    *,
+    cache: Path,
+    fetch: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Wheel]:
+    """By name, the wheel that each distribution was installed from, where it can be had.
+
+    A wheel stands for an installed distribution only where its RECORD says what the installed
+    RECORD says. It comes from the cache, else (``fetch``) once from the user's index by the
+    user's own pip. What cannot be had is not asked for again for a day, so this costs one small
+    file per distribution from the second time on. Never raises for want of a wheel.
+    """
+    found: dict[str, Wheel] = {}
+    missing: list[tuple[Distribution, str]] = []
+    for distribution in distributions:
+        key = _located_key(distribution)
+        if key is None or _local(distribution):
+            continue
+        known, wheel = _recall(cache, key)
+        if wheel is not None:
+            found[distribution.name] = wheel
+        elif not known:
+            missing.append((distribution, key))
+    if missing:
+        missing = [pair for pair in missing if not _from_store(pair, cache, found)]
+    if missing and fetch:
+        found.update(_fetch(missing, cache, progress))
+    return found
+
+
+def add_wheel(path: Path, *, cache: Path) -> Wheel:
+    """Put a wheel file into the cache. ImageError if it is not a wheel."""
+    WheelFile.open(path)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    final = wheel_path(cache, digest.hexdigest(), path.name)
+    if not final.is_file() or final.stat().st_size != path.stat().st_size:
+        partial = temporary(cache, ".whl")
+        try:
+            shutil.copyfile(path, partial)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            partial.replace(final)
+        finally:
+            partial.unlink(missing_ok=True)
+    return Wheel(path.name, digest.hexdigest(), final.stat().st_size)
+
+
+def matches(path: Path, record: Mapping[str, Row]) -> bool:
+    """Whether every file that a wheel puts into site-packages has its hash in an installed RECORD."""
     try:
-        metadata = archive.read(f"{info}/WHEEL").decode()
-        record = parse_record(archive.read(f"{info}/RECORD").decode())
-    except KeyError as error:
-        raise ImageError(f"{path.name}: {error}") from error
-    found = re.search(r"^Wheel-Version:\s*(\d+)\.", metadata, re.M)
-    if found is None or found[1] != "1":
-        raise ImageError(f"{path.name} has a Wheel-Version that is not 1.x")
-    return record, info
-
-
-def _members(
-    archive: zipfile.ZipFile, raw: object, path: Path, record: dict[str, Row]
-) -> Iterator[tuple[str, tuple[Member, bool]]]:
-    seen: dict[str, zipfile.ZipInfo] = {}
-    for item in archive.infolist():
-        name = item.filename
-        if name.endswith("/"):
+        wheel = WheelFile.open(path)
+    except ImageError:
+        return False
+    data = wheel.info.removesuffix(".dist-info") + ".data/"
+    own = {f"{wheel.info}/{name}" for name in ("RECORD", "RECORD.jws", "RECORD.p7s", "INSTALLER")}
+    compared = False
+    for name, row in wheel.record.items():
+        if name in own or "__pycache__" in name or name not in wheel.members:
             continue
-        if item.flag_bits & 1:
-            raise ImageError(f"{path.name}: {name!r} is encrypted")
-        before = seen.setdefault(name, item)
-        if before is not item:
-            if (before.CRC, before.file_size) != (item.CRC, item.file_size):
-                raise ImageError(f"{path.name} has two different files called {name!r}")
-            continue
-        if item.compress_type not in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
-            raise ImageError(f"{path.name}: {name!r} is neither stored nor deflated")
-        row = record.get(name)
-        member = Member(
-            path,
-            _data_offset(raw, item, path),
-            item.compress_size,
-            item.file_size,
-            item.CRC,
-            row.sha256 if row else None,
-            item.compress_type == zipfile.ZIP_STORED,
-        )
-        yield name, (member, bool((item.external_attr >> 16) & 0o111))
+        if name.startswith(data):
+            # Scripts are rewritten, and where data and headers go differs between installers.
+            scheme, _, rest = name[len(data) :].partition("/")
+            if scheme not in ("purelib", "platlib"):
+                continue
+            name = rest
+        other = record.get(name)
+        if other is None or not row.hash or other.hash != row.hash:
+            return False
+        compared = True
+    return compared
 
 
-def _data_offset(raw: object, item: zipfile.ZipInfo, path: Path) -> int:
-    # The local header's own name and extra field may differ from the directory's.
-    raw.seek(item.header_offset)  # type: ignore[attr-defined]
-    head = raw.read(30)  # type: ignore[attr-defined]
-    if len(head) != 30 or head[:4] != b"PK\x03\x04":
-        raise ImageError(f"{path.name}: no file begins where {item.filename!r} should")
-    name, extra = struct.unpack("<HH", head[26:30])
-    return int(item.header_offset) + 30 + int(name) + int(extra)
+def _located_key(distribution: Distribution) -> str | None:
+    try:
+        raw = (distribution.info / "RECORD").read_bytes()
+    except OSError:
+        return None
+    return cache_key("located", distribution.name, distribution.version, _sha256(raw))
 
 
-def _destination(wheel: WheelFile, name: str, site: str, python: str) -> tuple[str, str]:
-    first, _, rest = name.partition("/")
-    if not first.endswith(".data") or first != wheel.info.removesuffix(".dist-info") + ".data":
-        return "", f"{site}/{name}"
-    scheme, _, rest = rest.partition("/")
-    roots = {
-        "purelib": site,
-        "platlib": site,
-        "scripts": f"{VENV[1:]}/bin",
-        "data": VENV[1:],
-        "headers": f"{VENV[1:]}/include/site/python{python}/{wheel.name}",
-    }
-    if scheme not in roots or not rest:
-        raise ImageError(f"{wheel.path.name}: {name!r} is in no known .data directory")
-    return scheme, f"{roots[scheme]}/{rest}"
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
-def _script(member: Member) -> Member | bytes:
-    """A script of the wheel: with the image's shebang if it asks for one, else as it is."""
-    head = next(iter(read_content(member)), b"")
-    if not head.startswith(b"#!python"):
-        return member
-    return reshebanged(b"".join(read_content(member)))
+def _local(distribution: Distribution) -> bool:
+    """Installed from a directory, an archive or a repository: no index has that build."""
+    return (distribution.info / "direct_url.json").exists()
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"[-_.]+", "_", text).lower()
+def _recall(cache: Path, key: str) -> tuple[bool, Wheel | None]:
+    """Whether anything is known, and the wheel."""
+    try:
+        value: Any = json.loads((cache / "located" / f"{key}.json").read_bytes())
+        if "filename" not in value:
+            return time.time() < value["until"], None
+        wheel = Wheel(value["filename"], value["sha256"], value["size"])
+        size = wheel_path(cache, wheel.sha256, wheel.filename).stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return False, None
+    return (True, wheel) if size == wheel.size else (False, None)
+
+
+def _remember(cache: Path, key: str, value: Mapping[str, Any]) -> None:
+    write_atomically(cache / "located" / f"{key}.json", canonical(dict(value)))
+
+
+def _accept(key: str, path: Path, record: Mapping[str, Row], cache: Path) -> Wheel | None:
+    if not matches(path, record):
+        return None
+    wheel = add_wheel(path, cache=cache)
+    _remember(cache, key, {"filename": wheel.filename, "sha256": wheel.sha256, "size": wheel.size})
+    return wheel
+
+
+def _from_store(pair: tuple[Distribution, str], cache: Path, found: dict[str, Wheel]) -> bool:
+    distribution, key = pair
+    for path in _stored(cache, distribution):
+        wheel = _accept(key, path, _record(distribution), cache)
+        if wheel is not None:
+            found[distribution.name] = wheel
+            return True
+    return False
+
+
+def _stored(cache: Path, distribution: Distribution) -> Iterator[Path]:
+    for path in sorted((cache / "wheels").glob("*/*.whl")):
+        name, version = split_filename(path.name)
+        same = name.lower().replace("_", "-") == distribution.name
+        if same and version.replace("_", "-") == distribution.version.replace("_", "-"):
+            yield path
+
+
+def _record(distribution: Distribution) -> dict[str, Row]:
+    return parse_record((distribution.info / "RECORD").read_text("utf-8"))
+
+
+def _fetch(
+    missing: Sequence[tuple[Distribution, str]], cache: Path, progress: Progress | None
+) -> dict[str, Wheel]:
+    found: dict[str, Wheel] = {}
+    names = {d.name: f"{d.name}=={d.version}" for d, _ in missing}
+    with_folder = temporary(cache, ".download")
+    with_folder.mkdir()
+    try:
+        fetched: Fetched = download(names, with_folder, progress)
+        for distribution, key in missing:
+            path = fetched.wheels.get(distribution.name)
+            wheel = path and _accept(key, path, _record(distribution), cache)
+            if wheel:
+                found[distribution.name] = wheel
+                continue
+            reason = fetched.reasons.get(distribution.name, "the index has another build of it")
+            wait = OFFLINE if fetched.offline else REMEMBERED
+            _remember(cache, key, {"reason": reason, "until": time.time() + wait})
+    finally:
+        shutil.rmtree(with_folder, ignore_errors=True)
+    return found
