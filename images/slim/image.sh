@@ -7,7 +7,7 @@ debian "$work/root.tar" "$here/slim/finish.sh" \
     libc-bin libgcc-s1 libgomp1 libstdc++6 python3 python3-venv sed tar tzdata
 python=$(tar -tf "$work/root.tar" | sed -n 's|^\(\./\)\{0,1\}usr/bin/python\(3\.[0-9]*\)$|\2|p')
 glibc=$(tar -xOf "$work/root.tar" --wildcards '*/libc.so.6' |
-    grep -a -o -m 1 'release version [0-9]*\.[0-9]*' | sed 's/.* //')
+    grep -a -o 'release version [0-9]*\.[0-9]*' | sed -n '1s|.* ||p')
 
 new_image
 add_layer "$work/root.tar" "Debian $suite, Python $python"
