@@ -1,7 +1,7 @@
 #!/bin/sh
 # debian-mirror.sh: the address of the Debian mirror that this machine's own apt uses.
 set -eu
-codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-sid}")
+codename=$(sed -n "s/^VERSION_CODENAME=//p" /etc/os-release)
 # Nothing is fetched, and no package lists need be here. Others publish for the same release
 # under longer paths, so the shortest one is Debian's.
 mirror=$(apt-get update --print-uris |
