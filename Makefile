@@ -42,7 +42,7 @@ check: static ## format, lint, types, import layers, shell, unit tests; no servi
 
 .PHONY: static
 static: setup
-	@$(RUN) ruff format --check --quiet . || { echo "format: run 'make format'" >&2; exit 1; }
+	@$(RUN) ruff format --check . || { echo "format: run 'make format'" >&2; exit 1; }
 	@$(RUN) ruff check --quiet .
 	@$(RUN) mypy
 	@"$(VENV)/bin/python" -c 'from importlinter.cli import lint_imports_command as main; main()' --no-logo
