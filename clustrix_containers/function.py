@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .explain import Explanation
     from .oci import Image
     from .prepare import Plan
+    from .runs import Session
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,7 +43,7 @@ class Function(Generic[P, R]):
         return self.__clustrix_function__(*args, **kwargs)
 
     def __get__(self, instance: object, owner: type | None = None) -> Function[..., R]:
-        bound = self.__clustrix_function__.__get__(instance, owner)  # type: ignore[attr-defined]
+        bound = self.__clustrix_function__.__get__(instance, owner)
         return self if bound is self.__clustrix_function__ else Function(bound, self._options)
 
     def __repr__(self) -> str:
@@ -167,7 +168,7 @@ def function(target: Callable[..., Any] | None = None, /, **options: Any) -> Any
 
     def decorate(plain: Callable[..., Any]) -> Any:
         if isinstance(plain, staticmethod | classmethod):
-            return type(plain)(decorate(plain.__func__))  # type: ignore[arg-type]
+            return type(plain)(decorate(plain.__func__))
         if not callable(plain):
             raise TypeError(f"@function goes on a callable, not on {type(plain).__name__}")
         return Function(plain, chosen)
@@ -190,7 +191,7 @@ class Executor(concurrent.futures.Executor):
         self._check_open()
         session = self._function(fn)._launch([(args, kwargs)], None, array=False)
         self._jobs.extend(session.jobs)
-        return session.jobs[0]  # type: ignore[no-any-return]
+        return session.jobs[0]
 
     def map(  # type: ignore[override]
         self,

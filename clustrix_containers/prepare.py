@@ -105,8 +105,7 @@ def find_base(base: str | None, *, python: str | None = None) -> Image:
             f"the base {base!r} has neither a tag nor a digest",
             hint=f"Write {base}@sha256:… so that the same bytes are used every time.",
         )
-    wanted = reference.digest or str(reference.tag)
-    return bases.from_registry(wanted, Remote(reference), python=python)
+    return bases.from_registry(reference, Remote(reference), python=python)
 
 
 def build(plan: Plan, *, progress: Progress = silent) -> Image:
@@ -117,6 +116,7 @@ def build(plan: Plan, *, progress: Progress = silent) -> Image:
         plan.bundle,
         plan.lock,
         plan.base,
+        plan.resolution.distributions,
         cache=configuration.paths().cache,
         progress=progress,
     )
