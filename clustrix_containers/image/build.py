@@ -30,7 +30,7 @@ from ..contract import (
 from ..errors import ImageError
 from ..oci import Image, Layer
 from .archive import IN_MEMORY, Entry, write_layer
-from .interpreter import LABEL_INTERPRETER
+from .facts import LABEL_INTERPRETER
 from .packages import package_layers
 from .reading import read_files
 from .runtime import runtime_layer

@@ -21,14 +21,9 @@ from ..errors import ImageError
 from ..oci import Image, Platform
 from .archive import Entry, directory, link, write_layer
 from .bytecode import bytecode_layer, sources
+from .facts import LABEL_GLIBC, LABEL_INTERPRETER
 from .libraries import PEP600, SERVICES, Closure, closure
 from .store import Progress, cache_key, recall, remember
-
-LABEL_INTERPRETER = "io.clustrix-containers.interpreter"
-"""Label: the path of the base's Python."""
-
-LABEL_GLIBC = "io.clustrix-containers.glibc"
-"""Label: the base's version of glibc, ``2.36``."""
 
 LIBRARIES = "io.clustrix-containers.libraries"
 """Annotation on a packed base's layer: its shared libraries, separated by blanks."""

@@ -20,8 +20,8 @@ from ..capture.lock import Lock, Package
 from ..errors import ImageError
 from ..oci import Image, Layer
 from .archive import Entry
-from .base import check_wheel
 from .bytecode import bytecode_layer, sources
+from .facts import check_wheel
 from .installed import Tree, find_tree, tree_entries, trees_layer
 from .records import site_packages
 from .store import Progress, cache_key, recall, remember

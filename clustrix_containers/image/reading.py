@@ -63,6 +63,7 @@ class Stream(RawIOBase):
         self._rest = rest
         self._head = head
         self._hash = hashlib.sha256()
+        self.size = 0
 
     def read(self, size: int = -1) -> bytes:
         if self._head:
@@ -74,6 +75,7 @@ class Stream(RawIOBase):
         else:
             data = self._rest.read(size)
         self._hash.update(data)
+        self.size += len(data)
         return data
 
     def readinto(self, buffer: Any) -> int:

@@ -15,7 +15,7 @@ import stat
 import tarfile
 import zlib
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -49,11 +49,11 @@ def unpack(
                     target.apply(member, archive)
             while plain.read(_CHUNK):
                 pass
+            target.finish()
         except (tarfile.TarError, EOFError, zlib.error) as error:
             raise ImageError(f"layer {layer.digest} is not an archive: {error}") from error
         except OSError as error:
             raise ImageError(f"layer {layer.digest} cannot be unpacked: {error}") from error
-        target.finish()
         while source.read(_CHUNK):
             pass
     _compare(layer, source, plain)
@@ -76,7 +76,7 @@ class _Target:
         if name in ("", "."):
             return
         parts = name.split("/")
-        if name.startswith("/") or ".." in parts or "\0" in name:
+        if name.startswith("/") or ".." in parts or "\0" in name + member.linkname:
             raise self._refused(member.name, "its name leads outside")
         folder = self._folder("/".join(parts[:-1]), member.name)
         last = parts[-1]
@@ -90,8 +90,7 @@ class _Target:
     def finish(self) -> None:
         """Modes of directories come last, since a read-only one could not be filled."""
         for path, mode in sorted(self._modes.items(), reverse=True):
-            with suppress(FileNotFoundError):
-                os.chmod(path, mode, follow_symlinks=True)  # noqa: PTH101
+            os.chmod(path, mode)  # noqa: PTH101
 
     def _write(self, path: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
         if member.isdir():
@@ -191,6 +190,10 @@ class _Target:
             self._folders.clear()
         if stat.S_ISDIR(kind):
             _remove_tree(path)
+            gone = path + "/"
+            self._modes = {
+                name: mode for name, mode in self._modes.items() if not f"{name}/".startswith(gone)
+            }
         else:
             os.unlink(path)  # noqa: PTH108
 

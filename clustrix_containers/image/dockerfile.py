@@ -1,0 +1,207 @@
+"""A Dockerfile as a base: built by a Docker engine, saved, and taken over into the cache.
+
+For system packages and CUDA. The engine's own cache decides what is built again; layers are
+recognised by their diff_id, so what did not change is neither compressed nor written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tarfile
+from pathlib import Path
+from typing import IO, Any, cast
+
+from ..contract import LAYER_KIND, LAYER_TITLE
+from ..errors import ImageError
+from ..oci import LAYER_GZIP, Descriptor, Image, Layer, Platform
+from .facts import as_base
+from .gzipped import Isal
+from .reading import Stream, open_layer
+from .store import BlobWriter, Progress, cache_key, recall, remember, temporary
+
+_PROBE = (
+    "import os,sys;"
+    "print('%d.%d.%d' % sys.version_info[:3]);"
+    "print(os.path.realpath(sys.executable));"
+    "print(os.confstr('CS_GNU_LIBC_VERSION') if 'CS_GNU_LIBC_VERSION' in os.confstr_names else '')"
+)
+
+
+def from_dockerfile(
+    path: Path,
+    cache: Path,
+    *,
+    python: str | None = None,
+    host: str | None = None,
+    progress: Progress | None = None,
+) -> Image:
+    """Build ``path`` (its folder is the context) and give the image as a base.
+
+    ``python`` is the path of its Python, else one is looked for on its PATH. ``host`` is the
+    engine's address, by default the environment's. ImageError: no engine, a build that fails, an
+    image without the running Python's minor version.
+    """
+    client = _client(host)
+    try:
+        image = _build(client, path, progress)
+        found, version, glibc = _probe(client, image.id, path.name, python)
+        saved = _save(image, cache, progress)
+        try:
+            result = read_saved(saved, path.name, cache=cache)
+        finally:
+            saved.unlink(missing_ok=True)
+    finally:
+        client.close()
+    return as_base(result, path.name, python=found, version=version, glibc=glibc)
+
+
+def read_saved(path: Path, name: str, *, cache: Path) -> Image:
+    """The one image in a tar of ``docker save``; its layers are in the cache afterwards."""
+    try:
+        with tarfile.open(path) as archive:
+            manifest = json.loads(_member(archive, "manifest.json").read())
+            if len(manifest) != 1:
+                raise ImageError(f"{path.name} holds {len(manifest)} images, not one")
+            config = json.loads(_member(archive, manifest[0]["Config"]).read())
+            diff_ids = config["rootfs"]["diff_ids"]
+            names = manifest[0]["Layers"]
+            history = [
+                str(item.get("created_by", ""))
+                for item in config.get("history") or []
+                if not item.get("empty_layer")
+            ]
+            if len(names) != len(diff_ids):
+                raise ImageError(
+                    f"{path.name} names {len(names)} layers and {len(diff_ids)} diff_ids"
+                )
+            if len(history) != len(names):
+                history = [""] * len(names)
+            layers = tuple(
+                _layer(archive, member, diff_id, created_by, name, cache)
+                for member, diff_id, created_by in zip(names, diff_ids, history, strict=True)
+            )
+    except (tarfile.TarError, KeyError, ValueError, TypeError) as error:
+        raise ImageError(f"{path.name} is not what docker save writes: {error}") from error
+    platform = Platform(config.get("os", "linux"), config.get("architecture", "amd64"))
+    return Image(layers, platform, _settings(config))
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys that the OCI image specification knows, where they say something."""
+    known = (
+        "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels",
+        "StopSignal",
+    )  # fmt: skip
+    settings = config.get("config") or {}
+    return {key: settings[key] for key in known if settings.get(key)}
+
+
+def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+    return cast("IO[bytes]", archive.extractfile(name))
+
+
+def _layer(
+    archive: tarfile.TarFile, member: str, diff_id: str, created_by: str, name: str, cache: Path
+) -> Layer:
+    key = cache_key("saved", diff_id, created_by, name)
+    known = recall(cache, key)
+    if known:
+        return known[0]
+    diff = hashlib.sha256()
+    with BlobWriter(cache) as blob:
+        out = Isal(blob)
+        plain = open_layer(cast("IO[bytes]", Stream(_member(archive, member))), member)
+        while chunk := plain.read(1 << 20):
+            diff.update(chunk)
+            out.write(chunk)
+        out.close()
+        if "sha256:" + diff.hexdigest() != diff_id:
+            raise ImageError(f"{member} of {name} is not what its image says: {diff_id}")
+        digest, where = blob.commit()
+    notes = {LAYER_KIND: "base", LAYER_TITLE: name}
+    layer = Layer(
+        Descriptor(LAYER_GZIP, digest, blob.size, notes), diff_id, where, None, created_by
+    )
+    remember(cache, key, [layer])
+    return layer
+
+
+def _client(host: str | None) -> Any:
+    try:
+        import docker
+        from docker.errors import DockerException
+    except ImportError:
+        raise ImageError(
+            "a Dockerfile as a base needs the docker package",
+            hint="pip install 'clustrix-containers[docker]'",
+        ) from None
+    client = None
+    try:
+        client = docker.DockerClient(base_url=host) if host else docker.from_env()
+        client.ping()
+    except DockerException as error:
+        if client is not None:
+            client.close()
+        raise ImageError(
+            f"no Docker engine answers: {error}",
+            hint="Start one, set DOCKER_HOST, or name a base image that is in a registry.",
+        ) from error
+    return client
+
+
+def _build(client: Any, path: Path, progress: Progress | None) -> Any:
+    from docker.errors import APIError, BuildError
+
+    if progress:
+        progress(f"building {path.name}", 0, None)
+    try:
+        image, _ = client.images.build(
+            path=str(path.parent), dockerfile=path.name, rm=True, forcerm=True
+        )
+    except BuildError as error:
+        said = "".join(str(item.get("stream", "")) for item in error.build_log)[-2000:]
+        raise ImageError(f"{path} could not be built: {error}\n{said}".rstrip()) from error
+    except (APIError, TypeError) as error:
+        raise ImageError(f"{path} could not be built: {error}") from error
+    if progress:
+        progress(f"building {path.name}", 1, 1)
+    return image
+
+
+def _probe(client: Any, image: str, name: str, python: str | None) -> tuple[str, str, str | None]:
+    """Path, version and glibc of the image's Python: asked of itself, without a network."""
+    from docker.errors import APIError, ContainerError
+
+    minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    for candidate in [python] if python else [f"python{minor}", "python3", "python"]:
+        try:
+            said = client.containers.run(
+                image, ["-c", _PROBE], entrypoint=[candidate], remove=True, network_mode="none"
+            )
+        except (APIError, ContainerError):
+            continue
+        version, executable, libc = [*said.decode().split("\n"), "", "", ""][:3]
+        kind, _, number = libc.partition(" ")
+        return executable, version, number if kind == "glibc" else None
+    raise ImageError(
+        f"the image of {name} has no Python{' at ' + python if python else ''}",
+        hint=f"Install Python {minor} in it, or name its path: python=.",
+    )
+
+
+def _save(image: Any, cache: Path, progress: Progress | None) -> Path:
+    path = temporary(cache, ".docker.tar")
+    done = 0
+    try:
+        with path.open("xb") as file:
+            for chunk in image.save():
+                file.write(chunk)
+                done += len(chunk)
+                if progress:
+                    progress("saving the base", done, None)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path

@@ -1,0 +1,164 @@
+"""Every rule that an image must keep, checked on its actual bytes. Every image that a test makes goes through it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import IO, cast
+
+from ..contract import LAYER_KIND
+from ..errors import ImageError
+from ..oci import (
+    DOCKER_MANIFEST,
+    LAYER_GZIP,
+    LAYER_TAR,
+    LAYER_ZSTD,
+    MANIFEST,
+    Image,
+    Layer,
+    canonical,
+)
+from .archive import OWNED, Kind, check_name, header
+from .build import MOST_LAYERS
+from .reading import Stream, open_blob, open_layer
+
+_OURS = ("wheel", "packages", "bytecode", "runtime", "code", "call")
+_MEDIA = {MANIFEST: (LAYER_GZIP, LAYER_TAR, LAYER_ZSTD)}
+
+BlobReader = Callable[[Layer], "IO[bytes]"]
+
+
+def validate(image: Image, blob_reader: BlobReader | None = None) -> None:
+    """ImageError lists every rule that the image breaks (``problems`` has them one by one).
+
+    ``blob_reader`` opens the blob of a layer that is not on this machine; without it the bytes of
+    such a layer are not looked at.
+    """
+    problems = [*_documents(image), *_layers(image, blob_reader)]
+    if problems:
+        raise ImageError(
+            f"image {image.digest} breaks {len(problems)} rules: " + "; ".join(problems[:20]),
+            problems=problems,
+        )
+
+
+def _documents(image: Image) -> Iterator[str]:
+    manifest, config = json.loads(image.manifest), json.loads(image.config)
+    descriptor = manifest["config"]
+    if descriptor["digest"] != "sha256:" + hashlib.sha256(image.config).hexdigest():
+        yield "the manifest names another config"
+    if descriptor["size"] != len(image.config):
+        yield "the manifest has another size for the config"
+    if image.raw_manifest is None and image.manifest != canonical(manifest):
+        yield "the manifest is not canonical JSON"
+    if image.raw_config is None and image.config != canonical(config):
+        yield "the config is not canonical JSON"
+    if [layer["digest"] for layer in manifest["layers"]] != [
+        layer.digest for layer in image.layers
+    ]:
+        yield "the manifest names other layers"
+    if config["rootfs"]["diff_ids"] != [layer.diff_id for layer in image.layers]:
+        yield "the config has other diff_ids"
+    history = [item for item in config.get("history") or [] if not item.get("empty_layer")]
+    if len(history) not in (0, len(image.layers)):
+        yield f"the config's history tells of {len(history)} layers, there are {len(image.layers)}"
+    if len(image.layers) > MOST_LAYERS:
+        yield f"there are {len(image.layers)} layers, and {MOST_LAYERS} are the most"
+    if image.media_type not in (MANIFEST, DOCKER_MANIFEST):
+        yield f"the manifest is of the unknown type {image.media_type!r}"
+    names = [item.partition("=")[0] for item in image.settings.get("Env") or []]
+    if len(names) != len(set(names)):
+        yield "a variable is set twice"
+
+
+def _layers(image: Image, reader: BlobReader | None) -> Iterator[str]:
+    kinds: dict[str, bool] = {}
+    for number, layer in enumerate(image.layers):
+        name = f"layer {number} ({layer.created_by or layer.digest})"
+        expected = _MEDIA.get(image.media_type)
+        if expected and layer.descriptor.media_type not in expected:
+            yield f"{name} is of the type {layer.descriptor.media_type!r}"
+        if layer.blob is None and reader is None:
+            continue
+        for problem in _layer(layer, reader, kinds):
+            yield f"{name}: {problem}"
+
+
+def _layer(layer: Layer, reader: BlobReader | None, kinds: dict[str, bool]) -> Iterator[str]:
+    with ExitStack() as stack:
+        raw = open_blob(layer) if layer.blob is not None or reader is None else reader(layer)
+        source = Stream(stack.enter_context(raw))
+        plain = Stream(stack.enter_context(open_layer(cast("IO[bytes]", source), layer.digest)))
+        try:
+            with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as archive:
+                yield from _entries(archive, layer, kinds)
+            while plain.read(1 << 20):
+                pass
+        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            yield f"it cannot be read: {error}"
+            return
+        while source.read(1 << 20):
+            pass
+        if source.digest != layer.digest:
+            yield f"its blob is {source.digest}"
+        if source.size != layer.size:
+            yield f"its blob has {source.size} bytes, not {layer.size}"
+        if plain.digest != layer.diff_id:
+            yield f"its tar is {plain.digest}, not {layer.diff_id}"
+
+
+def _entries(archive: tarfile.TarFile, layer: Layer, kinds: dict[str, bool]) -> Iterator[str]:
+    kind = layer.descriptor.annotations.get(LAYER_KIND)
+    ours = kind in _OURS or (kind == "base" and layer.created_by.startswith("clustrix: "))
+    owned = ("",) if kind == "base" else OWNED
+    seen: set[str] = set()
+    last = b""
+    for member in archive:
+        name = member.name.removeprefix("./").rstrip("/")
+        if kinds.get(name, member.isdir()) != member.isdir():
+            yield f"{name!r} is a directory in one layer and none in another"
+        kinds[name] = member.isdir()
+        if not ours:
+            continue
+        if name.encode() <= last:
+            yield f"{name!r} is not in order, or comes twice"
+        last = name.encode()
+        yield from _entry(member, name, owned)
+        folder = name.rpartition("/")[0]
+        if folder and folder not in seen and _is_owned(folder, owned):
+            yield f"{name!r} comes without its directory"
+        if member.isdir():
+            seen.add(name)
+
+
+def _entry(member: tarfile.TarInfo, name: str, owned: tuple[str, ...]) -> Iterator[str]:
+    try:
+        check_name(name)
+    except ImageError as error:
+        yield error.message
+    if not _is_owned(name, owned):
+        yield f"{name!r} is outside the directories that are ours"
+    if (member.mtime, member.uid, member.gid, member.uname, member.gname) != (0, 0, 0, "", ""):
+        yield f"{name!r} has a time or an owner"
+    types = {
+        tarfile.REGTYPE: Kind.FILE,
+        tarfile.SYMTYPE: Kind.LINK,
+        tarfile.DIRTYPE: Kind.DIRECTORY,
+    }
+    if member.type not in types:
+        yield f"{name!r} is of the type {member.type!r}"
+        return
+    modes = (0o755,) if not member.isreg() else (0o644, 0o755)
+    if member.mode not in modes and not (member.isdir() and member.mode == 0o1777):
+        yield f"{name!r} has the mode {member.mode:o}"
+    needs = len(header(name, 0o644, member.size, types[member.type], member.linkname)) > 512
+    if bool(member.pax_headers) != needs:
+        yield f"{name!r} has pax records where ustar would do, or the other way round"
+
+
+def _is_owned(name: str, owned: tuple[str, ...]) -> bool:
+    return any(not top or name == top or name.startswith(top + "/") for top in owned)
