@@ -18,21 +18,31 @@ from ..oci import Descriptor, check_digest, sha256
 from .stream import BLOCK
 
 
+_ABANDONED = 600.0
+"""Seconds after which a temporary file that nobody writes to belongs to nobody."""
+
+_NO_ROOM = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file would be larger than this process may write",
+}
+
+
 @contextlib.contextmanager
 def clear_disk_errors(what: str, directory: Path) -> Iterator[None]:
     """A full, read-only or forbidden disk becomes one ImageError that says so."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "no space left" if error.errno == errno.ENOSPC else "the quota is used up"
+        reason = _NO_ROOM.get(error.errno or 0)
+        if reason is not None:
             raise ImageError(
                 f"cannot write {what} to {directory}: {reason}",
                 hint="Free some space (clustrix-containers prune), or choose another directory.",
                 path=directory,
                 errno=error.errno,
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR):
             raise ImageError(
                 f"cannot write {what} to {directory}: {error.strerror} ({error.filename})",
                 hint="Choose a directory of your own, or have its permissions changed.",
@@ -169,17 +179,19 @@ class Blobs:
             name.replace(self.path(descriptor.digest))
 
     def sweep(self, referenced: set[str], grace: float) -> int:
-        """Remove blobs and temporary files that nothing refers to and that are ``grace`` seconds old.
+        """Remove blobs that nothing refers to and that are ``grace`` seconds old, and left-overs.
 
-        The bytes that this gives back: a blob that a cache holds by a hard link counts nothing.
+        A temporary file is one once nobody has written to it for ten minutes. The bytes that this gives back: a blob that a cache holds by a hard link counts nothing.
         """
-        oldest = self.now() - grace
+        now = self.now()
         freed = 0
         for path in self._entries(self.directory):
-            if f"sha256:{path.name}" not in referenced:
-                freed += _remove(path, oldest)
+            if f"sha256:{path.name}" not in referenced and path.stat().st_ctime <= now - grace:
+                freed += _remove(path)
         for path in self._entries(self.temporary):
-            freed += _remove(path, oldest)
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime <= now - max(grace, _ABANDONED):
+                    freed += _remove(path)
         return freed
 
     @staticmethod
@@ -195,15 +207,10 @@ class Blobs:
             return os.fstat(file.fileno()).st_ctime
 
 
-def _remove(path: Path, oldest: float) -> int:
-    try:
-        status = path.stat()
-        if status.st_ctime > oldest:
-            return 0
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-            return 0
-        path.unlink()
-    except FileNotFoundError:
+def _remove(path: Path) -> int:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
         return 0
+    status = path.stat()
+    path.unlink()
     return status.st_size if status.st_nlink == 1 else 0

@@ -30,7 +30,6 @@ from .protocol import digest_tag
 from .stream import BLOCK, verified
 
 REF_NAME = "org.opencontainers.image.ref.name"
-_PUSH_ATTEMPTS = 5
 
 Fetch = Callable[[Layer], Path]
 """Brings a layer by reference to this machine: the file that holds its blob."""
@@ -67,19 +66,13 @@ class Layout:
         names = [digest_tag(image.digest), *([tag] if tag is not None else [])]
         with clear_disk_errors(f"the image {image.digest}", self.directory):
             self._prepare()
-            for _ in range(_PUSH_ATTEMPTS):
-                self._write_blobs(image, fetch)
-                self._blobs.add_bytes(image.digest, manifest)
-                with self._locked():
-                    # A prune may have taken an old blob between the look and the lock.
-                    if self._complete(image):
-                        self._name(descriptor, names)
-                        return descriptor
-        raise ImageError(
-            f"blobs of {image.digest} vanish from {self.directory} while they are being written",
-            hint="Does something else delete files there?",
-            path=self.directory,
-        )
+            self._write(image, fetch)
+            with self._locked():
+                # A prune may have taken an old blob between the look and the lock.
+                if not self._complete(image):
+                    self._write(image, fetch)
+                self._name(descriptor, names)
+        return descriptor
 
     def delete(self, reference: str) -> None:
         """Forget a tag, or with a digest the image and all its tags; blobs go with :meth:`prune`."""
@@ -196,9 +189,8 @@ class Layout:
     def _locked(self) -> Any:
         return locked(self.directory / ".lock")
 
-    def _write_blobs(self, image: Image, fetch: Fetch | None) -> None:
-        config = image.config
-        self._blobs.add_bytes(image.config_descriptor.digest, config)
+    def _write(self, image: Image, fetch: Fetch | None) -> None:
+        self._blobs.add_bytes(image.config_descriptor.digest, image.config)
         for layer in {layer.digest: layer for layer in image.layers}.values():
             if self._blobs.holds(layer.descriptor) and self._blobs.touch(layer.digest):
                 continue
@@ -209,6 +201,7 @@ class Layout:
                 self._blobs.add_bytes(layer.digest, blob)
             else:
                 self._blobs.add_file(layer.descriptor, blob)
+        self._blobs.add_bytes(image.digest, image.manifest)
 
     def _fetched(self, layer: Layer, fetch: Fetch | None) -> Path:
         # Somebody else's blob cannot be made young again, but it can be linked anew.
