@@ -74,7 +74,10 @@ class Node:
                     stderr=subprocess.STDOUT,
                 )
             if done.returncode != 0:
-                raise StartError(f"node.sh ended with {done.returncode}:\n{self.logs()}")
+                raise StartError(
+                    f"node.sh ended with {done.returncode}:\n{self.logs()}\nmmdebstrap needs root or"
+                    " subordinate user ids; or leave Apptainer out by name (--exclude apptainer)"
+                )
             partial.rename(self.directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

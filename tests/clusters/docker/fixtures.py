@@ -22,6 +22,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TESTCONTAINERS_HOST_OVERRIDE", "127.0.0.1")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # A run with a given engine starts none, and may have no right to.
+    if given_host() is None:
+        return
+    own = [item for item in items if "own_engine" in getattr(item, "fixturenames", ())]
+    items[:] = [item for item in items if item not in own]
+    config.hook.pytest_deselected(items=own)
+
+
 @pytest.fixture(scope="session")
 def docker_host() -> Iterator[str]:
     """The address of an engine: the one that the environment names, else one of our own.
@@ -35,13 +44,25 @@ def docker_host() -> Iterator[str]:
             pytest.fail(f"no Docker engine answers at {host} ({GIVEN} or DOCKER_HOST)")
         yield host
         return
-    # Not the tests' own temporary folder: a socket's path has 107 bytes.
-    engine = Engine(Path(tempfile.mkdtemp(prefix="cxd-", dir="/tmp")), with_parent=True)
+    engine = _new_engine()
     try:
         engine.up()
         yield engine.host
     finally:
         engine.down()
+
+
+@pytest.fixture
+def own_engine() -> Iterator[Engine]:
+    """An engine that is not started yet, for tests of how one starts and ends."""
+    engine = _new_engine()
+    yield engine
+    engine.down()
+
+
+def _new_engine() -> Engine:
+    # Not the tests' own temporary folder: a socket's path has 107 bytes.
+    return Engine(Path(tempfile.mkdtemp(prefix="cxd-", dir="/tmp")), with_parent=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import docker
@@ -17,13 +15,6 @@ from tests.clusters.daemon import StartError, wait_until
 from tests.clusters.docker.engine import Engine, answers, import_busybox
 
 pytestmark = pytest.mark.docker
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine(Path(tempfile.mkdtemp(prefix="cxd-", dir="/tmp")), with_parent=True)
-    yield engine
-    engine.down()
 
 
 def test_a_container_runs_and_its_output_and_exit_code_come_back(
@@ -42,54 +33,49 @@ def test_a_container_runs_and_its_output_and_exit_code_come_back(
 
 
 def test_down_ends_running_containers_and_leaves_no_mount_process_or_file(
-    engine: Engine, busybox_image: str
+    own_engine: Engine, busybox_image: str
 ) -> None:
-    engine.up()
-    import_busybox(engine.host, busybox_image)
-    client = docker.DockerClient(base_url=engine.host)
+    own_engine.up()
+    import_busybox(own_engine.host, busybox_image)
+    client = docker.DockerClient(base_url=own_engine.host)
     client.containers.run(busybox_image, ["sleep", "1000"], detach=True)
     client.close()
 
-    engine.down()
+    own_engine.down()
 
-    assert not engine.directory.exists()
-    assert str(engine.directory) not in Path("/proc/self/mountinfo").read_text()
-    assert not answers(engine.host)
-
-
-def test_up_and_down_may_be_said_twice(engine: Engine) -> None:
-    engine.up()
-    engine.up()
-    assert answers(engine.host)
-    engine.down()
-    engine.down()
+    assert not own_engine.directory.exists()
+    assert str(own_engine.directory) not in Path("/proc/self/mountinfo").read_text()
+    assert not answers(own_engine.host)
 
 
-def test_an_engine_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    directory = Path(tempfile.mkdtemp(prefix="cxd-", dir="/tmp"))
-    engine = Engine(directory, with_parent=True)
+def test_up_and_down_may_be_said_twice(own_engine: Engine) -> None:
+    own_engine.up()
+    own_engine.up()
+    assert answers(own_engine.host)
+    own_engine.down()
+    own_engine.down()
+
+
+def test_an_engine_ends_with_the_process_that_started_it(own_engine: Engine) -> None:
     script = (
         "import os, sys; from pathlib import Path; from tests.clusters.docker.engine import Engine;"
         "Engine(Path(sys.argv[1]), with_parent=True).up(); os.kill(os.getpid(), 9)"
     )
-    try:
-        killed = subprocess.run([sys.executable, "-c", script, str(directory)], check=False)
-        assert killed.returncode == -9
-        assert wait_until(lambda: not engine.running(), 20)
-    finally:
-        engine.down()
+    killed = subprocess.run([sys.executable, "-c", script, own_engine.directory], check=False)
+    assert killed.returncode == -9
+    assert wait_until(lambda: not own_engine.running(), 20)
 
 
-def test_an_engine_that_cannot_start_says_why_with_its_log(engine: Engine) -> None:
-    (engine.directory / "data").write_text("in the way of a folder")
+def test_an_engine_that_cannot_start_says_why_with_its_log(own_engine: Engine) -> None:
+    (own_engine.directory / "data").write_text("in the way of a folder")
     with pytest.raises(StartError, match=r"dockerd ended with 1:\n(.*\n)*.*points to a file"):
-        engine.up()
+        own_engine.up()
 
 
 def test_without_root_it_says_how_to_name_an_engine() -> None:
     script = (
         "import os; from pathlib import Path; from tests.clusters.docker.engine import Engine;"
-        "os.setuid(65534); Engine(Path('/tmp/cxd-never')).up()"
+        "os.geteuid() or os.setuid(65534); Engine(Path('/tmp/cxd-never')).up()"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
