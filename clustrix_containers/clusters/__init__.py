@@ -1,1 +1,74 @@
-"""Where jobs run. One module each; clusters do not import each other."""
+"""Targets: what runs a task's elements. A new one is a module and an entry-point line.
+
+Entry points: group ``clustrix_containers.clusters``, name the target's ``type`` in
+``clustrix.yml``, value a class or function that takes the target's options as keywords and
+gives a :class:`Cluster`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from clustrix_containers.errors import ClusterError
+from clustrix_containers.jobs import Status, Task
+
+GROUP = "clustrix_containers.clusters"
+_BUILT_IN = {"local": "clustrix_containers.clusters.local:LocalCluster"}
+
+
+class Cluster(Protocol):
+    """Four plural verbs over opaque ids, which any process may use, at any time."""
+
+    def submit(self, task: Task) -> Sequence[str]:
+        """Start a task; the ids of its elements, in the order of ``task.elements``.
+
+        Idempotent: the same run and attempt again gives the same ids and starts nothing.
+        ``ClusterError`` if it cannot be started; then nothing runs.
+        """
+        ...
+
+    def states(self, ids: Sequence[str]) -> Mapping[str, Status]:
+        """How each element is. A query that fails gives ``UNKNOWN``."""
+        ...
+
+    def logs(self, id: str, *, follow: bool = False) -> Iterator[bytes]:  # noqa: A002
+        """What the element printed, in pieces; with ``follow`` until it ends."""
+        ...
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Ask for an end: SIGTERM, a grace, SIGKILL. Returns at once; ended elements stay so."""
+        ...
+
+
+def open_cluster(type: str, options: Mapping[str, Any]) -> Cluster:  # noqa: A002
+    """The target of this type with these options.
+
+    ``ClusterError`` names the known types, or the option that it does not take.
+    """
+    factory = _factory(type)
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise ClusterError(
+            f"the target type {type!r} does not take these options: {error}"
+        ) from error
+
+
+def _factory(name: str) -> Callable[..., Cluster]:
+    from importlib.metadata import EntryPoint, entry_points
+
+    if name in _BUILT_IN:
+        built_in: Callable[..., Cluster] = EntryPoint(name, _BUILT_IN[name], GROUP).load()
+        return built_in
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in found:
+        known = ", ".join(sorted({*_BUILT_IN, *found}))
+        raise ClusterError(f"unknown target type {name!r}", hint=f"Known types: {known}.")
+    try:
+        factory: Callable[..., Cluster] = found[name].load()
+    except Exception as error:
+        raise ClusterError(
+            f"the target type {name!r} cannot be loaded from {found[name].value}: {error}"
+        ) from error
+    return factory

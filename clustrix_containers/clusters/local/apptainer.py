@@ -1,0 +1,89 @@
+"""Containers through Apptainer (or Singularity), on the same unpacked root as the sandbox.
+
+Called as a program: ``spython`` adds nothing to one ``exec`` whose end is waited for
+together with others'. Everything is handed over by variables and ``--mount`` (which quotes,
+as ``--bind`` does not), nothing is inherited.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from clustrix_containers import shell
+
+from .plan import Mount, Plan
+from .process import Container, ProcessContainer
+
+PROGRAMS = ("apptainer", "singularity")
+
+
+def program() -> str | None:
+    """The program's path, or ``None``."""
+    return next((path for name in PROGRAMS if (path := shell.find(name))), None)
+
+
+def unusable() -> str | None:
+    """Why Apptainer cannot be used here; ``None`` if it can."""
+    path = program()
+    if path is None:
+        return "neither apptainer nor singularity is on PATH"
+    tried = shell.run([path, "--version"], timeout=30)
+    return None if tried.code == 0 else f"{path} --version: {tried.complaint}"
+
+
+def mount_option(mount: Mount) -> str:
+    """``--mount``'s value: comma-separated, quoted as CSV."""
+    fields = ["type=bind", f"source={mount.source}", f"destination={mount.target}"]
+    if not mount.writable:
+        fields.append("ro")
+    return ",".join(
+        '"' + field.replace('"', '""') + '"' if any(c in field for c in ',"\n') else field
+        for field in fields
+    )
+
+
+def command(path: str, plan: Plan, work: Path) -> list[str]:
+    """The command line; the environment goes by ``APPTAINERENV_`` variables."""
+    out = [path, "--silent", "exec", "--containall", "--cleanenv", "--no-home", "--no-privs"]
+    out += ["--workdir", str(work), "--pwd", plan.workdir]
+    if plan.gpus:
+        out.append("--nv")
+    for mount in plan.mounts:
+        out += ["--mount", mount_option(mount)]
+    return [*out, plan.root, *plan.argv]
+
+
+class Apptainer:
+    """Runs containers with the ``apptainer`` program."""
+
+    limits = False
+
+    def start(
+        self, plan: Plan, element: int, env: dict[str, str], output: int, before: Callable[[], None]
+    ) -> Container:
+        path = program()
+        assert path is not None
+        work = plan.control / "work" / str(element)
+        work.mkdir(parents=True, exist_ok=True)
+        passed = {
+            name: value for name in ("PATH", "USER", "HOME") if (value := os.environ.get(name))
+        }
+        for name, value in env.items():
+            passed[f"APPTAINERENV_{name}"] = passed[f"SINGULARITYENV_{name}"] = value
+        process = shell.spawn(
+            command(path, plan, work), env=passed, output=output, before_exec=before
+        )
+        process.returncode = 0
+        return _ApptainerContainer(process.pid, work)
+
+
+class _ApptainerContainer(ProcessContainer):
+    def __init__(self, pid: int, work: Path) -> None:
+        super().__init__(pid, inner=False)
+        self._work = work
+
+    def close(self) -> None:
+        shutil.rmtree(self._work, ignore_errors=True)

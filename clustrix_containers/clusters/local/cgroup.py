@@ -1,0 +1,181 @@
+"""Control groups: a memory limit and a processor quota by the kernel, where they can be had.
+
+Version 1 as root (``memory`` and ``cpu`` hierarchies), version 2 as root or where a
+systemd user session has delegated a subtree. See cgroups(7) and cgroup-v2 of the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MOUNT = Path("/sys/fs/cgroup")
+PARENT = "clustrix"
+PERIOD = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Where groups can be made: the parent directory for each controller."""
+
+    version: int
+    memory: Path | None
+    cpu: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One container's group: a directory for each controller (the same one in version 2)."""
+
+    version: int
+    memory: Path | None
+    cpu: Path | None
+
+    def _all(self) -> Iterator[Path]:
+        yield from dict.fromkeys(path for path in (self.memory, self.cpu) if path)
+
+    def join(self) -> None:
+        """Put the calling process into the group."""
+        for path in self._all():
+            (path / "cgroup.procs").write_text("0")
+
+    def peak(self) -> int:
+        """Bytes: the most that the group has used; 0 if the kernel does not say."""
+        name = "memory.max_usage_in_bytes" if self.version == 1 else "memory.peak"
+        return _number(self.memory / name) if self.memory else 0
+
+    def oom_kills(self) -> int:
+        """How many processes the kernel has ended for want of memory."""
+        if not self.memory:
+            return 0
+        name = "memory.oom_control" if self.version == 1 else "memory.events"
+        with contextlib.suppress(OSError, ValueError):
+            for line in (self.memory / name).read_text().splitlines():
+                key, _, value = line.partition(" ")
+                if key == "oom_kill":
+                    return int(value)
+        return 0
+
+    def remove(self, patience: float = 1.0) -> None:
+        """Remove the group; its last processes may still be on their way out (s)."""
+        deadline = time.monotonic() + patience
+        for path in self._all():
+            while True:
+                try:
+                    path.rmdir()
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        break
+                    time.sleep(0.01)
+                else:
+                    break
+
+
+def find() -> Tree | None:
+    """Where this process may make groups with at least a memory limit; ``None`` if nowhere."""
+    own = _own_groups()
+    if "memory" in own:
+        memory = _usable(MOUNT / "memory" / own["memory"].lstrip("/"))
+        cpu = next((p for p in map(MOUNT.joinpath, ("cpu", "cpu,cpuacct")) if p.is_dir()), None)
+        cpu = _usable(cpu / own.get("cpu", "/").lstrip("/")) if cpu else None
+        return Tree(1, memory, cpu) if memory else None
+    if "" in own and (MOUNT / "cgroup.controllers").exists():
+        return _find_unified(MOUNT / own[""].lstrip("/"))
+    return None
+
+
+def _find_unified(path: Path) -> Tree | None:
+    """The nearest ancestor that hands the memory controller on and lets us in.
+
+    A group with processes of its own (ours) cannot hand controllers on: start above it.
+    """
+    while path != MOUNT and MOUNT in path.parents:
+        path = path.parent
+        with contextlib.suppress(OSError):
+            handed_on = (path / "cgroup.subtree_control").read_text().split()
+            allowed = os.access(path, os.W_OK) and os.access(path / "cgroup.procs", os.W_OK)
+            if not allowed or "memory" not in handed_on:
+                continue
+            parent = path / PARENT
+            parent.mkdir(exist_ok=True)
+            wanted = [f"+{name}" for name in ("memory", "cpu") if name in handed_on]
+            (parent / "cgroup.subtree_control").write_text(" ".join(wanted))
+            return Tree(2, parent, parent if "cpu" in handed_on else None)
+    return None
+
+
+def _own_groups() -> dict[str, str]:
+    out = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for controller in controllers.split(","):
+                out[controller] = path
+    return out
+
+
+def _usable(path: Path) -> Path | None:
+    parent = path / PARENT
+    try:
+        parent.mkdir(exist_ok=True)
+    except OSError:
+        return None
+    return parent if os.access(parent, os.W_OK) else None
+
+
+def create(tree: Tree, name: str, *, memory: int | None, cpus: float | None) -> Group:
+    """A group with these limits (bytes, cores). ``OSError`` if the kernel refuses."""
+    memory_path = tree.memory / name if tree.memory and memory else None
+    cpu_path = tree.cpu / name if tree.cpu and cpus else None
+    group = Group(tree.version, memory_path, cpu_path)
+    try:
+        for path in group._all():
+            path.mkdir(exist_ok=True)
+        if memory_path and memory:
+            _limit_memory(memory_path, tree.version, memory)
+        if cpu_path and cpus:
+            quota = max(1000, int(cpus * PERIOD))
+            if tree.version == 1:
+                (cpu_path / "cpu.cfs_period_us").write_text(str(PERIOD))
+                (cpu_path / "cpu.cfs_quota_us").write_text(str(quota))
+            else:
+                (cpu_path / "cpu.max").write_text(f"{quota} {PERIOD}")
+    except OSError:
+        group.remove(patience=0)
+        raise
+    return group
+
+
+def _limit_memory(path: Path, version: int, memory: int) -> None:
+    if version == 1:
+        (path / "memory.limit_in_bytes").write_text(str(memory))
+        with contextlib.suppress(OSError):
+            # Memory and swap together; absent where the kernel does not count swap.
+            (path / "memory.memsw.limit_in_bytes").write_text(str(memory))
+        return
+    (path / "memory.max").write_text(str(memory))
+    with contextlib.suppress(OSError):
+        (path / "memory.swap.max").write_text("0")
+
+
+def sweep(tree: Tree, prefix: str) -> None:
+    """Remove the groups that a supervisor which was killed has left behind."""
+    for parent in dict.fromkeys(path for path in (tree.memory, tree.cpu) if path):
+        for path in parent.iterdir() if parent.is_dir() else ():
+            if path.is_dir() and path.name.startswith(prefix):
+                Group(tree.version, path, None).remove()
+        with contextlib.suppress(OSError):
+            parent.rmdir()
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
