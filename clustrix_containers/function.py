@@ -69,7 +69,8 @@ class Function(Generic[P, R]):
             kwargs["on"] = on
             on = None
         session = self._launch([(args, kwargs)], on, array=False)
-        return session.jobs[0]
+        job: Job = session.jobs[0]
+        return job
 
     def map(
         self,
@@ -191,9 +192,10 @@ class Executor(concurrent.futures.Executor):
         self._check_open()
         session = self._function(fn)._launch([(args, kwargs)], None, array=False)
         self._jobs.extend(session.jobs)
-        return session.jobs[0]
+        job: Job = session.jobs[0]
+        return job
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., Any],
         *iterables: Iterable[Any],

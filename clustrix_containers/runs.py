@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .registry.layout import Layout
     from .results.outcome import Outcome
 
+RESOURCES = ("cpus", "memory", "timeout", "gpus", "shm", "env")
+"""The options of a target that say what its elements get."""
+
 MARK_GRACE = 5.0
 """Seconds to wait for the mark of an element that its cluster says has ended."""
 
@@ -266,7 +269,7 @@ def launch(
     config = configuration.load()
     target = config.target(options.on or config.default)
     resources = options.resources(default_resources(config, target.options))
-    cluster = open_cluster(target)
+    cluster = open_target(target)
     run = Run(
         id=new_id(name),
         name=name,
@@ -299,7 +302,7 @@ def attach(run_id: str, *, watch: bool = True) -> Session:
     book = record()
     run = book.run(run_id)
     target = configuration.Target(run.target, run.type, run.details.get("options") or {})
-    cluster = open_cluster(target)
+    cluster = open_target(target)
     packed = run.details.get("ids")
     directory = book.run_directory(run.id)
     if packed is None:
@@ -400,10 +403,16 @@ def find_image(text: str, layout: Layout) -> Image:
     return layout.image(image.digest)
 
 
+def open_target(target: configuration.Target) -> Cluster:
+    """The cluster of a target of clustrix.yml; what elements get there is not the cluster's to know."""
+    own = {key: value for key, value in target.options.items() if key not in RESOURCES}
+    return open_cluster(target.type, own)
+
+
 def default_resources(config: configuration.Config, options: Mapping[str, Any]) -> Resources:
     """What an element gets where neither decorator nor call says anything."""
     said: dict[str, Any] = {**config.resources}
-    for name in ("cpus", "memory", "timeout", "gpus", "shm"):
+    for name in RESOURCES:
         if name in options:
             said[name] = options[name]
     return Options(**said).resources(Resources())

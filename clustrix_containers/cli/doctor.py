@@ -7,8 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .. import config, prepare
-from ..clusters import open_cluster
+from .. import config, prepare, runs
 from ..errors import Error
 from . import output
 
@@ -75,7 +74,7 @@ def _target(name: str | None) -> list[Finding]:
     try:
         loaded = config.load()
         target = loaded.target(name or loaded.default)
-        cluster = open_cluster(target)
+        cluster = runs.open_target(target)
     except Error as error:
         return [Finding("target", False, str(error))]
     return [Finding(f"{target.name}: {item}", ok, text) for item, ok, text in cluster.check()]

@@ -20,6 +20,15 @@ _BUILT_IN = {"local": "clustrix_containers.clusters.local:LocalCluster"}
 class Cluster(Protocol):
     """Four plural verbs over opaque ids, which any process may use, at any time."""
 
+    @property
+    def poll_interval(self) -> tuple[float, float]:
+        """Seconds between two calls of ``states``: while things change, and while nothing does."""
+        ...
+
+    def check(self) -> Sequence[tuple[str, bool, str]]:
+        """What this target needs: name, whether it is there, a sentence. For ``doctor``."""
+        ...
+
     def submit(self, task: Task) -> Sequence[str]:
         """Start a task; the ids of its elements, in the order of ``task.elements``.
 

@@ -57,6 +57,22 @@ class LocalCluster:
         self.grace = grace
         self._readers: dict[Path, journal.Reader] = {}
 
+    poll_interval = (0.01, 0.25)
+
+    def check(self) -> Sequence[tuple[str, bool, str]]:
+        """The runtimes; one that is not there is all right as long as the chosen one is."""
+        from .runtimes import ORDER, check, choose
+
+        try:
+            chosen = choose(self.runtime).runtime
+        except ClusterError as error:
+            return [("runtime", False, str(error))]
+        found = [check(name) for name in ORDER]
+        return [
+            ("runtime", True, chosen),
+            *((item.runtime, True, item.reason if item.ok else f"no: {item.reason}") for item in found),
+        ]
+
     def describe(self) -> str:
         """Which runtime is taken here, and why not those before it. One sentence each."""
         from .runtimes import ORDER, check, choose

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clustrix_containers import contract
+from clustrix_containers.config import paths
 from clustrix_containers.errors import ClusterError, ImageError
 from clustrix_containers.jobs import Resources, Task
 from clustrix_containers.oci import Image, check_digest, sha256
@@ -147,9 +148,7 @@ def _place(runtime: str, image: Image, cluster: LocalCluster) -> tuple[str, tupl
 def _cache(cluster: LocalCluster) -> Path:
     if cluster.cache is not None:
         return cluster.cache.resolve()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("clustrix-containers")).resolve()
+    return paths().cache.resolve()
 
 
 def _lay_out(
