@@ -27,6 +27,7 @@ def launch(
     from .image import build as builder
 
     runs.refuse_inside()
+    runs.choose(options)
     plain = function.__clustrix_function__
     references: set[str] = set()
 

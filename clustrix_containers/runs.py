@@ -190,9 +190,7 @@ class Session:
 
         end = time.monotonic() + (MARK_GRACE if status.state is State.SUCCEEDED else 0)
         while True:
-            outcome = directory.collect(
-                self._directory, job.element, 0, self._key(), run=self.run
-            )
+            outcome = directory.collect(self._directory, job.element, 0, self._key(), run=self.run)
             if outcome is not None or time.monotonic() > end:
                 return outcome
             time.sleep(0.1)
@@ -266,10 +264,7 @@ def launch(
 ) -> Session:
     """Record, submit and watch a run of ``image``, which lies in the layout."""
     refuse_inside()
-    config = configuration.load()
-    target = config.target(options.on or config.default)
-    resources = options.resources(default_resources(config, target.options))
-    cluster = open_target(target)
+    target, cluster, resources = choose(options)
     run = Run(
         id=new_id(name),
         name=name,
@@ -294,6 +289,14 @@ def launch(
     session = Session(run, cluster, ids, directory, main_module, trust)
     session.watch()
     return session
+
+
+def choose(options: Options) -> tuple[configuration.Target, Cluster, Resources]:
+    """Where a run with these options goes, and what its elements get; errors before any work."""
+    config = configuration.load()
+    target = config.target(options.on)
+    resources = options.resources(default_resources(config, target.options))
+    return target, open_target(target), resources
 
 
 def attach(run_id: str, *, watch: bool = True) -> Session:
@@ -406,7 +409,13 @@ def find_image(text: str, layout: Layout) -> Image:
 def open_target(target: configuration.Target) -> Cluster:
     """The cluster of a target of clustrix.yml; what elements get there is not the cluster's to know."""
     own = {key: value for key, value in target.options.items() if key not in RESOURCES}
-    return open_cluster(target.type, own)
+    try:
+        return open_cluster(target.type, own)
+    except ClusterError as error:
+        option = error.fields.get("option")
+        if option is None:
+            raise
+        raise target.error(option, error.message, error.hint) from error
 
 
 def default_resources(config: configuration.Config, options: Mapping[str, Any]) -> Resources:

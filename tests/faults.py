@@ -342,7 +342,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         size = len(held)
         if self.forgets and not self.honest:
             size = int(self.headers["Content-Range"].partition("-")[2]) + 1
-        headers = {"Range": f"0-{max(0, size - 1)}", "Location": self._location(repository, session)}
+        headers = {
+            "Range": f"0-{max(0, size - 1)}",
+            "Location": self._location(repository, session),
+        }
         self.reply(202 if self.command == "PATCH" else 204, b"", headers)
 
     def _begin(self, repository: str, query: dict[str, list[str]]) -> None:

@@ -7,6 +7,7 @@ gives a :class:`Cluster`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -56,12 +57,15 @@ def open_cluster(type: str, options: Mapping[str, Any]) -> Cluster:  # noqa: A00
     ``ClusterError`` names the known types, or the option that it does not take.
     """
     factory = _factory(type)
-    try:
-        return factory(**options)
-    except TypeError as error:
-        raise ClusterError(
-            f"the target type {type!r} does not take these options: {error}"
-        ) from error
+    taken = inspect.signature(factory).parameters
+    for name in options:
+        if name not in taken:
+            raise ClusterError(
+                f"a target of type {type!r} has no option {name!r}",
+                hint=f"Its options are: {', '.join(taken)}.",
+                option=name,
+            )
+    return factory(**options)
 
 
 def _factory(name: str) -> Callable[..., Cluster]:

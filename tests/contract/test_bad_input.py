@@ -22,7 +22,7 @@ from .conftest import ROOT
 def remains(home: Path) -> list[str]:
     """Runs, records' directories and half-written files under a test's own home."""
     found = [str(path) for path in (home / "state").glob("runs/*")]
-    return found + [str(path) for path in home.rglob("*.tmp*")]
+    return found + [str(path) for path in home.rglob("*tmp*/*") if path.is_file()]
 
 
 def holding(thing: object):

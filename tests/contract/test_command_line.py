@@ -168,9 +168,21 @@ def test_bad_input_gets_one_clear_error(cxc, words: tuple[str, ...], expected: s
     assert not list(state.glob("runs/*"))
 
 
-def test_malformed_configuration_names_file_line_and_key(cxc) -> None:
-    (cxc.project / "clustrix.yml").write_text("default: local\ntargets:\n  local: {tpye: local}\n")
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("default: local\ndefualt: x\n", 2, "defualt"),
+        ("targets:\n  local: {tpye: local}\n", 2, "type"),
+        ("targets:\n  local:\n    type: local\n    runtme: docker\n", 4, "runtme"),
+        ("targets: [\n", 2, ""),
+        ("resources: {memory: lots}\n", 1, "memory"),
+    ],
+)
+def test_malformed_configuration_names_file_line_and_key(
+    cxc, text: str, line: int, key: str
+) -> None:
+    (cxc.project / "clustrix.yml").write_text(text)
     done = cxc("run", "squares.py:square", "1", code=1)
-    assert "clustrix.yml" in done.stderr
-    assert "3" in done.stderr
-    assert "tpye" in done.stderr
+    assert f"clustrix.yml:{line}" in done.stderr
+    assert key in done.stderr
+    assert not list(Path(os.environ["CLUSTRIX_STATE_DIR"]).glob("runs/*"))

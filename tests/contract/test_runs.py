@@ -88,7 +88,7 @@ def test_sys_exit_is_the_users(on: str) -> None:
 
 
 def test_unpicklable_result(on: str) -> None:
-    with pytest.raises(ResultError, match="TextIOWrapper"):
+    with pytest.raises(ResultError, match="lock"):
         cx.function(work.unpicklable).submit(on=on).result(60)
 
 

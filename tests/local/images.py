@@ -25,7 +25,9 @@ from clustrix_containers import contract, oci
 from clustrix_containers.oci import Descriptor, Image, Layer
 
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-LEFT_OUT = re.compile(r"^(test|idlelib|tkinter|lib2to3|ensurepip|turtledemo|site-packages|config-.*)$")
+LEFT_OUT = re.compile(
+    r"^(test|idlelib|tkinter|lib2to3|ensurepip|turtledemo|site-packages|config-.*)$"
+)
 PROGRAMS = ("sh", "sleep", "cat", "id", "ls")
 
 

@@ -70,7 +70,10 @@ class LocalCluster:
         found = [check(name) for name in ORDER]
         return [
             ("runtime", True, chosen),
-            *((item.runtime, True, item.reason if item.ok else f"no: {item.reason}") for item in found),
+            *(
+                (item.runtime, True, item.reason if item.ok else f"no: {item.reason}")
+                for item in found
+            ),
         ]
 
     def describe(self) -> str:

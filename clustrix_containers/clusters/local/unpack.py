@@ -66,7 +66,7 @@ def _open(layer: Layer, blob: Path) -> Iterator[IO[bytes]]:
             yield file
     elif kind in _GZIP:
         with gzip.open(blob, "rb") as stream:
-            yield cast('IO[bytes]', stream)
+            yield cast("IO[bytes]", stream)
     else:
         raise ImageError(f"the layer {layer.digest} is of the type {kind}, which is not supported")
 

@@ -180,9 +180,7 @@ def test_a_damaged_blob_is_found_when_it_is_read(layout: Layout, sample: Image) 
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"manifests": 3}', b"\xff"])
-def test_a_broken_index_is_one_clear_error(
-    layout: Layout, sample: Image, content: bytes
-) -> None:
+def test_a_broken_index_is_one_clear_error(layout: Layout, sample: Image, content: bytes) -> None:
     layout.push(sample)
     (layout.directory / "index.json").write_bytes(content)
     for use in (layout.tags, lambda: layout.image("v1"), lambda: layout.push(sample)):
@@ -216,7 +214,9 @@ def test_an_index_gives_the_image_of_the_platform(layout: Layout, sample: Image)
         entries.append({**pushed.to_json(), "platform": platform})
     index = canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
     descriptor = Descriptor(INDEX, sha256(index), len(index))
-    (layout.directory / "blobs/sha256" / descriptor.digest.removeprefix("sha256:")).write_bytes(index)
+    (layout.directory / "blobs/sha256" / descriptor.digest.removeprefix("sha256:")).write_bytes(
+        index
+    )
     top = json.loads((layout.directory / "index.json").read_bytes())
     named = {"org.opencontainers.image.ref.name": "multi"}
     top["manifests"].append({**descriptor.to_json(), "annotations": named})
