@@ -85,7 +85,7 @@ def _function(function: types.FunctionType) -> Iterator[_Found]:
         yield f"the default of parameter '{variable}' of '{name}'", value
     for variable, value in (function.__kwdefaults__ or {}).items():
         yield f"the default of parameter '{variable}' of '{name}'", value
-    for variable in _globals_used(code):
+    for variable in globals_used(code):
         if variable in function.__globals__:
             yield f"global variable '{variable}' of '{name}'", function.__globals__[variable]
     for key, value in vars(function).items():
@@ -93,13 +93,14 @@ def _function(function: types.FunctionType) -> Iterator[_Found]:
     yield f"the code of '{name}'", code
 
 
-def _globals_used(code: types.CodeType) -> Iterator[str]:
+def globals_used(code: types.CodeType) -> Iterator[str]:
+    """The global names that a code object reads, those nested in it included."""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield str(instruction.argval)
     for value in code.co_consts:
         if isinstance(value, types.CodeType):
-            yield from _globals_used(value)
+            yield from globals_used(value)
 
 
 def _attributes(obj: Any) -> Iterator[_Found]:

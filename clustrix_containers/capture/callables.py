@@ -66,7 +66,7 @@ def capture(
     for name in sorted(wanted - {contract.MAIN}):
         walk.module(name, "the arguments", (), sure=True)
     for name in modules:
-        walk.tree(name, "modules=")
+        walk.tree(name, "the argument modules=")
     for file in datafiles.named(files, _project(found)):
         walk.add(file)
     walk.finish()
@@ -156,6 +156,21 @@ def _entry_lines(found: _Found, walk: Walk) -> None:
     if code is not None:
         path = found.script.name if found.script else walk.finder.find(found.module).path
         walk.entry_lines(path, sources.lines_of(code))
+        _note_guarded(found, code, path, walk)
+
+
+def _note_guarded(found: _Found, code: types.CodeType, path: str, walk: Walk) -> None:
+    """Globals of the function that are set only where the container does not come."""
+    names = scripts.bound_names(getattr(found.target, "__module__", None) or "")
+    bound, guarded = names or (frozenset(), frozenset())
+    for variable in dict.fromkeys(blame.globals_used(code)):
+        if variable in guarded - bound:
+            walk.note(
+                f"{path}:{code.co_firstlineno}",
+                f"{blame.name_of(found.target)} uses {variable}, which is set only under "
+                'if __name__ == "__main__", and that does not run in the container',
+                "Set it outside, or pass it as an argument.",
+            )
 
 
 def _by_value(target: Any, walk: Walk, allow_secrets: bool) -> tuple[bytes, set[str]]:

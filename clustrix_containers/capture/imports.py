@@ -117,7 +117,7 @@ class Walk:
             if not statement.guarded:
                 self.statement(statement, module, path, (*chain, name))
         for line, call in source.dynamic:
-            self._note(
+            self.note(
                 f"{path}:{line}",
                 f"{call} names what it imports only when it runs",
                 "If it can be a local module, name that with modules=; if it can be a "
@@ -161,7 +161,7 @@ class Walk:
         names = [name for name in statement.names if name != "*"]
         if "*" in statement.names:
             names += source.exports
-        return tuple(name for name in names if source.star or name not in source.bound)
+        return tuple(name for name in names if name not in source.bound)
 
     def _in_entry(self, path: str, line: int) -> bool:
         return any(path == place and line in lines for place, lines in self._entry)
@@ -176,7 +176,8 @@ class Walk:
             return
         self._reached[module.name] = module
         self._queue.append((module, chain))
-        reason = f"{where} imports {module.name}" if ":" in where else f"{where}: {module.name}"
+        imported = f"{where} imports {module.name}"
+        reason = imported if ":" in where else f"{module.name}, which {where} needs"
         if module.file is not None:
             self._code(module, module.file, reason)
         for directory in module.directories:
@@ -195,7 +196,7 @@ class Walk:
         if compiled.is_extension(file):
             compiled.check(file, module.name, self.platform)
         self.add(File(module.path, file, reason))
-        self._note(
+        self.note(
             module.path,
             f"{module.name} is compiled: what it imports cannot be seen",
             "Name what it needs with packages= or modules=.",
@@ -231,9 +232,10 @@ class Walk:
         message = f"{where} imports {name}, which is not there{through}"
         if sure:
             raise DependencyError(message, hint=_MISSING_HINT, module=name, where=where)
-        self._note(where, message, _MISSING_HINT)
+        self.note(where, message, _MISSING_HINT)
 
-    def _note(self, where: str, message: str, hint: str) -> None:
+    def note(self, where: str, message: str, hint: str) -> None:
+        """Something that only the user can know."""
         self.notes.setdefault((where, message), Note(where, message, hint))
 
 

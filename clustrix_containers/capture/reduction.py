@@ -86,9 +86,13 @@ class Reducer:
         # Objects that reduce to a bare name (numpy's ufuncs) say no more than their type.
         name = getattr(kind, "__module__", None)
         module = sys.modules.get(name) if isinstance(name, str) else None
-        if module is not None and name not in scripts.MAIN_NAMES:
-            if find_name(module, kind.__qualname__) is kind:
-                self.references.add(scripts.travel_name(module.__name__) or module.__name__)
+        if module is None or name in scripts.MAIN_NAMES:
+            return None
+        if not importable(module):
+            # Cython's functions: their type's module is made up, their own is not.
+            return Reducer._builtin
+        if find_name(module, kind.__qualname__) is kind:
+            self.references.add(scripts.travel_name(module.__name__) or module.__name__)
         return None
 
     def _by_name(self, obj: Any, *, plain: bool) -> Any:
@@ -226,8 +230,10 @@ class Reducer:
         return value
 
     def _builtin(self, obj: Any) -> Any:
-        if isinstance(obj.__module__, str):
-            self.references.add(obj.__module__)
+        name = getattr(obj, "__module__", None)
+        module = sys.modules.get(name) if isinstance(name, str) else None
+        if module is not None and importable(module):
+            self.references.add(module.__name__)
         return NotImplemented
 
     def _cached(self, obj: Any) -> Any:

@@ -32,6 +32,7 @@ class StablePickler(Reducer, _Python):  # type: ignore[misc]
         super().__init__(file, protocol=5)
         self.prepare(place)
         self._equal: dict[Any, Any] = {}
+        self._inside_key = False
 
     def constant(self, value: Any) -> Any:
         if not isinstance(value, (tuple, frozenset)):
@@ -69,19 +70,23 @@ class StablePickler(Reducer, _Python):  # type: ignore[misc]
         self.memoize(obj)
 
     def _ordered(self, items: Any) -> list[Any]:
-        def key(item: Any) -> tuple[str, bytes]:
-            file = io.BytesIO()
-            StablePickler(file, self.place).dump(item)
-            return type(item).__name__, file.getvalue()
-
-        if len({type(item) for item in items}) == 1 and isinstance(
-            next(iter(items)), (str, bytes, int)
-        ):
+        kinds = {type(item) for item in items}
+        if len(kinds) == 1 and kinds <= {str, bytes, int, float, bool}:
             return sorted(items)
-        try:
-            return sorted(items, key=key)
-        except (TypeError, pickle.PicklingError, AttributeError, RecursionError):
+        # Not inside a key: an object whose set holds the object itself would never end.
+        if self._inside_key:
             return list(items)
+        try:
+            return sorted(items, key=self._key)
+        except (TypeError, ValueError, AttributeError, pickle.PicklingError, RecursionError):
+            return list(items)
+
+    def _key(self, item: Any) -> tuple[str, bytes]:
+        file = io.BytesIO()
+        pickler = StablePickler(file, self.place)
+        pickler._inside_key = True
+        pickler.dump(item)
+        return type(item).__qualname__, file.getvalue()
 
     dispatch_base: ClassVar[Any] = dict(dispatch)
     dispatch[str] = save_equal

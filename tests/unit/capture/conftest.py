@@ -72,10 +72,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
 def bundle_of(project: Project) -> Callable[..., Any]:
     """The bundle of ``module:qualname`` in a project of these files."""
 
-    def build(files: dict[str, str | bytes], target: str, **options: Any) -> Any:
+    def build(content: dict[str, str | bytes], target: str, **options: Any) -> Any:
         from clustrix_containers.capture.callables import capture
 
-        project.write(files)
+        project.write(content)
         module, _, qualname = target.partition(":")
         found: Any = project.load(module)
         for part in qualname.split("."):

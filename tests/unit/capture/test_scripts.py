@@ -90,6 +90,20 @@ print("done")
     assert project.python(str(_script(project, body))) == "done\n"
 
 
+def test_global_set_under_the_main_guard_is_noted(project: Any) -> None:
+    program = """
+def f(x): return x + scale
+if __name__ == "__main__":
+    scale = 2
+    from clustrix_containers.capture.callables import capture
+    for note in capture(f).notes: print(note.where, note.message)
+    for note in capture(lambda: scale).notes: print(note)
+"""
+    path = project.write({"s.py": program}) / "s.py"
+    (line,) = project.python(str(path)).splitlines()
+    assert line.startswith("s.py:2 f uses scale, which is set only under if __name__")
+
+
 def test_script_reached_only_by_arguments(project: Any) -> None:
     body = """
 from clustrix_containers.capture.pickling import dump_call
