@@ -218,7 +218,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self._route()
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _any
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _any  # noqa: N815
 
     # Answering
 
@@ -342,7 +342,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         size = len(held)
         if self.forgets and not self.honest:
             size = int(self.headers["Content-Range"].partition("-")[2]) + 1
-        headers = {"Range": f"0-{max(0, size - 1)}", "Location": self._location(repository, session)}
+        headers = {
+            "Range": f"0-{max(0, size - 1)}",
+            "Location": self._location(repository, session),
+        }
         self.reply(202 if self.command == "PATCH" else 204, b"", headers)
 
     def _begin(self, repository: str, query: dict[str, list[str]]) -> None:

@@ -117,7 +117,11 @@ def test_a_second_project_uploads_none_of_a_wheel_that_the_first_one_has(
 
 
 def test_blobs_that_nothing_is_known_of_are_asked_for_at_once(
-    registry_open: Service, repository: str, remote: Callable[..., Remote], base: Image, tmp_path: Path
+    registry_open: Service,
+    repository: str,
+    remote: Callable[..., Remote],
+    base: Image,
+    tmp_path: Path,
 ) -> None:
     remote(registry_open, repository).push(base)
     pool = CountingPool(_FAR)

@@ -180,7 +180,10 @@ class Registries:
     def _password_file(self) -> dict[str, object]:
         path = self.directory / "htpasswd"
         line = subprocess.run(
-            ["htpasswd", "-niBC", "4", USER], input=PASSWORD.encode(), capture_output=True, check=True
+            ["htpasswd", "-niBC", "4", USER],
+            input=PASSWORD.encode(),
+            capture_output=True,
+            check=True,
         ).stdout
         path.write_bytes(line)
         return {"htpasswd": {"realm": "test", "path": str(path)}}
