@@ -6,7 +6,7 @@ The public names, nothing else: importing this imports nothing but the standard 
 from __future__ import annotations
 
 from . import errors
-from .function import Executor, Function, attach, function
+from .function import Executor, Function, attach, function, image_directory
 from .futures import Job, JobArray
 from .options import Options
 
@@ -20,4 +20,5 @@ __all__ = [
     "attach",
     "errors",
     "function",
+    "image_directory",
 ]

@@ -230,6 +230,13 @@ class Executor(concurrent.futures.Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
 
 
+def image_directory() -> str:
+    """Where this user's images lie: an OCI image layout directory, which skopeo and umoci read."""
+    from . import prepare
+
+    return str(prepare.layout().directory)
+
+
 def attach(run_id: str) -> Job | JobArray:
     """The handle of a run again, in any process of this user: a Job, or a JobArray for a ``map``."""
     from . import runs
@@ -237,4 +244,4 @@ def attach(run_id: str) -> Job | JobArray:
     return runs.handle(runs.attach(run_id))
 
 
-__all__ = ["Executor", "Function", "Job", "JobArray", "Options", "attach", "function"]
+__all__ = ["Executor", "Function", "Job", "JobArray", "Options", "attach", "function", "image_directory"]

@@ -28,6 +28,12 @@ DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
+_OCI_WORDS = {
+    DOCKER_LAYER: LAYER_GZIP,
+    "application/vnd.docker.image.rootfs.diff.tar": LAYER_TAR,
+    "application/vnd.docker.image.rootfs.diff.tar.zstd": LAYER_ZSTD,
+}
+
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 
@@ -110,19 +116,20 @@ class Reference:
         if "@" in rest:
             rest, digest = rest.split("@", 1)
             check_digest(digest)
-        head, _, last = rest.rpartition("/")
+        head, slash, last = rest.rpartition("/")
         if ":" in last:
             last, tag = last.split(":", 1)
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", tag):
                 raise ImageError(f"not a tag: {tag!r} in {text!r}")
-        name = f"{head}/{last}" if head else last
+        name = f"{head}{slash}{last}"
         first, slash, remainder = name.partition("/")
         if slash and ("." in first or ":" in first or first == "localhost"):
             registry, repository = first, remainder
         else:
             registry, repository = "docker.io", name
-            if "/" not in name:
-                repository = f"library/{name}"
+        if registry in ("docker.io", "index.docker.io"):
+            registry = "docker.io"
+            repository = repository if "/" in repository else f"library/{repository}"
         component = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
         if not re.fullmatch(rf"{component}(?:/{component})*", repository):
             raise ImageError(
@@ -243,13 +250,16 @@ class Image:
         return sum(layer.size for layer in self.layers)
 
     def append(self, *layers: Layer) -> Image:
-        return replace(self, layers=(*self.layers, *layers), raw_config=None, raw_manifest=None)
+        return self._changed(layers=(*self.layers, *layers))
 
     def configure(self, **settings: Any) -> Image:
         """A new image with these keys of the config's ``config`` object (Env, Labels, …) replaced."""
-        return replace(
-            self, settings={**self.settings, **settings}, raw_config=None, raw_manifest=None
-        )
+        return self._changed(settings={**self.settings, **settings})
+
+    def _changed(self, **fields: Any) -> Image:
+        """A new image whose manifest and config are made anew: in OCI's words, also for Docker's layers."""
+        new = replace(self, raw_config=None, raw_manifest=None, **fields)
+        return replace(new, layers=tuple(_in_oci_words(layer) for layer in new.layers))
 
     @classmethod
     def read(cls, manifest: bytes, config: bytes, *, origin: Reference | None = None) -> Image:
@@ -291,3 +301,11 @@ class Image:
         return (
             layer for layer in self.layers if layer.descriptor.annotations.get(annotation) in values
         )
+
+
+def _in_oci_words(layer: Layer) -> Layer:
+    # umoci refuses Docker's media types in an OCI manifest; the bytes are the same.
+    media_type = _OCI_WORDS.get(layer.descriptor.media_type)
+    if media_type is None:
+        return layer
+    return replace(layer, descriptor=replace(layer.descriptor, media_type=media_type))

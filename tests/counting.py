@@ -29,7 +29,9 @@ class CountingPool(urllib3.PoolManager):
         self.noted: list[Noted] = []
         self._distance = distance
 
-    def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> Any:
+    def urlopen(  # type: ignore[override]
+        self, method: str, url: str, redirect: bool = True, **options: Any
+    ) -> Any:
         headers, body = options.get("headers") or {}, options.get("body")
         sent = len(body) if isinstance(body, bytes) else int(headers.get("Content-Length", 0))
         self.noted.append(Noted(method, url, threading.current_thread().name, sent))

@@ -218,7 +218,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self._route()
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _any
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _any  # noqa: N815
 
     # Answering
 

@@ -66,6 +66,8 @@ def _why(
     answer: Answer, host: str, credentials: str | None, codes: tuple[str, ...]
 ) -> tuple[str, str | None]:
     login = f"Run: docker login {host}"
+    if answer.status == 400 and b"HTTPS" in answer.body[:200]:
+        return "it speaks TLS and was asked without", "Ask with TLS: ca_file=…, or insecure=False."
     if answer.status == 401:
         if credentials is None:
             return "no credentials for this host", login

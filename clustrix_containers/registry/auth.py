@@ -31,7 +31,7 @@ Send = Callable[[str, str, Mapping[str, str], bytes], Answer]
 
 _CLIENT = "clustrix-containers"
 _PAIR = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
-_SCHEME = re.compile(r"([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?:\s+|$)")
+_SCHEME = re.compile(r"([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?=[\s,]|$)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from ..errors import DigestMismatch, ImageError
 from ..oci import Descriptor, check_digest, sha256
 from .stream import BLOCK
 
-
 _ABANDONED = 600.0
 """Seconds after which a temporary file that nobody writes to belongs to nobody."""
 
@@ -186,8 +185,11 @@ class Blobs:
         now = self.now()
         freed = 0
         for path in self._entries(self.directory):
-            if f"sha256:{path.name}" not in referenced and path.stat().st_ctime <= now - grace:
-                freed += _remove(path)
+            if f"sha256:{path.name}" in referenced:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ctime <= now - grace:
+                    freed += _remove(path)
         for path in self._entries(self.temporary):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime <= now - max(grace, _ABANDONED):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from .. import __version__
 from ..errors import ConfigError, RegistryError
 from ..oci import Reference
 from .answers import Answer, refusal
@@ -118,13 +117,16 @@ class Transport:
         length: int,
         stream: bool,
     ) -> Answer:
-        sent = self._auth.header(scopes)
-        answer = self._follow(method, url, action, sent, headers, body, length, stream)
-        asked = answer.status == 401 and self._is_own(answer.url)
-        if asked and self._auth.challenged(answer.challenges, scopes, sent):
+        renewed = False
+        while True:
             sent = self._auth.header(scopes)
             answer = self._follow(method, url, action, sent, headers, body, length, stream)
-        return answer
+            # One more try for being asked at all, and one for a token that has ended.
+            if answer.status != 401 or renewed or not self._is_own(answer.url):
+                return answer
+            if not self._auth.challenged(answer.challenges, scopes, sent):
+                return answer
+            renewed = sent is not None
 
     def _follow(
         self,
@@ -156,18 +158,20 @@ class Transport:
 
     def resolve(self, location: str, base: str | None = None) -> str:
         """A Location header (absolute or relative) as a URL; RegistryError if it may not be used."""
-        url = urljoin(base or self.origin + "/", location)
+        own = urlsplit(self.origin)
         try:
-            parts, own = urlsplit(url), urlsplit(self.origin)
-            host = parts.hostname
+            url = urljoin(base or self.origin + "/", location)
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
         except ValueError:
-            host = None
+            url, parts, host, port = "", urlsplit(""), None, None
         if not host or parts.scheme not in ("http", "https"):
             raise RegistryError(
                 f"{self.host} sends us to something that is no web address: {location[:200]!r}",
                 host=self.host,
             )
-        if parts.scheme == "http" and own.scheme == "https" and host == own.hostname:
+        same = host == own.hostname and port in (None, own.port)
+        if parts.scheme == "http" and own.scheme == "https" and same:
             # A registry behind a TLS proxy that does not know of it.
             query = f"?{parts.query}" if parts.query else ""
             return f"{self.origin}{parts.path}{query}"
@@ -205,6 +209,8 @@ class Transport:
         length: int,
         stream: bool,
     ) -> Answer:
+        from .. import __version__
+
         headers.setdefault("User-Agent", f"clustrix-containers/{__version__}")
         headers.setdefault("Accept-Encoding", "identity")
         if body is not None and not isinstance(body, bytes):

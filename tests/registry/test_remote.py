@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 
 from clustrix_containers.credentials import Credential
 from clustrix_containers.errors import RegistryError
-from clustrix_containers.oci import Descriptor, Image, Reference
+from clustrix_containers.oci import LAYER_GZIP, Descriptor, Image, Layer, Reference
 from clustrix_containers.registry import Layout, Remote, fetch_layers
 from clustrix_containers.registry.upload import Limits
 from tests.clusters.registry.cluster import Registries, Service
@@ -159,11 +162,11 @@ def test_what_other_tools_pushed_is_read(
 
 
 def test_without_credentials_the_error_says_how_to_log_in(
-    registry_tls: Service, repository: str, remote: Make, sample: Image
+    registry_tls: Service, repository: str, remote: Make
 ) -> None:
     there = remote(registry_tls, repository, credentials=lambda *_: None)
     with pytest.raises(RegistryError) as caught:
-        there.push(sample)
+        there.push(image(layer({"code": b"print()"})))
     assert str(caught.value).startswith(
         f"{registry_tls.address} answered 401 Unauthorized for pushing {repository}:"
         " no credentials for this host"
@@ -218,7 +221,39 @@ def test_an_unknown_authority_is_named(
 def test_plain_http_to_a_tls_port_and_back_are_one_clear_error(
     registry_tls: Service, registry_open: Service, repository: str, remote: Make, sample: Image
 ) -> None:
-    with pytest.raises(RegistryError, match="400 Bad Request"):
+    with pytest.raises(RegistryError, match=r"400 Bad Request .*: it speaks TLS"):
         remote(registry_tls, repository, ca_file=None).push(sample)
     with pytest.raises(RegistryError, match="does not speak TLS"):
         remote(registry_open, repository, insecure=False).push(sample)
+
+
+def test_a_large_blob_passes_through_a_little_memory(
+    registry_open: Service, repository: str, remote: Make, tmp_path: Path
+) -> None:
+    size = 96 << 20
+    path = tmp_path / "large"
+    path.touch()
+    os.truncate(path, size)
+    digest = hashlib.sha256()
+    for _ in range(size >> 20):
+        digest.update(bytes(1 << 20))
+    blob = Descriptor(LAYER_GZIP, f"sha256:{digest.hexdigest()}", size)
+    it = image(Layer(blob, blob.digest, path))
+    tracemalloc.start()
+    try:
+        remote(registry_open, repository).push(it)
+        far = remote(registry_open, repository).image(it.digest)
+        remote(registry_open, repository).fetch_blob(blob, tmp_path / "fetched")
+        # From one repository to another, without a mount: streamed.
+        streamed = dataclasses.replace(far.layers[0], origin=Reference("elsewhere", "x"))
+        remote(
+            registry_open,
+            f"{repository}/copy",
+            cache=tmp_path / "empty",
+            peer=lambda _origin: remote(registry_open, repository),
+        ).push(image(streamed))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "fetched").stat().st_size == size
+    assert peak < 24 << 20

@@ -1,0 +1,54 @@
+"""The registry cluster itself: the four verbs, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clusters.daemon import StartError
+from tests.clusters.registry.cluster import Registries
+
+pytestmark = pytest.mark.registry
+
+
+def verb(name: str, directory: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.clusters.registry", name],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(directory)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_four_verbs_from_a_shell(tmp_path: Path) -> None:
+    try:
+        up = verb("up", tmp_path)
+        assert verb("up", tmp_path) == up
+        assert verb("env", tmp_path) == up
+        values = dict(line.removeprefix("export ").split("=", 1) for line in up.splitlines())
+        address = values["CLUSTRIX_TEST_REGISTRY_OPEN"]
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port))).close()
+        assert "listening on" in verb("logs", tmp_path)
+    finally:
+        verb("down", tmp_path)
+    verb("down", tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)))
+
+
+def test_a_missing_program_is_named_with_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StartError, match="apt-get install docker-registry"):
+        Registries(tmp_path / "state").up()
