@@ -44,7 +44,9 @@ def sha256(data: bytes) -> str:
 def check_digest(digest: str) -> str:
     """The digest itself if it is a well-formed sha256 digest, else an ImageError."""
     if not _DIGEST.match(digest):
-        raise ImageError(f"not a sha256 digest: {digest!r}", hint="It reads sha256:<64 hex digits>.")
+        raise ImageError(
+            f"not a sha256 digest: {digest!r}", hint="It reads sha256:<64 hex digits>."
+        )
     return digest
 
 
@@ -241,9 +243,7 @@ class Image:
         return sum(layer.size for layer in self.layers)
 
     def append(self, *layers: Layer) -> Image:
-        return replace(
-            self, layers=(*self.layers, *layers), raw_config=None, raw_manifest=None
-        )
+        return replace(self, layers=(*self.layers, *layers), raw_config=None, raw_manifest=None)
 
     def configure(self, **settings: Any) -> Image:
         """A new image with these keys of the config's ``config`` object (Env, Labels, …) replaced."""
@@ -252,9 +252,7 @@ class Image:
         )
 
     @classmethod
-    def read(
-        cls, manifest: bytes, config: bytes, *, origin: Reference | None = None
-    ) -> Image:
+    def read(cls, manifest: bytes, config: bytes, *, origin: Reference | None = None) -> Image:
         """An image from the bytes of its manifest and config; layers are by reference to ``origin``."""
         try:
             parsed, conf = json.loads(manifest), json.loads(config)
@@ -279,7 +277,9 @@ class Image:
         )
         return cls(
             layers,
-            Platform(conf.get("os", "linux"), conf.get("architecture", "amd64"), conf.get("variant")),
+            Platform(
+                conf.get("os", "linux"), conf.get("architecture", "amd64"), conf.get("variant")
+            ),
             conf.get("config") or {},
             parsed.get("annotations") or {},
             config,

@@ -28,7 +28,8 @@ START_TIMEOUT = 60.0
 class LocalCluster:
     """Runs tasks on this machine.
 
-    ``runtime``: ``auto`` (the first that works of docker, apptainer, sandbox), or one by name.
+    ``runtime``: ``auto`` (the first that works of docker, apptainer, sandbox), or one by name;
+    ``bubblewrap`` or ``namespaces`` for one way of the sandbox's.
     ``cache``: where unpacked images lie (the user's cache directory if not given).
     ``max_parallel``: elements at once (as many as fit into cores and memory if not given).
     ``network``: Docker's network mode. ``limits``: ``auto``, or ``sample`` to leave cgroups
@@ -64,9 +65,8 @@ class LocalCluster:
         chosen = choose(self.runtime)
         lines = [f"{chosen.runtime}: {chosen.reason}"]
         if self.runtime == "auto":
-            lines += [
-                f"not {name}: {check(name).reason}" for name in ORDER[: ORDER.index(chosen.runtime)]
-            ]
+            before = ORDER[: ORDER.index(chosen.runtime)]
+            lines += [f"not {name}: {check(name).reason}" for name in before]
         return "\n".join(lines)
 
     def submit(self, task: Task) -> Sequence[str]:

@@ -66,7 +66,7 @@ def _open(layer: Layer, blob: Path) -> Iterator[IO[bytes]]:
             yield file
     elif kind in _GZIP:
         with gzip.open(blob, "rb") as stream:
-            yield cast('IO[bytes]', stream)
+            yield cast("IO[bytes]", stream)
     else:
         raise ImageError(f"the layer {layer.digest} is of the type {kind}, which is not supported")
 
@@ -96,6 +96,8 @@ def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> Non
         with path.open("xb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
         path.chmod(_readable(member.mode))
+        # Bytecode is only believed if its source has the time that it was made from.
+        os.utime(path, (member.mtime, member.mtime))
     elif member.issym():
         _remove(path)
         path.symlink_to(member.linkname)
