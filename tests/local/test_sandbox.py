@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -63,10 +64,8 @@ def f(host):
 def commands() -> list[str]:
     out = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
+        with contextlib.suppress(OSError):
             out.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip())
-        except OSError:
-            continue
     return out
 
 
@@ -595,5 +594,3 @@ def test_a_large_array_in_flat_memory(bench: Bench) -> None:
     before = time.perf_counter()
     bench.cluster.states(ids)
     assert time.perf_counter() - before < 0.1
-
-

@@ -157,6 +157,8 @@ class LocalCluster:
         status = reader.statuses.get(element, journal.PENDING)
         if status.state.terminal:
             return status
+        if reader.started is None and _abandoned(reader.control):
+            return _NOT_STARTED
         if not reader.control.is_dir():
             return Status(State.FAILED, Cause.DIED, None, "the run's directory is gone")
         if reader.started is None or reader.ended or journal.is_locked(reader.control):
@@ -165,6 +167,20 @@ class LocalCluster:
 
         reader.statuses[element] = orphaned(reader, element, status)
         return reader.statuses[element]
+
+
+_NOT_STARTED = Status(
+    State.PENDING, message="the client ended before the run was started: submit it again"
+)
+
+
+def _abandoned(place: Path) -> bool:
+    """Whether a plan has been there for long, and nobody has begun with it."""
+    try:
+        age = time.time() - (place / "plan.json").stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return age > START_TIMEOUT and not journal.has_started(place)
 
 
 def _id(directory: Path, attempt: int, element: int) -> str:
