@@ -115,6 +115,7 @@ def _seconds(env: Any, name: str) -> Optional[float]:
 
 
 def main() -> int:
+    """The child's exit code; the parent leaves from within."""
     started = time.time()
     wake = _catch_signals()
     try:
@@ -134,7 +135,9 @@ def main() -> int:
     report = watch.until_report()
     code = _conclude(call, key, watch, report, started)
     watch.until_end()
-    return code
+    # Nothing here needs the interpreter's own long way out.
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _catch_signals() -> int:

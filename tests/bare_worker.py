@@ -28,7 +28,7 @@ KEY = b"k" * 32
 
 def interpreters() -> list[str]:
     """Every Python from 3.8 on that is found here: on PATH, and pyenv's."""
-    found: dict[str, str] = {"%d.%d" % sys.version_info[:2]: sys.executable}
+    found: dict[str, str] = {f"3.{sys.version_info[1]}": sys.executable}
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     for minor in range(8, 15):
         name = f"3.{minor}"

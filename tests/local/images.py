@@ -39,15 +39,16 @@ class Tar:
         self.archive = tarfile.open(fileobj=self.data, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
         self.names: set[str] = set()
 
-    def add(self, name: str, content: bytes, mode: int = 0o644) -> None:
+    def add(self, name: str, content: bytes, mode: int = 0o644, mtime: int = 0) -> None:
         if name not in self.names:
             self.names.add(name)
             info = tarfile.TarInfo(name.lstrip("/"))
-            info.size, info.mode = len(content), mode
+            info.size, info.mode, info.mtime = len(content), mode, mtime
             self.archive.addfile(info, io.BytesIO(content))
 
     def file(self, name: str, source: Path) -> None:
-        self.add(name, source.read_bytes(), 0o755 if os.access(source, os.X_OK) else 0o644)
+        mode = 0o755 if os.access(source, os.X_OK) else 0o644
+        self.add(name, source.read_bytes(), mode, int(source.stat().st_mtime))
 
     def link(self, name: str, target: str) -> None:
         info = tarfile.TarInfo(name.lstrip("/"))

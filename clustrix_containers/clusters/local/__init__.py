@@ -28,7 +28,8 @@ START_TIMEOUT = 60.0
 class LocalCluster:
     """Runs tasks on this machine.
 
-    ``runtime``: ``auto`` (the first that works of docker, apptainer, sandbox), or one by name.
+    ``runtime``: ``auto`` (the first that works of docker, apptainer, sandbox), or one by name;
+    ``bubblewrap`` or ``namespaces`` for one way of the sandbox's.
     ``cache``: where unpacked images lie (the user's cache directory if not given).
     ``max_parallel``: elements at once (as many as fit into cores and memory if not given).
     ``network``: Docker's network mode. ``limits``: ``auto``, or ``sample`` to leave cgroups
@@ -83,9 +84,8 @@ class LocalCluster:
         chosen = choose(self.runtime)
         lines = [f"{chosen.runtime}: {chosen.reason}"]
         if self.runtime == "auto":
-            lines += [
-                f"not {name}: {check(name).reason}" for name in ORDER[: ORDER.index(chosen.runtime)]
-            ]
+            before = ORDER[: ORDER.index(chosen.runtime)]
+            lines += [f"not {name}: {check(name).reason}" for name in before]
         return "\n".join(lines)
 
     def submit(self, task: Task) -> Sequence[str]:
@@ -176,6 +176,8 @@ class LocalCluster:
         status = reader.statuses.get(element, journal.PENDING)
         if status.state.terminal:
             return status
+        if reader.started is None and _abandoned(reader.control):
+            return _NOT_STARTED
         if not reader.control.is_dir():
             return Status(State.FAILED, Cause.DIED, None, "the run's directory is gone")
         if reader.started is None or reader.ended or journal.is_locked(reader.control):
@@ -184,6 +186,20 @@ class LocalCluster:
 
         reader.statuses[element] = orphaned(reader, element, status)
         return reader.statuses[element]
+
+
+_NOT_STARTED = Status(
+    State.PENDING, message="the client ended before the run was started: submit it again"
+)
+
+
+def _abandoned(place: Path) -> bool:
+    """Whether a plan has been there for long, and nobody has begun with it."""
+    try:
+        age = time.time() - (place / "plan.json").stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return age > START_TIMEOUT and not journal.has_started(place)
 
 
 def _id(directory: Path, attempt: int, element: int) -> str:

@@ -67,7 +67,7 @@ class Group:
             while True:
                 try:
                     path.rmdir()
-                except FileNotFoundError:
+                except FileNotFoundError:  # noqa: PERF203
                     break
                 except OSError:
                     if time.monotonic() > deadline:

@@ -79,7 +79,7 @@ def load(client: Any, image: Image) -> str:
         try:
             client.images.load(_archive(image, known))
             return str(client.images.get(name).id)
-        except docker.errors.APIError as error:
+        except docker.errors.APIError as error:  # noqa: PERF203
             if not known:
                 raise ClusterError(f"the engine does not load {image.digest}: {error}") from error
             # What it seemed to have is not there: send everything.

@@ -89,6 +89,14 @@ class Reader:
         self.statuses[int(str(event["element"]))] = status
 
 
+def has_started(control: Path) -> bool:
+    """Whether a supervisor has ever begun with this attempt."""
+    try:
+        return (control / "events.jsonl").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def take_lock(control: Path, *, patience: float = 1.0) -> int | None:
     """The attempt's lock for as long as the file number is open; ``None`` if another holds it.
 
@@ -99,7 +107,7 @@ def take_lock(control: Path, *, patience: float = 1.0) -> int | None:
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError:  # noqa: PERF203
             if time.monotonic() > deadline:
                 os.close(file)
                 return None

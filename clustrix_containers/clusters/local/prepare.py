@@ -202,7 +202,7 @@ def _write(plan: Plan) -> Plan:
     """Put the plan in place, unless another client was quicker; the plan that counts."""
     final = plan.control / "plan.json"
     temporary = plan.control / f".plan.{secrets.token_hex(4)}"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(plan.to_json())
         file.flush()
         os.fsync(file.fileno())

@@ -9,6 +9,8 @@ from clustrix_containers.errors import ClusterError
 from .process import Runtime
 
 ORDER = ("docker", "apptainer", "sandbox")
+MEANS = ("bubblewrap", "namespaces")
+"""The sandbox by one of its ways in particular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,13 @@ def check(runtime: str) -> Available:
 
         why = apptainer.unusable()
         return Available(runtime, why is None, why or "it starts")
-    if runtime == "sandbox":
+    if runtime in ("sandbox", *MEANS):
         from . import sandbox
 
-        means, reason = sandbox.means()
-        return Available(runtime, means is not None, reason, means or "")
-    raise ClusterError(
-        f"unknown runtime {runtime!r}", hint=f"It is one of auto, {', '.join(ORDER)}."
-    )
+        means, reason = sandbox.means(runtime if runtime in MEANS else None)
+        return Available("sandbox", means is not None, reason, means or "")
+    known = ", ".join(("auto", *ORDER, *MEANS))
+    raise ClusterError(f"unknown runtime {runtime!r}", hint=f"It is one of {known}.")
 
 
 def available() -> list[Available]:

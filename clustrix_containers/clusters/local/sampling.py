@@ -12,14 +12,7 @@ _PAGE = resource.getpagesize()
 
 def resident(pid: int) -> int:
     """Bytes: the resident sizes of a process and its descendants; shared pages count in each."""
-    total = 0
-    for process in shell.tree(pid):
-        with (
-            contextlib.suppress(OSError, ValueError, IndexError),
-            open(f"/proc/{process}/statm", "rb") as file,
-        ):
-            total += int(file.read().split()[1]) * _PAGE
-    return total
+    return sum(_resident(process) for process in shell.tree(pid))
 
 
 def proportional(pid: int) -> int:
@@ -27,23 +20,26 @@ def proportional(pid: int) -> int:
 
     Costs more: the kernel walks the page tables. Where it is not told, the resident size.
     """
-    total = 0
-    for process in shell.tree(pid):
-        try:
-            with open(f"/proc/{process}/smaps_rollup", "rb") as file:
-                total += (
-                    next(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) * 1024
-                )
-        except (OSError, ValueError, StopIteration):
-            with (
-                contextlib.suppress(OSError, ValueError, IndexError),
-                open(f"/proc/{process}/statm", "rb") as file,
-            ):
-                total += int(file.read().split()[1]) * _PAGE
-    return total
+    return sum(_proportional(process) or _resident(process) for process in shell.tree(pid))
 
 
 def held(pid: int, limit: int) -> int:
     """Bytes held; the exact number is only asked for where the rough one is over the limit."""
     rough = resident(pid)
     return rough if rough <= limit else proportional(pid)
+
+
+def _resident(process: int) -> int:
+    try:
+        with open(f"/proc/{process}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _proportional(process: int) -> int:
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{process}/smaps_rollup", "rb") as f:
+        for line in f:
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -30,28 +30,44 @@ def is_full_root() -> bool:
     return False
 
 
-@lru_cache(maxsize=1)
-def means() -> tuple[str | None, str]:
-    """``bubblewrap``, ``namespaces`` or ``None``, and why."""
-    full_root = is_full_root()
-    bubblewrap = None if full_root else shell.find("bwrap")
-    if bubblewrap:
-        command = [*bubblewrap_command(bubblewrap, "/", (), 4096, "/", 65534, 65534), "true"]
-        tried = shell.run(command, timeout=20)
-        if tried.code == 0:
-            return "bubblewrap", f"{bubblewrap} works"
+@lru_cache
+def means(wanted: str | None = None) -> tuple[str | None, str]:
+    """``bubblewrap``, ``namespaces`` or ``None``, and why; ``wanted`` restricts it to one."""
+    reasons = []
+    if wanted != "namespaces":
+        why = _try_bubblewrap()
+        if why is None:
+            return "bubblewrap", "bubblewrap works"
+        reasons.append(f"bubblewrap: {why}")
+    if wanted != "bubblewrap":
+        why = _try_namespaces()
+        if why is None:
+            return "namespaces", "root" if is_full_root() else "user namespaces work"
+        reasons.append(f"user namespaces cannot be made: {why}{_known_reason()}")
+    return None, "; ".join(reasons)
+
+
+def _try_bubblewrap() -> str | None:
+    if is_full_root():
+        return "as root it cannot change to another real user"
+    program = shell.find("bwrap")
+    if program is None:
+        return "it is not installed"
+    command = [*bubblewrap_command(program, "/", (), 4096, "/", os.getuid(), os.getgid()), "true"]
+    tried = shell.run(command, timeout=20)
+    return None if tried.code == 0 else tried.complaint
+
+
+def _try_namespaces() -> str | None:
     # In a process of its own: it forks, which a client with threads must not.
     code = (
         "import sys; sys.path += sys.argv[2:];"
         "from clustrix_containers.clusters.local.namespaces import probe;"
         "print(probe(sys.argv[1] == 'private') or '', end='')"
     )
-    kind = "root" if full_root else "private"
+    kind = "root" if is_full_root() else "private"
     tried = shell.run(shell.python(code, kind, PACKAGE), timeout=20)
-    why = (tried.text or None) if tried.code == 0 else tried.complaint
-    if why is None:
-        return "namespaces", "root" if full_root else "user namespaces work"
-    return None, f"user namespaces cannot be made: {why}{_known_reason()}"
+    return (tried.text or None) if tried.code == 0 else tried.complaint
 
 
 def _known_reason() -> str:
@@ -90,7 +106,7 @@ def bubblewrap_command(
             out += ["--perms", "1777", "--tmpfs", name]
     for mount in mounts:
         out += ["--bind" if mount.writable else "--ro-bind", mount.source, mount.target]
-    return [*out, "--chdir", workdir, "--"]
+    return [*out, "--remount-ro", "/dev", "--chdir", workdir, "--"]
 
 
 class Sandbox:

@@ -33,7 +33,7 @@ BOOT = (
 """For ``python -I -S -c``: this, the control directory, then the client's ``sys.path``."""
 
 TAKEN = 3
-"""Exit code: another supervisor holds the lock."""
+"""Exit code: another supervisor holds the lock, or has been here before."""
 
 SAMPLE = 0.1
 """Seconds between two looks at memory where no cgroup does it."""
@@ -54,7 +54,7 @@ def main(control: str) -> None:
     plan = Plan.from_json((directory / "plan.json").read_bytes())
     os.umask(0o077)
     lock = journal.take_lock(directory)
-    if lock is None:
+    if lock is None or journal.has_started(directory):
         sys.exit(TAKEN)
     wake = journal.open_wake(directory)
     writer = journal.Writer(directory)
@@ -256,8 +256,8 @@ class Supervisor:
 
     def _judge(self, running: Running, code: int) -> Status:
         """What became of an element whose container has ended."""
-        if code == 0 and (running.why is None or running.why.state is State.CANCELLED):
-            # It was done before the request reached it.
+        if code == 0:
+            # It may have been done before a request or a limit reached it.
             return journal.SUCCEEDED
         if running.why is not None:
             return Status(running.why.state, running.why.cause, code, running.why.message)
@@ -379,10 +379,13 @@ def _sentence(error: Exception) -> str:
     return f"the container cannot be started: {error}"
 
 
-def explain(plan: Plan, element: int, code: int) -> Status:
-    """The status of an element that ended by itself with an exit code other than 0."""
+def explain(plan: Plan, element: int, code: int | None) -> Status:
+    """The status of an element whose container ended by itself; its mark counts most."""
     mark = _mark(plan, element)
     message = str(mark.get("message", ""))
+    if mark.get("outcome") == "ok":
+        # Its result was complete; what came after it (an exit handler, a late kill) is no failure.
+        return journal.SUCCEEDED
     if mark.get("outcome") == "timeout":
         return Status(State.FAILED, Cause.TIME_LIMIT, code, message)
     if mark.get("outcome") == "died":

@@ -96,6 +96,8 @@ def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> Non
         with path.open("xb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
         path.chmod(_readable(member.mode))
+        # Bytecode is only believed if its source has the time that it was made from.
+        os.utime(path, (member.mtime, member.mtime))
     elif member.issym():
         _remove(path)
         path.symlink_to(member.linkname)

@@ -219,7 +219,7 @@ def test_non_contiguous_and_small_arrays(here: Bare) -> None:
     write_code(here.root, {"m.py": code})
     assert here.run()[0] == 0
     a, transposed, stepped, small = here.value()
-    assert (a.T == transposed).all()
+    assert (transposed == a.T).all()
     assert (a[:, ::3] == stepped).all()
     assert list(small) == [0, 1, 2]
 
@@ -277,7 +277,7 @@ def test_an_exception_that_cannot_travel_is_told_in_words(bare: Bare, definition
     write_code(bare.root, {"m.py": f"{definition}\ndef f(): raise E(1, 2)"})
     assert bare.run()[0] == 1
     assert bare.outcome().value is None
-    with pytest.raises(JobError, match="raised m.E: about 1") as caught:
+    with pytest.raises(JobError, match=r"raised m\.E: about 1") as caught:
         bare.value()
     assert caught.value.type == "m.E"
     assert "raise E(1, 2)" in str(caught.value.__cause__)
@@ -290,7 +290,7 @@ def test_notes_and_groups_travel(here: Bare) -> None:
         code = "def f():\n    e = ValueError(1)\n    e.exceptions = [ValueError(1)]\n    e.exceptions[0].__notes__ = ['a note']\n    raise e"
     write_code(here.root, {"m.py": code})
     assert here.run()[0] == 1
-    with pytest.raises(Exception) as caught:  # noqa: B017, PT011
+    with pytest.raises(Exception) as caught:
         here.value()
     assert caught.value.exceptions[0].__notes__ == ["a note"]  # type: ignore[attr-defined]
 
