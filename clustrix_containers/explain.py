@@ -96,7 +96,7 @@ def explanation(name: str, plan: Plan, image: Image) -> Explanation:
         ),
         tuple(FileLine(item.path, item.reason) for item in plan.bundle.files),
         tuple(f"{note.where}: {note.message}. {note.hint}" for note in plan.notes),
-        tuple(str(item) for item in plan.resolution.left_out),
+        tuple(item.message for item in plan.resolution.left_out),
     )
 
 
