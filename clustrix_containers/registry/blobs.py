@@ -101,6 +101,16 @@ class Blobs:
             return False
         return True
 
+    def discard(self, digest: str) -> None:
+        """Throw away a blob whose bytes are wrong, and empty its other hard links.
+
+        A cache that holds the same file finds its size wrong, and makes it again.
+        """
+        path = self.path(digest)
+        with contextlib.suppress(OSError):
+            os.truncate(path, 0)
+        path.unlink(missing_ok=True)
+
     def touch(self, digest: str) -> bool:
         """Make a blob young again; False if it is gone or belongs to somebody else."""
         path = self.path(digest)

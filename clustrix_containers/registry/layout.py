@@ -151,7 +151,7 @@ class Layout:
         path = self.blob(descriptor.digest)
 
         def discard() -> None:
-            path.unlink(missing_ok=True)
+            self._blobs.discard(descriptor.digest)
 
         return verified(path.open("rb"), descriptor, str(self.directory), discard)
 

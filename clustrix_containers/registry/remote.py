@@ -102,11 +102,9 @@ class Remote:
 
         The manifest gets the tag :func:`digest_tag` of its digest, and ``tag`` if given.
         Nothing is asked about a blob that is known to be there, or is small or new (code,
-        call): one changed function is 5 requests in 3 trips. Others are asked for, or
-        mounted from ``mount_from`` (repositories of this registry), from where a layer
-        comes, or from where an earlier push put it. A layer by reference to another
-        registry is streamed from there. ``progress(blob, bytes)`` is called from several
-        threads.
+        call): one changed function is 5 requests in 3 trips. Others are asked for, or mounted
+        from ``mount_from`` (repositories of this registry), from where a layer comes, or from
+        where an earlier push put it. A layer of another registry is streamed from there.
         """
         manifest = image.manifest
         push = Push(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import ssl
 
     import urllib3
+    from urllib3 import BaseHTTPResponse
 
 Body = Callable[[], Readable]
 """Opens a request's body anew, for each attempt to send it."""
@@ -233,18 +234,7 @@ class Transport:
             finally:
                 if opened is not None and not isinstance(opened, bytes):
                     opened.close()
-            challenges = tuple(response.headers.getlist("WWW-Authenticate"))
-            if stream and response.status in (200, 206):
-                return Answer(response.status, response.headers, b"", response, url, challenges)
-            read = response.read(_LARGEST_ANSWER + 1)
-            if len(read) > _LARGEST_ANSWER:
-                response.close()
-                raise RegistryError(
-                    f"{urlsplit(url).netloc} answered with more than {_LARGEST_ANSWER:,} bytes",
-                    status=response.status,
-                )
-            response.release_conn()
-        return Answer(response.status, response.headers, read, None, url, challenges)
+            return _answer(response, url, stream)
 
     def _manager(self, url: str) -> urllib3.PoolManager:
         proxy = _proxy(url)
@@ -292,6 +282,21 @@ class Transport:
                 path=self._ca_file,
             ) from error
         return context
+
+
+def _answer(response: BaseHTTPResponse, url: str, stream: bool) -> Answer:
+    challenges = tuple(response.headers.getlist("WWW-Authenticate"))
+    if stream and response.status in (200, 206):
+        return Answer(response.status, response.headers, b"", response, url, challenges)
+    body = response.read(_LARGEST_ANSWER + 1)
+    if len(body) > _LARGEST_ANSWER:
+        response.close()
+        raise RegistryError(
+            f"{urlsplit(url).netloc} answered with more than {_LARGEST_ANSWER:,} bytes",
+            status=response.status,
+        )
+    response.release_conn()
+    return Answer(response.status, response.headers, body, None, url, challenges)
 
 
 _proxies: dict[tuple[str, Path | None], urllib3.ProxyManager] = {}

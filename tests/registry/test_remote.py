@@ -219,8 +219,9 @@ def test_an_unknown_authority_is_named(
 
 
 def test_plain_http_to_a_tls_port_and_back_are_one_clear_error(
-    registry_tls: Service, registry_open: Service, repository: str, remote: Make, sample: Image
+    registry_tls: Service, registry_open: Service, repository: str, remote: Make
 ) -> None:
+    sample = image(layer({"code": b"print()"}))
     with pytest.raises(RegistryError, match=r"400 Bad Request .*: it speaks TLS"):
         remote(registry_tls, repository, ca_file=None).push(sample)
     with pytest.raises(RegistryError, match="does not speak TLS"):

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.registry import Remote
+from clustrix_containers.oci import Image
+from clustrix_containers.registry import Remote, digest_tag
 from clustrix_containers.registry.retry import Retry
 from tests.faults import FaultServer
+from tests.samples import image, layer, noise
 
 FAST = Retry(attempts=4, first=0.001, most=0.005, patience=2.0)
 
@@ -34,3 +36,21 @@ def connect(tmp_path: Path) -> Callable[..., Remote]:
         return Remote(f"{server.address}/{repository}", **settings)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def sample() -> Image:
+    return image(layer({"code": b"print()"}, "code"))
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Image:
+    return image(layer({"data": noise(1_000_000)}, "code", tmp_path / "cache"))
+
+
+def arrived(server: FaultServer, it: Image, repository: str = "team/runs") -> bool:
+    """Whether the server holds the image, every byte as it was."""
+    blobs = [it.config_descriptor, *(part.descriptor for part in it.layers)]
+    _, manifest = server.manifests.get((repository, digest_tag(it.digest)), ("", b""))
+    # The server took no blob of another digest, so being there is being right.
+    return manifest == it.manifest and all((repository, b.digest) in server.blobs for b in blobs)

@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from clustrix_containers.credentials import Credential
 from clustrix_containers.errors import RegistryError
 from clustrix_containers.oci import Descriptor, Image
 from clustrix_containers.registry import Remote
-from clustrix_containers.registry.auth import is_loopback, parse_challenges
 from tests.clusters.registry.certificates import Authority
-from tests.faults import Basic, Bearer, FaultServer, answer
+from tests.fault_auth import Basic, Bearer
+from tests.faults import FaultServer, answer
 from tests.samples import image, layer, noise
 
 Connect = Callable[..., Remote]
@@ -25,11 +23,6 @@ SECRET = "s3cret:with/colon é"
 
 def mine(*_asked: str) -> Credential:
     return Credential("user", SECRET, source="the test")
-
-
-@pytest.fixture
-def sample() -> Image:
-    return image(layer({"code": b"print()"}, "code"))
 
 
 @pytest.fixture
@@ -54,57 +47,6 @@ def secure(authority: Authority) -> Iterator[FaultServer]:
 
 def authorizations(server: FaultServer) -> list[str]:
     return [it.headers["Authorization"] for it in server.seen if "Authorization" in it.headers]
-
-
-# Challenges
-
-
-@pytest.mark.parametrize(
-    ("header", "expected"),
-    [
-        ('Basic realm="a b"', [("basic", {"realm": "a b"})]),
-        (
-            'Bearer realm="https://a/t",service="s, t",scope="repository:x:pull,push"',
-            [
-                (
-                    "bearer",
-                    {"realm": "https://a/t", "service": "s, t", "scope": "repository:x:pull,push"},
-                )
-            ],
-        ),
-        (
-            'Negotiate, Basic realm=x , BEARER  realm = "q\\"uote"',
-            [("negotiate", {}), ("basic", {"realm": "x"}), ("bearer", {"realm": 'q"uote'})],
-        ),
-        ("", []),
-        ('="', []),
-    ],
-)
-def test_challenges_are_read(header: str, expected: list[tuple[str, dict[str, str]]]) -> None:
-    assert [(it.scheme, dict(it.parameters)) for it in parse_challenges(header)] == expected
-
-
-@given(st.text())
-def test_any_header_is_read_or_ignored(header: str) -> None:
-    for challenge in parse_challenges(header):
-        assert challenge.scheme == challenge.scheme.lower()
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("localhost", True),
-        ("127.9.9.9", True),
-        ("::1", True),
-        ("localhost.example.org", False),
-        ("127.0.0.1.example.org", False),
-        ("10.0.0.1", False),
-        ("", False),
-        (None, False),
-    ],
-)
-def test_only_this_machine_is_loopback(host: str | None, expected: bool) -> None:
-    assert is_loopback(host) is expected
 
 
 # Basic and bearer

@@ -178,6 +178,20 @@ def test_a_damaged_blob_is_found_when_it_is_read(layout: Layout, sample: Image) 
     assert layout.verify("v1").digest == sample.digest
 
 
+def test_a_damaged_blob_that_the_cache_shares_is_found_there_too(
+    layout: Layout, sample: Image
+) -> None:
+    layout.push(sample, "v1")
+    cached = sample.layers[0].blob
+    assert isinstance(cached, Path)
+    cached.write_bytes(bytes(sample.layers[0].size))
+    with pytest.raises(DigestMismatch):
+        layout.verify("v1")
+    with pytest.raises(DigestMismatch, match="has 0 bytes") as caught:
+        layout.push(sample)
+    assert caught.value.path == cached
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"manifests": 3}', b"\xff"])
 def test_a_broken_index_is_one_clear_error(layout: Layout, sample: Image, content: bytes) -> None:
     layout.push(sample)
