@@ -72,7 +72,9 @@ def test_a_signal_to_it_ends_what_runs_inside(
         [apptainer, *CONTAINED, "--bind", f"{shared}:/mnt/it", busybox_root, "sh", "-c", script]
     )
     try:
-        assert wait_until((shared / "mark").exists, 30)
+        mark = shared / "mark"
+        assert wait_until(lambda: mark.exists() or process.poll() is not None, 30)
+        assert mark.exists()
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
     finally:

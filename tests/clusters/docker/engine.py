@@ -111,6 +111,8 @@ class Engine:
                 "--shutdown-timeout=5",
             ),
             directory=own,
+            # A containerd that is asked under load why it is slow leaves its answer here.
+            environment={"TMPDIR": str(own)},
             ready=lambda: answers(self.host),
             with_parent=self.with_parent,
         )
