@@ -38,7 +38,7 @@ def read_elf(path: Path) -> Elf | None:
                 return None
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _read(data)
-    except (OSError, ValueError, struct.error, IndexError, UnicodeDecodeError):
+    except (OSError, ValueError, OverflowError, IndexError, struct.error):
         return None
 
 

@@ -113,8 +113,8 @@ def reshebanged(content: bytes) -> bytes:
     words = first[2:].split(maxsplit=1)
     if not (first.startswith(b"#!") and words and b"python" in words[0].split(b"/")[-1]):
         return content
-    words[0] = PYTHON.encode()
-    return b"#!" + b" ".join(words) + newline + rest
+    # Without its options, as pip and installer do.
+    return b"#!" + PYTHON.encode() + newline + rest
 
 
 def _script(name: str, value: str) -> bytes:

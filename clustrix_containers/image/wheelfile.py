@@ -7,6 +7,7 @@ https://packaging.python.org/en/latest/specifications/binary-distribution-format
 from __future__ import annotations
 
 import re
+import stat
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -144,7 +145,8 @@ def _members(
             row.sha256 if row else None,
             item.compress_type == zipfile.ZIP_STORED,
         )
-        yield name, (member, bool((item.external_attr >> 16) & 0o111))
+        mode = item.external_attr >> 16
+        yield name, (member, stat.S_ISREG(mode) and bool(mode & 0o111))
 
 
 def _data_offset(raw: object, item: zipfile.ZipInfo, path: Path) -> int:

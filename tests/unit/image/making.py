@@ -53,7 +53,7 @@ def make_wheel(
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for entry, data in [*whole.items(), *extra]:
             item = zipfile.ZipInfo(entry)
-            item.external_attr = (0o755 if entry in executable else 0o644) << 16
+            item.external_attr = (0o100755 if entry in executable else 0o100644) << 16
             item.compress_type = zipfile.ZIP_STORED if entry in stored else zipfile.ZIP_DEFLATED
             archive.writestr(item, data)
     return path

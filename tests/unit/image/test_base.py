@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clustrix_containers.contract import LABEL_PYTHON
+from clustrix_containers.errors import ImageError
+from clustrix_containers.image.base import check_wheel, from_registry, packed
+from clustrix_containers.image.elf import read_elf
+from clustrix_containers.image.facts import LABEL_GLIBC, LABEL_INTERPRETER
+from clustrix_containers.image.libraries import closure
+from clustrix_containers.image.validate import validate
+from clustrix_containers.oci import (
+    DOCKER_CONFIG,
+    DOCKER_LAYER,
+    DOCKER_MANIFEST,
+    LAYER_GZIP,
+    Image,
+    Platform,
+    Reference,
+    canonical,
+    sha256,
+)
+
+from .making import MINOR
+
+
+def test_the_packed_interpreter_keeps_the_rules(base: Image, shared_cache: Path) -> None:
+    validate(base)
+    assert base.settings["Labels"][LABEL_PYTHON] == platform.python_version()
+    assert packed(shared_cache) == base
+    assert base.size < 100 << 20
+
+
+def test_the_packed_interpreter_runs_alone(base: Image, run_in: Callable[..., str]) -> None:
+    script = """
+import bz2, ctypes, hashlib, json, lzma, multiprocessing, os, pwd, readline, sqlite3, ssl, sys, zlib, zoneinfo
+assert zoneinfo.ZoneInfo("Europe/Berlin").utcoffset(__import__("datetime").datetime(2026, 7, 1)).seconds == 7200
+assert pwd.getpwuid(65534).pw_name == "nobody"
+ctypes.CDLL("libstdc++.so.6")
+assert os.stat("/tmp").st_mode & 0o7777 == 0o1777
+outside = [m.__file__ for m in sys.modules.values() if getattr(m, "__file__", None) and not m.__file__.startswith("/opt/python/")]
+cached = [m for m in sys.modules.values() if getattr(m, "__cached__", None) and not os.path.exists(m.__cached__)]
+print(json.dumps([sys.version_info[:2], sys.prefix, outside, [m.__name__ for m in cached], ssl.OPENSSL_VERSION]))
+"""
+    version, prefix, outside, uncached, _ = json.loads(
+        run_in(base, f"/opt/python/bin/python{MINOR}", "-c", script)
+    )
+    assert version == list(sys.version_info[:2])
+    assert prefix == "/opt/python"
+    assert outside == []
+    assert [name for name in uncached if not name.startswith("_sysconfigdata")] == []
+    listing = run_in(base, "/bin/sh", "-c", "cd /; echo *; test -w /tmp && id -u")
+    assert {"proc", "dev", "sys", "tmp", "etc", "usr", "opt", "0"} <= set(listing.split())
+
+
+def test_elsewhere_than_on_linux(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(ImageError, match="base="):
+        packed(cache)
+
+
+def test_elf_files_say_what_ldd_says() -> None:
+    binary = Path(sys.executable).resolve()
+    elf = read_elf(binary)
+    assert elf is not None
+    assert elf.interpreter is not None
+    found = closure([binary])
+    said = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=True).stdout
+    expected = {
+        name: Path(place).resolve()
+        for name, arrow, place, *_ in (line.split() for line in said.splitlines() if "=>" in line)
+    }
+    assert {name: path.resolve() for name, path in found.libraries.items()} == expected
+    assert found.loader == elf.interpreter
+    assert elf.glibc is None or elf.glibc <= tuple(map(int, platform.libc_ver()[1].split(".")))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x7fELF", b"#!/bin/sh\n", b"\x7fELF\2\1" + b"\xff" * 300]
+)
+def test_what_is_no_elf_file(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(content)
+    assert read_elf(tmp_path / "x") is None
+
+
+def base_with(**labels: str) -> Image:
+    return Image(
+        (), Platform(), {"Labels": {name.replace("__", "-"): v for name, v in labels.items()}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("filename", "problem"),
+    [
+        ("a-1-py3-none-any.whl", None),
+        ("a-1-cp311-cp311-manylinux_2_28_x86_64.whl", None),
+        ("a-1-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_40_x86_64.whl", None),
+        ("a-1-cp311-cp311-manylinux2014_x86_64.whl", None),
+        ("a-1-cp311-cp311-linux_x86_64.whl", None),
+        ("a-1-cp311-cp311-manylinux_2_40_x86_64.whl", "needs glibc 2.40, the base has glibc 2.31"),
+        ("a-1-cp311-cp311-manylinux_2_17_aarch64.whl", "for aarch64, the base is x86_64"),
+        ("a-1-cp311-cp311-musllinux_1_2_x86_64.whl", "for musl"),
+        ("a-1-cp311-cp311-macosx_11_0_arm64.whl", "for macosx_11_0_arm64"),
+        ("a-1-cp311-cp311-win_amd64.whl", "for win_amd64"),
+    ],
+)
+def test_a_wheel_and_a_base(filename: str, problem: str | None) -> None:
+    base = Image((), Platform(), {"Labels": {LABEL_GLIBC: "2.31"}})
+    if problem is None:
+        check_wheel(filename, base)
+    else:
+        with pytest.raises(ImageError, match=problem):
+            check_wheel(filename, base)
+
+
+class Shelf:
+    """A registry of one image, by its manifest and config."""
+
+    def __init__(self, env: list[str], origin: Reference) -> None:
+        blob = b"a layer that nobody reads"
+        layer = {"mediaType": DOCKER_LAYER, "digest": sha256(blob), "size": len(blob)}
+        self.config = canonical(
+            {
+                "os": "linux",
+                "architecture": "amd64",
+                "config": {"Env": env},
+                "rootfs": {"type": "layers", "diff_ids": [sha256(b"diff")]},
+            }
+        )
+        config = {
+            "mediaType": DOCKER_CONFIG,
+            "digest": sha256(self.config),
+            "size": len(self.config),
+        }
+        self.manifest = canonical(
+            {
+                "schemaVersion": 2,
+                "mediaType": DOCKER_MANIFEST,
+                "config": config,
+                "layers": [layer],
+            }
+        )
+        self.origin = origin
+
+    def image(self, reference: str) -> Image:
+        assert reference == sha256(self.manifest)
+        return Image.read(self.manifest, self.config, origin=self.origin)
+
+
+def on_shelf(env: list[str]) -> tuple[Reference, Shelf]:
+    origin = Reference.parse("example.org/library/python:slim")
+    shelf = Shelf(env, origin)
+    return Reference.parse(f"{origin.name}@{sha256(shelf.manifest)}"), shelf
+
+
+def test_an_official_python_image() -> None:
+    reference, shelf = on_shelf(["PATH=/usr/local/bin:/bin", f"PYTHON_VERSION={MINOR}.4"])
+    base = from_registry(reference, shelf)
+    assert base.settings["Labels"] == {
+        LABEL_INTERPRETER: f"/usr/local/bin/python{MINOR}",
+        LABEL_PYTHON: f"{MINOR}.4",
+    }
+    (layer,) = base.layers
+    assert layer.descriptor.media_type == LAYER_GZIP
+    assert layer.origin == shelf.origin
+    assert layer.blob is None
+    validate(base)
+
+
+def test_a_base_that_says_where_its_python_is() -> None:
+    reference, shelf = on_shelf([])
+    with pytest.raises(ImageError, match="nothing says where"):
+        from_registry(reference, shelf)
+    with pytest.raises(ImageError, match="not the path of a Python"):
+        from_registry(reference, shelf, python="python")
+    base = from_registry(reference, shelf, python=f"/usr/bin/python{MINOR}", glibc="2.31")
+    assert base.settings["Labels"][LABEL_INTERPRETER] == f"/usr/bin/python{MINOR}"
+    assert base.settings["Labels"][LABEL_GLIBC] == "2.31"
+
+
+def test_another_minor_version_is_refused() -> None:
+    reference, shelf = on_shelf(["PYTHON_VERSION=3.7.1"])
+    with pytest.raises(
+        ImageError, match=rf"has Python 3.7.1, and this is Python {MINOR}"
+    ) as caught:
+        from_registry(reference, shelf)
+    assert caught.value.base == "3.7.1"
