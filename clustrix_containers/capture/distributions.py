@@ -2,7 +2,7 @@
 
 A distribution without a RECORD (from before wheels, or a distributor's) is taken as it
 lies there: :attr:`Distribution.info` is then its ``.egg-info`` (a directory or a single
-file), and :func:`files` lists what its ``top_level.txt`` names.
+file), and ``installed.recorded`` lists what its ``top_level.txt`` names.
 """
 
 from __future__ import annotations
