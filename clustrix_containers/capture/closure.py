@@ -142,7 +142,8 @@ class Closure:
         if name == OWN:
             return
         if name == by.name:
-            self._queue.append((by, self._new_extras(by, requirement), chain[:-1]))
+            if new := self._new_extras(by, requirement):
+                self._queue.append((by, new, chain[:-1]))
             return
         installed = self.index.by_name.get(name)
         if installed is None:

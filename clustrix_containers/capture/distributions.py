@@ -2,7 +2,7 @@
 
 A distribution without a RECORD (from before wheels, or a distributor's) is taken as it
 lies there: :attr:`Distribution.info` is then its ``.egg-info`` (a directory or a single
-file), and :func:`files` lists what its ``top_level.txt`` names.
+file), and ``installed.recorded`` lists what its ``top_level.txt`` names.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ def resolve(
     closure = Closure(index(path), values, forgiving=frozenset({_WHOLE}))
     handed = read(Path(requirements), values) if requirements is not None else None
     wishes = [Named(parse(text, "packages="), "packages=") for text in packages]
+    if handed is None:
+        _imports(closure, imports)
     hashes = _wishes(closure, wishes, rank=1)
     if handed is not None:
         hashes |= _wishes(closure, handed.named, rank=2, exact=handed.complete)
     if everything:
         _whole(closure)
-    if handed is None:
-        _imports(closure, imports)
     closure.run()
     if handed is not None:
         _obey(closure, handed, {normalize(w.requirement.name) for w in wishes})

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .closure import OWN, Closure, Node, label, parsed
+from .closure import OWN, Closure, Node, label, parsed, satisfies
 from .installed import Installed, index, normalize
 
 _DEVELOPMENT = re.compile(
@@ -142,6 +142,8 @@ def _extras(closure: Closure, installed: Installed) -> Iterator[tuple[str, set[s
             continue
         requirement = parsed(text)
         if requirement is None or requirement.marker is None:
+            continue
+        if name != installed.name and not satisfies(closure.index.by_name[name], requirement):
             continue
         if requirement.marker.evaluate({**closure.environment, "extra": ""}):
             continue

@@ -248,6 +248,13 @@ class TestClosure:
         install(root, "hen", requires=["egg"])
         assert names(here(root, "hen")) == ["egg", "hen"]
 
+    def test_a_distribution_that_requires_itself(self, root: Path) -> None:
+        install(
+            root, "odd", requires=["odd>=1", "odd[more]", "b; extra == 'more'"], extras=["more"]
+        )
+        install(root, "b")
+        assert names(here(root, "odd")) == ["b", "odd"]
+
     def test_markers_are_the_targets(self, root: Path) -> None:
         install(
             root,
@@ -590,5 +597,5 @@ class TestThisEnvironment:
             ).stdout.split()
             for _ in range(3)
         ]
-        assert min(float(seconds) for seconds, _ in runs) < 0.15
+        assert min(float(seconds) for seconds, _ in runs) < 0.2
         assert {heavy for _, heavy in runs} == {"False"}
