@@ -2,6 +2,7 @@
 
 pytest_plugins = [
     "tests.clusters.plugin",
+    "tests.clusters.registry.fixtures",
     "tests.clusters.docker.fixtures",
     "tests.clusters.apptainer.fixtures",
 ]

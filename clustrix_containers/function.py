@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .explain import Explanation
     from .oci import Image
     from .prepare import Plan
-    from .runs import Session
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -138,7 +137,7 @@ class Function(Generic[P, R]):
         from . import launch
 
         options = self._options if on is None else self._options.but(on=on)
-        return launch.launch(self, calls, options, array=array)
+        return launch.launch(self.__clustrix_function__, calls, options, array=array)
 
 
 def _peek(items: Iterable[Any]) -> tuple[bool, Iterator[Any]]:
@@ -244,4 +243,13 @@ def attach(run_id: str) -> Job | JobArray:
     return runs.handle(runs.attach(run_id))
 
 
-__all__ = ["Executor", "Function", "Job", "JobArray", "Options", "attach", "function", "image_directory"]
+__all__ = [
+    "Executor",
+    "Function",
+    "Job",
+    "JobArray",
+    "Options",
+    "attach",
+    "function",
+    "image_directory",
+]

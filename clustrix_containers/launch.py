@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import config as configuration
 from . import prepare, runs
@@ -13,14 +13,11 @@ from .errors import CaptureError
 from .options import Options
 from .progress import shown
 
-if TYPE_CHECKING:
-    from .function import Function
-
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def launch(
-    function: Function[..., Any], calls: Iterable[Call], options: Options, *, array: bool
+    function: Callable[..., Any], calls: Iterable[Call], options: Options, *, array: bool
 ) -> runs.Session:
     """Submit every call of ``function`` as one run; gives the session that is being watched."""
     from .capture import pickling
@@ -28,12 +25,11 @@ def launch(
 
     runs.refuse_inside()
     runs.choose(options)
-    plain = function.__clustrix_function__
     references: set[str] = set()
 
     def pickles() -> Iterator[bytes]:
         for args, kwargs in calls:
-            data, seen = pickling.dump_call(args, kwargs, function=plain)
+            data, seen = pickling.dump_call(args, kwargs, function=function)
             if not options.allow_secrets:
                 _refuse_secret(data, args, kwargs)
             references.update(seen)
@@ -42,7 +38,7 @@ def launch(
     with shown() as progress:
         layer, count = builder.call_layer(pickles(), cache=configuration.paths().cache)
         plan = prepare.plan(
-            plain,
+            function,
             options,
             references=frozenset(references),
             progress=progress,

@@ -79,6 +79,7 @@ def plan(
         base=options.base or f"packed:{base.digest}",
         python=f"{sys.version_info[0]}.{sys.version_info[1]}",
         platform=str(base.platform),
+        hashes=resolution.hashes,
     )
     return Plan(bundle, resolution, locked, base)
 

@@ -121,7 +121,7 @@ def test_a_killed_supervisor(bench: Bench) -> None:
 
 def test_no_engine_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
-    with pytest.raises(ClusterError, match="no socket /nowhere/docker.sock") as caught:
+    with pytest.raises(ClusterError, match=r"no socket /nowhere/docker\.sock") as caught:
         bench.cluster.submit(bench.task("def f(): pass"))
     assert "DOCKER_HOST" in str(caught.value.hint)
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")

@@ -218,8 +218,7 @@ def test_missing_in_the_function_itself_is_an_error(bundle_of: Any) -> None:
     with pytest.raises(DependencyError, match=r"m\.py:2 imports nowhere_x"):
         bundle_of({"m.py": "def f():\n    import nowhere_x"}, "m:f")
     with pytest.raises(DependencyError, match=r"v\.py:3 imports nowhere_x"):
-        capture_ = bundle_of
-        capture_(
+        bundle_of(
             {"v.py": "def o():\n    def g():\n        import nowhere_x\n    return g\nh = o()"},
             "v:h",
         )
@@ -588,4 +587,4 @@ def test_any_bytes_are_source_or_a_capture_error(content: bytes) -> None:
     try:
         syntax.parse(content, "x.py")
     except CaptureError as error:
-        assert error.fields["path"] == "x.py"
+        assert error.fields["path"] == "x.py"  # noqa: PT017
