@@ -6,11 +6,12 @@ The public names, nothing else: importing this imports nothing but the standard 
 from __future__ import annotations
 
 from . import errors
+from .contract import VERSION
 from .function import Executor, Function, attach, function, image_directory
 from .futures import Job, JobArray
 from .options import Options
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "Executor",
     "Function",

@@ -53,6 +53,9 @@ In the image
 
 from __future__ import annotations
 
+VERSION = "0.1.0"
+"""This package's version; pyproject.toml reads it here."""
+
 PYTHON_ROOT = "/opt/python"
 VENV = "/opt/venv"
 ROOT = "/opt/clustrix"

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from .. import __version__
+from ..contract import VERSION
 from ..errors import Error
 
 
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         description="A Python function becomes one OCI image, and that image runs anywhere.",
         epilog="`cxc COMMAND --help` says more of each.",
     )
-    top.add_argument("--version", action="version", version=f"clustrix-containers {__version__}")
+    top.add_argument("--version", action="version", version=f"clustrix-containers {VERSION}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for add in (work.add, keep.add, doctor.add):
         add(commands)

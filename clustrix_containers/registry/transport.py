@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from ..contract import VERSION
 from ..errors import ConfigError, RegistryError
 from ..oci import Reference
 from .answers import Answer, refusal
@@ -210,9 +211,7 @@ class Transport:
         length: int,
         stream: bool,
     ) -> Answer:
-        from .. import __version__
-
-        headers.setdefault("User-Agent", f"clustrix-containers/{__version__}")
+        headers.setdefault("User-Agent", f"clustrix-containers/{VERSION}")
         headers.setdefault("Accept-Encoding", "identity")
         if body is not None and not isinstance(body, bytes):
             headers["Content-Length"] = str(length)

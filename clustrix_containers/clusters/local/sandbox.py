@@ -10,14 +10,13 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-import clustrix_containers
 from clustrix_containers import shell
 
 from .plan import Mount, Plan
 from .process import Container, ProcessContainer
 
 CAP_SYS_ADMIN = 21
-PACKAGE = str(Path(clustrix_containers.__file__).resolve().parents[1])
+PACKAGE = str(Path(shell.__file__).resolve().parents[1])
 
 
 def is_full_root() -> bool:
