@@ -54,7 +54,7 @@ class Project:
         return done.stdout
 
 
-@pytest.fixture()
+@pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     root = tmp_path / "pro ject's ü"
     root.mkdir()
@@ -68,7 +68,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
             del sys.modules[name]
 
 
-@pytest.fixture()
+@pytest.fixture
 def bundle_of(project: Project) -> Callable[..., Any]:
     """The bundle of ``module:qualname`` in a project of these files."""
 
