@@ -20,7 +20,8 @@ In the image
     "qualname": str, "script": str|null, "name": str}``. ``module``: import ``module``, then walk
     ``qualname``. ``script``: load the file ``script`` (relative to the code root) as module
     :data:`MAIN`, then walk ``qualname``. ``value``: unpickle ``.clustrix/function.pkl``.
-    With kind ``value`` a ``script`` may be given too: it is loaded as MAIN first.
+    With any kind a ``script`` may be given too (arguments may be of its types): it is loaded as
+    MAIN first.
 
 ``call/index`` and ``call/data``
     ``index`` is ``count`` records of two little-endian unsigned 64-bit integers:

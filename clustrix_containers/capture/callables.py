@@ -44,7 +44,6 @@ def capture(
     found = _find(function)
     walk = Walk(Finder(), platform or compiled.host_platform(), allow_secrets)
     pickled: bytes | None = None
-    main: Path | None = None
     wanted = set(references)
     if found.kind == "value":
         pickled, names = _by_value(found.target, walk, allow_secrets)
@@ -55,13 +54,7 @@ def capture(
         _entry_lines(found, walk)
         if found.kind == "module":
             walk.module(found.module, _FUNCTION, ())
-    if found.kind == "script" or contract.MAIN in wanted:
-        main = found.script or scripts.current().path or scripts.loaded_script(contract.MAIN)
-        if main is None:
-            raise CaptureError(
-                "the arguments refer to a script, and there is none in this session",
-                hint="Pass what the image's own script defines, or move it to a module.",
-            )
+    main = _script(found, wanted)
     script = None if main is None else walk.script(main, "the script")
     for name in sorted(wanted - {contract.MAIN}):
         walk.module(name, "the arguments", (), sure=True)
@@ -78,6 +71,19 @@ def capture(
         pickled,
         main,
     )
+
+
+def _script(found: _Found, wanted: set[str]) -> Path | None:
+    """The script that must be there, as the function's own or for what refers to it."""
+    if found.kind != "script" and contract.MAIN not in wanted:
+        return None
+    main = found.script or scripts.current().path or scripts.loaded_script(contract.MAIN)
+    if main is None:
+        raise CaptureError(
+            "the arguments refer to a script, and there is none in this session",
+            hint="Pass what the image's own script defines, or move it to a module.",
+        )
+    return main
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ..errors import CaptureError
 from .bundle import File
 from .compiled import is_extension
 from .modules import absolute
-from .secrets import locate_secret
+from .secrets import environment, locate_secret
 
 LIMIT = 256 << 20
 """Bytes of all data files together."""
@@ -169,7 +169,19 @@ def check(files: Iterable[File], *, allow_secrets: bool) -> None:
         return
     for size, file in sizes.values():
         if size <= _SCANNED and isinstance(file.content, Path):
-            refuse_secret(file.content.read_bytes(), str(file.content))
+            _refuse_secret_in(file.content)
+
+
+_clean: set[tuple[str, int, int, int, int]] = set()
+
+
+def _refuse_secret_in(path: Path) -> None:
+    """As :func:`refuse_secret`, but a file that was clean and has not changed is not read again."""
+    status = path.stat()
+    key = (str(path), status.st_ino, status.st_mtime_ns, status.st_size, hash(environment()))
+    if key not in _clean:
+        refuse_secret(path.read_bytes(), str(path))
+        _clean.add(key)
 
 
 def refuse_secret(content: bytes, name: str) -> None:

@@ -68,18 +68,18 @@ class Finder:
             return Module(name, "ours")
         if top in sys.builtin_module_names:
             return Module(name, "stdlib")
-        parent, _, leaf = name.rpartition(".")
-        above: Module | None = None
-        if parent:
-            above = self.find(parent)
-            if above.kind in ("stdlib", "missing"):
-                return Module(name, above.kind)
         loaded = sys.modules.get(name)
         found = _from_loaded(name, loaded) if isinstance(loaded, ModuleType) else None
-        if found is None and above is not None and not above.directories:
+        if found is not None:
+            return found
+        parent, _, leaf = name.rpartition(".")
+        above = self.find(parent) if parent else None
+        if above is not None and above.kind in ("stdlib", "missing"):
+            return Module(name, above.kind)
+        if above is not None and not above.directories:
             # A module that plays package (six.moves): whatever it offers comes with it.
             return Module(name, above.kind if above.kind == "installed" else "missing")
-        return found or self._search(name, leaf, above)
+        return self._search(name, leaf, above)
 
     def _search(self, name: str, leaf: str, above: Module | None) -> Module:
         path = None if above is None else [str(directory) for directory in above.directories]

@@ -8,6 +8,7 @@ import io
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,6 +66,7 @@ def _dump(kind: Any, value: Any) -> tuple[bytes, Any]:
     return file.getvalue(), pickler
 
 
+@lru_cache(maxsize=4096)
 def _place(filename: str) -> str:
     known = sources.known_place(filename)
     return filename if known is None and filename == "<stdin>" else known or "<source>"

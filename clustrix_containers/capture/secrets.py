@@ -51,17 +51,17 @@ def locate_secret(data: bytes) -> tuple[str, int] | None:
             # AWS's own documentation spells its invented keys AKIA…EXAMPLE.
             if not match.group().endswith(b"EXAMPLE"):
                 return kind, match.start()
-    for name, value in _environment():
+    for name, value in environment():
         at = data.find(value)
         if at >= 0:
             return f"the value of the environment variable {name}", at
     return None
 
 
-def _environment() -> list[tuple[str, bytes]]:
+def environment() -> tuple[tuple[str, bytes], ...]:
     """This process's secrets by variable name, without those that are paths or switches."""
-    return [
+    return tuple(
         (name, value.encode("utf-8", "surrogateescape"))
         for name, value in os.environ.items()
         if len(value) >= _SHORTEST and _NAME.search(name) and not value.startswith("/")
-    ]
+    )

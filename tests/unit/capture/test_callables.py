@@ -129,16 +129,20 @@ def f(x): return x
         "value",
     ),
     "decorated into an object": (
-        "class D:\n    def __init__(s, g): s.g = g\n    def __call__(s, x): return s.g(x) + 1\n"
-        "@D\ndef f(x): return x",
+        (
+            "class D:\n    def __init__(s, g): s.g = g\n    def __call__(s, x): return s.g(x) + 1\n"
+            "@D\ndef f(x): return x"
+        ),
         "m.f",
         (1,),
         2,
         "value",
     ),
     "text at column 0": (
-        'class C:\n    def m(self):\n        def f():\n            return """a\nb\n  c"""\n'
-        "        return f",
+        (
+            'class C:\n    def m(self):\n        def f():\n            return """a\nb\n  c"""\n'
+            "        return f"
+        ),
         "m.C().m()",
         (),
         "a\nb\n  c",
@@ -180,8 +184,10 @@ def o():
         "module",
     ),
     "defaults that are objects": (
-        "import collections\nD = collections.OrderedDict(a=1)\n"
-        "def o():\n    def f(d=D, *, e=frozenset({1})): return d, e\n    return f",
+        (
+            "import collections\nD = collections.OrderedDict(a=1)\n"
+            "def o():\n    def f(d=D, *, e=frozenset({1})): return d, e\n    return f"
+        ),
         "m.o()",
         (),
         ({"a": 1}, frozenset({1})),
@@ -195,8 +201,10 @@ def o():
         "value",
     ),
     "module state that cannot be pickled": (
-        "import threading\nLOCK = threading.Lock()\n"
-        "def o():\n    def f(x):\n        with LOCK: return x\n    return f",
+        (
+            "import threading\nLOCK = threading.Lock()\n"
+            "def o():\n    def f(x):\n        with LOCK: return x\n    return f"
+        ),
         "m.o()",
         (1,),
         1,
@@ -270,7 +278,8 @@ def test_builtin_and_installed_functions_need_no_source(tmp_path: Path) -> None:
     import numpy.linalg
 
     bundle = capture(math.sqrt)
-    assert bundle.files == () and bundle.imports == ()
+    assert bundle.files == ()
+    assert bundle.imports == ()
     assert container.run(bundle, tmp_path, (9.0,)) == 3.0
     bundle = capture(numpy.linalg.norm)
     assert bundle.entry.kind == "module"
@@ -306,11 +315,14 @@ def test_types_beside_the_function_come_back_as_themselves(project: Any, tmp_pat
     )
     m = project.load("m")
     result = container.run(capture(m.f), tmp_path, (m.Point(1),))
-    assert type(result) is m.Point and result == m.Point(2) and result.c is m.Color.RED
+    assert type(result) is m.Point
+    assert result == m.Point(2)
+    assert result.c is m.Color.RED
     inner, function = m.local()
     init = inner.__init__
     result = container.run(capture(function), tmp_path)
-    assert type(result) is inner and result.v == 1
+    assert type(result) is inner
+    assert result.v == 1
     assert inner.__init__ is init
 
 
@@ -371,13 +383,17 @@ def test_module_that_imports_us_needs_none_of_our_dependencies(
             ["closure variable 'f' of 'train'", "an open file ('data.csv')"],
         ),
         (
-            "import threading\ndef o():\n    lock = threading.Lock()\n"
-            "    def train(x=lock): return x\n    return train",
+            (
+                "import threading\ndef o():\n    lock = threading.Lock()\n"
+                "    def train(x=lock): return x\n    return train"
+            ),
             ["default of parameter 'x' of 'train'", "a lock"],
         ),
         (
-            "import threading\ndef o():\n    cfg = {'deep': [threading.Lock()]}\n"
-            "    return lambda: cfg",
+            (
+                "import threading\ndef o():\n    cfg = {'deep': [threading.Lock()]}\n"
+                "    return lambda: cfg"
+            ),
             ["closure variable 'cfg' of '<lambda>', key 'deep', item 0", "a lock"],
         ),
         (
@@ -393,14 +409,18 @@ def test_module_that_imports_us_needs_none_of_our_dependencies(
             ["closure variable 't'", "a thread ('T')"],
         ),
         (
-            "import sqlite3\nclass C:\n    def __init__(self, db): self.db = db\n"
-            "    def run(self): pass\ndef o():\n    db = sqlite3.connect(':memory:')\n"
-            "    db.close()\n    return C(db).run",
+            (
+                "import sqlite3\nclass C:\n    def __init__(self, db): self.db = db\n"
+                "    def run(self): pass\ndef o():\n    db = sqlite3.connect(':memory:')\n"
+                "    db.close()\n    return C(db).run"
+            ),
             ["attribute 'db' of the instance that 'C.run' is bound to", "sqlite3.Connection"],
         ),
         (
-            "import functools, threading\ndef g(a): pass\n"
-            "def o(): return functools.partial(g, threading.Lock())",
+            (
+                "import functools, threading\ndef g(a): pass\n"
+                "def o(): return functools.partial(g, threading.Lock())"
+            ),
             ["argument 0 of a partial of g", "a lock"],
         ),
     ],
@@ -434,7 +454,8 @@ def test_made_up_modules_travel_by_value(tmp_path: Path) -> None:
         bundle = capture(made.f)
     finally:
         del sys.modules["made_up_here"]
-    assert bundle.entry.kind == "value" and bundle.files == ()
+    assert bundle.entry.kind == "value"
+    assert bundle.files == ()
     assert container.run(bundle, tmp_path, (1,)) == 5
 
 

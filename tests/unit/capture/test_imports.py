@@ -44,8 +44,10 @@ def _paths(bundle: Any) -> list[str]:
         ("from typing import TYPE_CHECKING as T\nif T:\n    import nowhere_x", []),
         ("import typing as t\nif t.TYPE_CHECKING:\n    import nowhere_x", []),
         (
-            "from typing import TYPE_CHECKING\nif not TYPE_CHECKING:\n    import numpy\n"
-            "else:\n    import nowhere_x",
+            (
+                "from typing import TYPE_CHECKING\nif not TYPE_CHECKING:\n    import numpy\n"
+                "else:\n    import nowhere_x"
+            ),
             ["numpy"],
         ),
         ("if False:\n    import nowhere_x", []),
@@ -211,7 +213,9 @@ def test_missing_import_names_line_and_way_out(bundle_of: Any) -> None:
             "m:f",
         )
     text = str(caught.value)
-    assert "b.py:2 imports nowhere_x.sub" in text and "m > a > b" in text and "packages=" in text
+    assert "b.py:2 imports nowhere_x.sub" in text
+    assert "m > a > b" in text
+    assert "packages=" in text
 
 
 def test_missing_in_the_function_itself_is_an_error(bundle_of: Any) -> None:
@@ -499,7 +503,8 @@ def test_nothing_is_executed(bundle_of: Any, tmp_path: Path) -> None:
         "m:f",
     )
     assert "side/effect.py" in _paths(bundle)
-    assert not mark.exists() and "side" not in sys.modules
+    assert not mark.exists()
+    assert "side" not in sys.modules
 
 
 def test_local_module_shadowing_the_standard_library(
@@ -584,7 +589,9 @@ def _mentions(text: str, name: str) -> bool:
     st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "ignore"))
 )
 def test_any_bytes_are_source_or_a_capture_error(content: bytes) -> None:
+    path = "x.py"
     try:
-        syntax.parse(content, "x.py")
+        syntax.parse(content, path)
     except CaptureError as error:
-        assert error.fields["path"] == "x.py"  # noqa: PT017
+        path = error.fields["path"]
+    assert path == "x.py"

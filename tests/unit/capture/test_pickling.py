@@ -54,7 +54,9 @@ def test_recursive_sets() -> None:
     node.frozen = frozenset({node, 2})  # type: ignore[attr-defined]
     data, _ = dump_call((node,), {})
     (copy,), _ = load(data, main=_no_script)
-    assert type(copy) is Node and copy in copy.inside and copy in copy.frozen
+    assert type(copy) is Node
+    assert copy in copy.inside
+    assert copy in copy.frozen
 
 
 def test_references() -> None:
@@ -157,4 +159,5 @@ def test_out_of_band_buffers() -> None:
     buffers: list[pickle.PickleBuffer] = []
     array = numpy.arange(10)
     data = pickle.dumps(array, 5, buffer_callback=buffers.append)
-    assert buffers and (load(data, buffers, main=_no_script) == array).all()
+    assert buffers
+    assert (load(data, buffers, main=_no_script) == array).all()

@@ -137,7 +137,9 @@ container.run_raw(container.unpack(bundle, work / "code"), data, work)
     outcome, (point, color) = load(
         out.read_bytes(), main=lambda: scripts.script_module(script, lambda: source)
     )
-    assert outcome == "ok" and point.x == 3 and color.name == "RED"
+    assert outcome == "ok"
+    assert point.x == 3
+    assert color.name == "RED"
     name = type(point).__module__
     assert name.startswith(contract.MAIN + ".")
     # The same again is the same type; and it can be an argument again.
@@ -146,7 +148,8 @@ container.run_raw(container.unpack(bundle, work / "code"), data, work)
     )
     assert type(again) is type(point) or type(again).__module__ != name
     data, names = dump_call((point,), {}, script)
-    assert names == {contract.MAIN} and b"__clustrix_main__." not in data
+    assert names == {contract.MAIN}
+    assert b"__clustrix_main__." not in data
     for added in set(sys.modules) - before:
         if added.startswith(contract.MAIN):
             del sys.modules[added]
@@ -194,7 +197,9 @@ def f(t):
 
 bundle, value = run.go(f, Thing(1))
 assert type(value) is Thing and value.v == 2 and value.area() > 12, value
-assert bundle.entry.kind == "value" and bundle.main is None and bundle.files == (), bundle.files
+assert bundle.entry.kind == "value" and bundle.main is None
+# From 3.13 on Python itself keeps the source of what is typed.
+assert all(f.path.startswith(".clustrix/cells/") for f in bundle.files), bundle.files
 bundle, value = run.go(lambda: K)
 print("done", value)
 """
@@ -261,8 +266,10 @@ print(bundle.entry.kind, [i.module for i in bundle.imports])
     script = tmp_path / "kernel.py"
     script.write_text(program)
     out = project.python(str(script))
-    assert "# helper's line" in out and "def f(x)" in out
-    assert "elsewhere" not in out and "print('cell 2')" not in out.replace("cell 2\n", "", 1)
+    assert "# helper's line" in out
+    assert "def f(x)" in out
+    assert "elsewhere" not in out
+    assert "print('cell 2')" not in out.replace("cell 2\n", "", 1)
     assert out.splitlines()[-1] == "value []"
 
 
@@ -273,7 +280,8 @@ def test_unguarded_script_does_not_submit_when_results_load(
     project.write({"s.py": "import os\nINSIDE = os.environ.get('CLUSTRIX_INSIDE')\n"})
     module = load_script(project.root / "s.py", contract.MAIN + ".t", str(project.root / "s.py"))
     try:
-        assert module.INSIDE == "1" and contract.INSIDE not in os.environ
+        assert module.INSIDE == "1"
+        assert contract.INSIDE not in os.environ
         bundle = capture(_find_int(module))
         assert bundle.entry.kind == "module"
     finally:
@@ -292,7 +300,8 @@ def test_script_loaded_by_the_command_line(project: Any, tmp_path: Path) -> None
         bundle = capture(module.f)
         assert (bundle.entry.kind, bundle.main) == ("script", path)
         same, value = container.run(bundle, tmp_path, (module.T(),))
-        assert same and type(value) is module.T
+        assert same
+        assert type(value) is module.T
     finally:
         del sys.modules[contract.MAIN]
 
