@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from ..contract import LABEL_PYTHON, LAYER_KIND, LAYER_TITLE
 from ..errors import ImageError
 from ..oci import DOCKER_LAYER, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Image, Layer
+from .elf import read_elf
 
 LABEL_INTERPRETER = "io.clustrix-containers.interpreter"
 """Label: the path of the base's Python."""
 
 LABEL_GLIBC = "io.clustrix-containers.glibc"
 """Label: the base's version of glibc, ``2.36``."""
+
+LIBRARIES = "io.clustrix-containers.libraries"
+"""Annotation on a packed base's layer: its shared libraries, separated by blanks."""
 
 _TYPES = {
     DOCKER_LAYER: LAYER_GZIP,
@@ -82,6 +87,45 @@ def check_wheel(filename: str, base: Image) -> None:
             hint="Use a base with a newer glibc, or another version of the package.",
             wheel=filename,
         )
+
+
+def known_of(base: Image) -> tuple[str, str, list[str]]:
+    """What the checks of this module go by: platform, version of glibc, libraries; as JSON values."""
+    labels = base.settings.get("Labels") or {}
+    libraries = {
+        library
+        for layer in base.layers
+        for library in layer.descriptor.annotations.get(LIBRARIES, "").split()
+    }
+    return str(base.platform), str(labels.get(LABEL_GLIBC, "")), sorted(libraries)
+
+
+def check_libraries(name: str, files: Iterable[Path], base: Image) -> None:
+    """ImageError if a shared object among an installed distribution's files cannot run on the base.
+
+    It needs a newer glibc than the base's, or a library that neither the distribution nor the
+    base has. What is not known of a base is not checked.
+    """
+    _, version, libraries = known_of(base)
+    glibc, has = _version(version), set(libraries)
+    objects = [(path, elf) for path in files if ".so" in path.name and (elf := read_elf(path))]
+    own = {path.name for path, _ in objects} | {elf.soname for _, elf in objects if elf.soname}
+    for path, elf in objects:
+        if glibc and elf.glibc and elf.glibc > glibc:
+            raise ImageError(
+                f"{path.name} of {name} needs glibc {elf.glibc[0]}.{elf.glibc[1]}, "
+                f"the base has glibc {glibc[0]}.{glibc[1]}",
+                hint="Use a base with a newer glibc, or a wheel of the package.",
+                distribution=name,
+            )
+        for needed in elf.needed:
+            if has and needed not in has | own and not needed.startswith("ld-"):
+                raise ImageError(
+                    f"{path.name} of {name} needs {needed}, which the base does not have",
+                    hint="Use a wheel of the package, or a Dockerfile that installs it: base=.",
+                    distribution=name,
+                    library=needed,
+                )
 
 
 def _problem(tag: str, machine: str, glibc: tuple[int, int] | None) -> str | None:

@@ -77,6 +77,20 @@ def download(
     return result
 
 
+def download_exactly(requirements: Mapping[str, str], folder: Path) -> str | None:
+    """Fetch the very files of ``name==version -> sha256`` into ``folder``: all, or what pip said.
+
+    What is fetched has been compared with its hash.
+    """
+    if importlib.util.find_spec("pip") is None:
+        return "there is no pip in this environment to fetch it"
+    listing = folder / "requirements.txt"
+    listing.write_text(
+        "".join(f"{name} --hash=sha256:{sha256}\n" for name, sha256 in requirements.items())
+    )
+    return _pip(["--require-hashes", "--requirement", str(listing)], folder)
+
+
 def _pip(requirements: list[str], folder: Path) -> str | None:
     """``None`` if pip has fetched them, else what it said."""
     command = [

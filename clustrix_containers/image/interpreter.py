@@ -21,12 +21,9 @@ from ..errors import ImageError
 from ..oci import Image, Platform
 from .archive import Entry, directory, link, write_layer
 from .bytecode import bytecode_layer, sources
-from .facts import LABEL_GLIBC, LABEL_INTERPRETER
+from .facts import LABEL_GLIBC, LABEL_INTERPRETER, LIBRARIES
 from .libraries import PEP600, SERVICES, Closure, closure
 from .store import Progress, cache_key, recall, remember
-
-LIBRARIES = "io.clustrix-containers.libraries"
-"""Annotation on a packed base's layer: its shared libraries, separated by blanks."""
 
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 

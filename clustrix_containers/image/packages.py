@@ -17,16 +17,15 @@ from typing import Any
 
 from ..capture.bundle import Distribution
 from ..capture.lock import Lock, Package
-from ..errors import ImageError
 from ..oci import Image, Layer
 from .archive import Entry
 from .bytecode import bytecode_layer, sources
-from .facts import check_wheel
+from .facts import check_libraries, check_wheel, known_of
 from .installed import Tree, find_tree, tree_entries, trees_layer
 from .records import site_packages
 from .store import Progress, cache_key, recall, remember
 from .wheelfile import wheel_entries
-from .wheels import wheel_layer, wheel_path, wheels_layer
+from .wheels import obtain, wheel_layer, wheel_path, wheels_layer
 
 LARGE = 1 << 20
 MOST = 12
@@ -72,6 +71,7 @@ def package_layers(
         "packages",
         lock.python,
         _running() == lock.python,
+        known_of(base),
         [
             package.wheel.sha256
             if package.wheel
@@ -82,6 +82,10 @@ def package_layers(
     known = recall(cache, key)
     if known is not None:
         return known
+    for package in lock.packages:
+        if package.wheel:
+            check_wheel(package.wheel.filename, base)
+    obtain(lock.packages, cache=cache)
     units = [_unit(package, trees, base, cache) for package in lock.packages]
     layers = _make(list(_tasks(units, lock.python, cache)), progress)
     remember(cache, key, layers)
@@ -97,16 +101,10 @@ def _tree(package: Package, distribution: Distribution | None) -> Tree:
 def _unit(package: Package, trees: dict[str, Tree], base: Image, cache: Path) -> _Unit:
     if package.wheel is None:
         tree = trees[package.name]
+        check_libraries(tree.name, [path for _, path in tree.files()], base)
         # About what it compresses to, so that wheels and trees compare.
         return _Unit(package, tree, sum(path.stat().st_size for _, path in tree.files()) // 3)
-    check_wheel(package.wheel.filename, base)
     path = wheel_path(cache, package.wheel.sha256, package.wheel.filename)
-    if not path.is_file():
-        raise ImageError(
-            f"the wheel {package.wheel.filename} of the lock is not on this machine",
-            hint="Lock again where an index is in reach, or put it there.",
-            path=str(path),
-        )
     return _Unit(package, path, package.wheel.size)
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..capture.bundle import Distribution
-from ..capture.lock import Wheel
+from ..capture.lock import Package, Wheel
 from ..errors import ImageError
 from ..oci import Layer, canonical
 from .archive import Entry, write_layer
-from .fetch import Fetched, download
+from .fetch import Fetched, download, download_exactly
 from .records import Row, parse_record
 from .store import Progress, cache_key, recall, remember, temporary, write_atomically
 from .wheelfile import WheelFile, split_filename, wheel_entries
@@ -110,6 +110,35 @@ def locate(
     if missing and fetch:
         found.update(_fetch(missing, cache, progress))
     return found
+
+
+def obtain(packages: Iterable[Package], *, cache: Path) -> None:
+    """Bring the wheels of a lock into the cache, by their hash; ImageError names what is missing."""
+    missing = {
+        f"{package.name}=={package.version}": package.wheel
+        for package in packages
+        if package.wheel is not None
+        and not wheel_path(cache, package.wheel.sha256, package.wheel.filename).is_file()
+    }
+    if not missing:
+        return
+    folder = temporary(cache, ".download")
+    folder.mkdir()
+    try:
+        said = download_exactly({name: w.sha256 for name, w in missing.items()}, folder)
+        if said is None:
+            for path in folder.glob("*.whl"):
+                add_wheel(path, cache=cache)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    for wheel in missing.values():
+        if not wheel_path(cache, wheel.sha256, wheel.filename).is_file():
+            reason = (said or "the index has another file").strip().splitlines()[-1]
+            raise ImageError(
+                f"the wheel {wheel.filename} of the lock is not on this machine: {reason}",
+                hint="Lock again, or build where its index is in reach.",
+                wheel=wheel.filename,
+            )
 
 
 def add_wheel(path: Path, *, cache: Path) -> Wheel:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import _ctypes
 import io
 import itertools
 import json
@@ -27,7 +28,7 @@ from clustrix_containers.errors import ImageError
 from clustrix_containers.image import packages
 from clustrix_containers.image.archive import read_files
 from clustrix_containers.image.build import MOST_LAYERS, build, call_layer, with_call
-from clustrix_containers.image.facts import as_base
+from clustrix_containers.image.facts import LABEL_GLIBC, LIBRARIES, as_base
 from clustrix_containers.image.validate import validate
 from clustrix_containers.oci import LAYER_GZIP, Descriptor, Image, Layer, sha256
 
@@ -205,11 +206,50 @@ def test_what_cannot_be_built(tmp_path: Path, cache: Path) -> None:
     crowd = replace(REMOTE, layers=REMOTE.layers * (MOST_LAYERS - 1))
     with pytest.raises(ImageError, match=str(MOST_LAYERS)):
         build(bundle(), lock(), crowd, cache=cache)
-    locked = package(wheel(tmp_path, "one"), cache)
-    assert locked.wheel is not None
-    packages.wheel_path(cache, locked.wheel.sha256, locked.wheel.filename).unlink()
+
+
+def test_a_lock_from_another_machine(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = wheel(tmp_path, "one")
+    locked = lock(package(path, tmp_path / "another machine's cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(ImageError, match=r"one-1\.0-py3-none-any\.whl of the lock is not on this"):
-        build(bundle(), lock(locked), REMOTE, cache=cache)
+        build(bundle(), locked, REMOTE, cache=cache)
+    monkeypatch.setenv("PIP_FIND_LINKS", path.parent.as_uri())
+    image = build(bundle(), locked, REMOTE, cache=cache)
+    validate(image)
+    path.write_bytes(make_wheel(tmp_path / "changed", "one", {"one.py": b"changed"}).read_bytes())
+    with pytest.raises(ImageError, match="of the lock is not on this machine"):
+        build(bundle(), locked, REMOTE, cache=tmp_path / "third")
+
+
+def test_libraries_that_the_base_lacks(base: Image, cache: Path, tmp_path: Path) -> None:
+    extension = next(
+        path for path in Path(_ctypes.__file__).parent.glob("*.so") if "_ctypes" in path.name
+    )
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "local").mkdir()
+    (site / "local" / extension.name).write_bytes(extension.read_bytes())
+    info = site / "local-1.0.dist-info"
+    info.mkdir()
+    (info / "RECORD").write_text(f"local/{extension.name},,\n")
+    installed = Distribution("local", "1.0", (), site, info)
+    locked = lock(Package("local", "1.0", None, "sha256:" + "0" * 64))
+    validate(build(bundle(), locked, base, [installed], cache=cache))
+    first, *rest = base.layers
+    notes = {**first.descriptor.annotations, LIBRARIES: "libc.so.6 libpthread.so.0"}
+    poor = replace(
+        base,
+        layers=(replace(first, descriptor=replace(first.descriptor, annotations=notes)), *rest),
+    )
+    with pytest.raises(ImageError, match=r"_ctypes.* of local needs libffi.*base does not have"):
+        build(bundle(), locked, poor, [installed], cache=cache)
+    old = base.configure(Labels={**base.settings["Labels"], LABEL_GLIBC: "2.1"})
+    with pytest.raises(ImageError, match=r"of local needs glibc 2\.\d+, the base has glibc 2\.1"):
+        build(bundle(), locked, old, [installed], cache=cache)
 
 
 SCRIPT = """
