@@ -15,5 +15,5 @@ def test_the_worker_agrees_with_the_contract() -> None:
     assert {name for name in vars(contract) if name.startswith("ENV_")} <= set(repeated)
     for name, value in repeated.items():
         assert value == getattr(contract, name), name
-    assert contract.RESULTS == f"{contract.ROOT}/results"
-    assert contract.KEY == f"{contract.ROOT}/run/key"
+    assert f"{contract.ROOT}/results" == contract.RESULTS
+    assert f"{contract.ROOT}/run/key" == contract.KEY
