@@ -95,6 +95,9 @@ ENV_CPUS = "CLUSTRIX_CPUS"
 ENV_ROOT = "CLUSTRIX_ROOT"
 """Where the image's part of ours lies, if not :data:`ROOT` (for running the worker bare)."""
 
+ENV_HOME = "CLUSTRIX_HOME"
+"""HOME of the function, where the launcher cannot set HOME itself (Apptainer)."""
+
 ENV_RESULTS = "CLUSTRIX_RESULTS"
 """Where results go, if not :data:`RESULTS`."""
 

@@ -43,6 +43,7 @@ ENV_ATTEMPT = "CLUSTRIX_ATTEMPT"
 ENV_TIMEOUT = "CLUSTRIX_TIMEOUT"
 ENV_GRACE = "CLUSTRIX_GRACE"
 ENV_CPUS = "CLUSTRIX_CPUS"
+ENV_HOME = "CLUSTRIX_HOME"
 ENV_RESULTS = "CLUSTRIX_RESULTS"
 ENV_KEY = "CLUSTRIX_KEY_FILE"
 
@@ -124,6 +125,9 @@ def main() -> int:
     except Problem as problem:
         print("clustrix worker: %s" % problem, file=sys.stderr)
         return EXIT_WORKER
+    # Both sides need it: imported once.
+    import json  # noqa: F401
+
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -131,6 +135,11 @@ def main() -> int:
         os.close(reader)
         return work(call, writer)
     os.close(writer)
+    # What the end needs, while the child is busy.
+    import hashlib  # noqa: F401
+    import hmac  # noqa: F401
+    import resource  # noqa: F401
+
     watch = Watch(child, reader, wake, call)
     report = watch.until_report()
     code = _conclude(call, key, watch, report, started)
@@ -532,6 +541,8 @@ def _set_environment(call: Call) -> None:
     env[INSIDE] = "1"
     env.setdefault("PYTHONUNBUFFERED", "1")
     env.pop(ENV_KEY, None)
+    if ENV_HOME in env:
+        env["HOME"] = env.pop(ENV_HOME)
     if env.get(ENV_CPUS):
         try:
             threads = str(max(1, int(float(env[ENV_CPUS]))))

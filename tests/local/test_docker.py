@@ -18,22 +18,15 @@ from clustrix_containers.jobs import Cause, State
 from clustrix_containers.results.outcome import without_mark
 
 from .conftest import Bench, wait_for
-from .engine import engine
 from .images import Layout
 from .test_sandbox import INSPECT, TREE, commands, supervisor, unique
 
 pytestmark = pytest.mark.docker
 
 
-@pytest.fixture(scope="module")
-def host() -> Iterator[str]:
-    with engine() as name:
-        yield name
-
-
 @pytest.fixture
-def client(host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("DOCKER_HOST", host)
+def client(docker_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("DOCKER_HOST", docker_host)
     made = docker.from_env()
     yield made
     made.close()
@@ -46,7 +39,8 @@ def bench(layout: Layout, cache: Path, tmp_path: Path, client: Any) -> Iterator[
     )
     yield made
     made.close()
-    wait_for(lambda: client.containers.list(all=True) == [])
+    ours = {"label": "io.clustrix-containers.run"}
+    wait_for(lambda: client.containers.list(all=True, filters=ours) == [])
 
 
 def test_values_errors_and_output(bench: Bench) -> None:

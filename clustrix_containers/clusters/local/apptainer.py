@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from clustrix_containers import shell
+from clustrix_containers import contract, shell
 
 from .plan import Mount, Plan
 from .process import Container, ProcessContainer
@@ -49,6 +49,8 @@ def command(path: str, plan: Plan, work: Path) -> list[str]:
     """The command line; the environment goes by ``APPTAINERENV_`` variables."""
     out = [path, "--silent", "exec", "--containall", "--cleanenv", "--no-home", "--no-privs"]
     out += ["--workdir", str(work), "--pwd", plan.workdir]
+    if os.geteuid() == 0:
+        out += ["--security", f"uid:{plan.uid}", "--security", f"gid:{plan.gid}"]
     if plan.gpus:
         out.append("--nv")
     for mount in plan.mounts:
@@ -71,7 +73,8 @@ class Apptainer:
         passed = {
             name: value for name in ("PATH", "USER", "HOME") if (value := os.environ.get(name))
         }
-        for name, value in env.items():
+        # Apptainer does not let a variable set HOME, so the worker does.
+        for name, value in {**env, contract.ENV_HOME: env["HOME"]}.items():
             passed[f"APPTAINERENV_{name}"] = passed[f"SINGULARITYENV_{name}"] = value
         process = shell.spawn(
             command(path, plan, work), env=passed, output=output, before_exec=before

@@ -1,0 +1,254 @@
+"""Opening targets, starting processes, unpacking layers: what goes wrong is said."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clustrix_containers import oci, shell
+from clustrix_containers.clusters import open_cluster
+from clustrix_containers.clusters.local import LocalCluster, journal
+from clustrix_containers.clusters.local.apptainer import mount_option
+from clustrix_containers.clusters.local.plan import Mount, Plan
+from clustrix_containers.clusters.local.supervisor import group_prefix, share_of_cores
+from clustrix_containers.clusters.local.unpack import unpack
+from clustrix_containers.errors import ClusterError, ImageError
+from clustrix_containers.jobs import Cause, State, Status
+from clustrix_containers.oci import Descriptor, Layer
+
+
+def test_local_is_known() -> None:
+    cluster = open_cluster("local", {"runtime": "sandbox", "max_parallel": 3})
+    assert isinstance(cluster, LocalCluster)
+    assert cluster.max_parallel == 3
+
+
+def test_an_unknown_target_names_the_known_ones() -> None:
+    with pytest.raises(ClusterError, match="unknown target type 'slrum'") as caught:
+        open_cluster("slrum", {})
+    assert "local" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"runtme": "docker"}, "runtme"),
+        ({"limits": "none"}, "auto or sample"),
+        ({"max_parallel": 0}, "at least 1"),
+    ],
+)
+def test_a_wrong_option_is_said(options: dict[str, object], says: str) -> None:
+    with pytest.raises(ClusterError, match=says):
+        open_cluster("local", options)
+
+
+def test_an_unknown_runtime_is_said() -> None:
+    with pytest.raises(ClusterError, match="unknown runtime 'podman'"):
+        LocalCluster(runtime="podman").describe()
+
+
+@pytest.mark.parametrize("name", ["", "x", "/run#", "/run#0", "/run#a.b", "#0.0", "/run#-1.0"])
+def test_ids_that_are_none_are_refused(name: str) -> None:
+    with pytest.raises(ClusterError, match="not an id"):
+        LocalCluster().states([name])
+
+
+def test_a_missing_program_is_said() -> None:
+    with pytest.raises(ClusterError, match="'no-such-program' is not installed") as caught:
+        shell.run(["no-such-program"], hint="apt install it")
+    assert caught.value.hint == "apt install it"
+
+
+def test_a_program_that_may_not_run_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    with pytest.raises(ClusterError, match=r"cannot be started: .*Permission denied"):
+        shell.run([tmp_path / "x"])
+
+
+def test_a_program_that_does_not_end_is_ended() -> None:
+    before = time.monotonic()
+    with pytest.raises(ClusterError, match=r"did not end within 0\.1 s"):
+        shell.run(["sleep", "100"], timeout=0.1)
+    assert time.monotonic() - before < 20
+
+
+def test_a_program_gets_its_words_as_they_are() -> None:
+    words = ["a b", "'", '"', "\n", "$HOME", "ü", "*"]
+    done = shell.run([sys.executable, "-c", "import sys; print(sys.argv[1:])", *words])
+    assert eval(done.text) == words
+
+
+def plan(**changes: object) -> Plan:
+    values: dict[str, object] = {
+        "run": "r", "name": "n", "attempt": 0, "image": "i", "elements": range(10),
+        "directory": Path("/d"), "runtime": "sandbox", "means": "namespaces", "root": "/r",
+        "argv": ("a",), "workdir": "/", "env": {"A": "ü\n"}, "mounts": (Mount("/s", "/t", True),),
+        "uid": 1, "gid": 2, "cpus": 0.5, "memory": None, "timeout": 1.5, "shm": 4, "gpus": 0,
+        "max_parallel": 2,
+    }  # fmt: skip
+    return Plan(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("elements", [range(10_000), range(0, 9, 2), (5, 1)])
+def test_a_plan_survives_its_file(elements: object) -> None:
+    made = plan(elements=elements)
+    data = made.to_json()
+    assert Plan.from_json(data) == made
+    assert len(data) < 1000
+    with pytest.raises(ClusterError, match="plan cannot be read"):
+        Plan.from_json(data[:-1])
+
+
+def test_a_journal_is_read_bit_by_bit(tmp_path: Path) -> None:
+    writer, reader = journal.Writer(tmp_path), journal.Reader(tmp_path)
+    reader.update()
+    assert reader.started is None
+    writer.note(event="start", pid=1, host="h")
+    writer.status(3, journal.RUNNING)
+    reader.update()
+    assert reader.statuses == {3: journal.RUNNING}
+    failed = Status(State.FAILED, Cause.MEMORY_LIMIT, 137, "to\nö")
+    writer.status(3, failed)
+    with (tmp_path / "events.jsonl").open("ab") as file:
+        file.write(b'{"element": 4, "state"')
+    reader.update()
+    assert reader.statuses == {3: failed}
+    with (tmp_path / "events.jsonl").open("ab") as file:
+        file.write(b': "succeeded"}\n')
+    reader.update()
+    assert reader.statuses[4] is journal.SUCCEEDED
+    writer.note(event="end")
+    reader.update()
+    assert reader.ended
+
+
+def test_one_lock_at_a_time(tmp_path: Path) -> None:
+    assert not journal.is_locked(tmp_path)
+    lock = journal.take_lock(tmp_path)
+    assert lock is not None
+    assert journal.is_locked(tmp_path)
+    assert journal.take_lock(tmp_path, patience=0.05) is None
+    os.close(lock)
+    assert not journal.is_locked(tmp_path)
+
+
+@given(st.text(min_size=1))
+def test_group_names_are_one_component(run: str) -> None:
+    prefix = group_prefix(run, 0)
+    assert "/" not in prefix
+    assert prefix.isascii()
+    assert prefix.endswith(".0.")
+    assert len(prefix) < 200
+
+
+@given(st.integers(0, 100), st.floats(0.01, 64))
+def test_every_slot_has_cores(slot: int, cpus: float) -> None:
+    cores = share_of_cores(slot, cpus)
+    assert cores
+    assert cores <= os.sched_getaffinity(0)
+
+
+def test_mounts_are_quoted() -> None:
+    assert mount_option(Mount('/a,b"c', "/t")) == 'type=bind,"source=/a,b""c",destination=/t,ro'
+
+
+# --- layers ----------------------------------------------------------------------------------
+
+
+def layer(directory: Path, *entries: tuple[str, str, bytes | str]) -> Layer:
+    """Entries are (type, name, content or target)."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for kind, name, content in entries:
+            info = tarfile.TarInfo(name)
+            info.type = {"f": tarfile.REGTYPE, "d": tarfile.DIRTYPE, "l": tarfile.SYMTYPE,
+                         "h": tarfile.LNKTYPE, "c": tarfile.CHRTYPE}[kind]  # fmt: skip
+            info.mode, info.mtime = 0o600, 12345
+            if isinstance(content, str):
+                info.linkname, content = content, b""
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    directory.mkdir(exist_ok=True)
+    path = directory / oci.sha256(data.getvalue())[7:]
+    path.write_bytes(data.getvalue())
+    digest = oci.sha256(data.getvalue())
+    return Layer(Descriptor(oci.LAYER_TAR, digest, data.tell()), digest, path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x"])
+def test_a_layer_may_not_name_what_is_outside(root: Path, name: str) -> None:
+    made = layer(root.parent / "blobs", ("f", name, b"x"))
+    with pytest.raises(ImageError, match="outside the root"):
+        unpack(made, root)
+
+
+@pytest.mark.parametrize("target", ["../outside", "OUTSIDE", "../../../../outside"])
+def test_a_layer_may_not_write_through_a_link(root: Path, target: str) -> None:
+    outside = root.parent / "outside"
+    outside.mkdir()
+    target = target.replace("OUTSIDE", str(outside))
+    unpack(layer(root.parent / "blobs", ("l", "d", target), ("f", "d/x", b"x")), root)
+    assert list(outside.iterdir()) == []
+
+
+def test_a_hard_link_stays_inside(root: Path) -> None:
+    secret = root.parent / "secret"
+    secret.write_text("s")
+    made = layer(root.parent / "blobs", ("l", "l", str(secret)), ("h", "h", "l"))
+    unpack(made, root)
+    assert (root / "h").is_symlink()
+    assert secret.stat().st_nlink == 1
+
+
+def test_later_layers_replace_and_remove(root: Path) -> None:
+    blobs = root.parent / "blobs"
+    unpack(
+        layer(
+            blobs, ("f", "a/one", b"1"), ("f", "a/two", b"2"), ("f", "b/x", b""), ("f", "c", b"")
+        ),
+        root,
+    )
+    unpack(
+        layer(
+            blobs,
+            ("f", "a/.wh.one", b""),
+            ("f", "b/.wh..wh..opq", b""),
+            ("f", "b/y", b""),
+            ("d", "c", b""),
+            ("c", "dev", b""),
+        ),
+        root,
+    )
+    found = sorted(str(p.relative_to(root)) for p in root.rglob("*"))
+    assert found == ["a", "a/two", "b", "b/y", "c"]
+    assert (root / "a/two").stat().st_mode & 0o777 == 0o644
+    assert (root / "a/two").stat().st_mtime == 12345
+
+
+def test_a_circle_of_links_is_refused(root: Path) -> None:
+    made = layer(root.parent / "blobs", ("l", "a", "b"), ("l", "b", "a"), ("f", "a/x", b""))
+    with pytest.raises(ImageError, match="circle"):
+        unpack(made, root)
+
+
+def test_a_layer_of_an_unknown_type_is_refused(root: Path) -> None:
+    from dataclasses import replace
+
+    made = layer(root.parent / "blobs", ("f", "a", b""))
+    made = replace(made, descriptor=replace(made.descriptor, media_type=oci.LAYER_ZSTD))
+    with pytest.raises(ImageError, match="not supported"):
+        unpack(made, root)
