@@ -46,6 +46,8 @@ class Bench:
     directory: Path
     cluster: LocalCluster
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    tag: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Ends the names of this test's runs: other tests run at the same time."""
     started: list[Sequence[str]] = field(default_factory=list)
 
     def task(
@@ -65,7 +67,7 @@ class Bench:
         if not key.exists():
             key.write_bytes(self.key)
         return Task(
-            run=f"{name}-1",
+            run=f"{name}-{self.tag}",
             name=name,
             image=image or self.layout.image(code, calls),
             elements=range(len(calls)),

@@ -73,7 +73,7 @@ def nothing_left(bench: Bench) -> bool:
     """No process, mount or cgroup of this test's."""
     directory = str(bench.directory)
     mine = [c for c in commands() if directory in c and "pytest" not in c]
-    groups = [p for p in Path("/sys/fs/cgroup").glob("**/clustrix/*") if p.is_dir()]
+    groups = [p for p in Path("/sys/fs/cgroup").glob(f"*/clustrix/*{bench.tag}*") if p.is_dir()]
     return not mine and directory not in Path("/proc/mounts").read_text() and not groups
 
 
@@ -161,7 +161,7 @@ def test_one_gibibyte_without_a_second_copy(bench: Bench, tmp_path: Path) -> Non
         "from clustrix_containers.results.outcome import load\n"
         "from tests.bare_worker import unpickle\n"
         "key = bytes.fromhex(sys.argv[2])\n"
-        "outcome = collect(Path(sys.argv[1]), 0, 0, key, run='run-1')\n"
+        "outcome = collect(Path(sys.argv[1]), 0, 0, key, run=sys.argv[3])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "value = load(outcome, unpickle=unpickle)\n"
         "assert len(value) == 1 << 30 and value[4096] == ord('x')\n"
@@ -170,7 +170,7 @@ def test_one_gibibyte_without_a_second_copy(bench: Bench, tmp_path: Path) -> Non
         "print(outcome.mark.max_rss, (after - before) * 1024, after * 1024)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", client, str(task.directory), bench.key.hex()],
+        [sys.executable, "-c", client, str(task.directory), bench.key.hex(), task.run],
         env={**os.environ, "PYTHONPATH": PACKAGE},
         capture_output=True,
         text=True,
@@ -433,8 +433,8 @@ import os, signal, sys
 from pathlib import Path
 from clustrix_containers.clusters.local import LocalCluster
 from clustrix_containers.jobs import Resources, Task
-image, directory, cache = sys.argv[1:]
-task = Task("run-1", "run", image, range(2), Resources(cpus=0.5), Path(directory), max_parallel=1)
+image, directory, cache, run = sys.argv[1:]
+task = Task(run, "run", image, range(2), Resources(cpus=0.5), Path(directory), max_parallel=1)
 for name in LocalCluster(runtime="sandbox", cache=cache).submit(task):
     print(repr(name))
 sys.stdout.flush()
@@ -446,7 +446,15 @@ def test_the_client_dies_and_another_process_takes_over(bench: Bench) -> None:
     code = "import os, time\ndef f(x):\n    time.sleep(0.3)\n    return x"
     task = bench.task(code, [(1,), (2,)])
     done = subprocess.run(
-        [sys.executable, "-c", CLIENT, task.image, str(task.directory), str(bench.cluster.cache)],
+        [
+            sys.executable,
+            "-c",
+            CLIENT,
+            task.image,
+            str(task.directory),
+            str(bench.cluster.cache),
+            task.run,
+        ],
         env={**os.environ, "PYTHONPATH": PACKAGE},
         capture_output=True,
         text=True,
