@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .contract import LAYER_KIND, LAYER_TITLE
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LayerLine:
-    """One layer: its kind and title, digest, and size in bytes as stored."""
+    """One layer: kind, title, digest, size in bytes as stored; ``reused`` if an image here has it."""
 
     kind: str
     title: str
     digest: str
     size: int
+    reused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,15 @@ class Explanation:
         lines = [f"{self.function}", f"image {self.digest}", ""]
         width = max((len(size(line.size)) for line in self.layers), default=0)
         lines += [
-            f"  {size(line.size):>{width}}  {line.kind:9} {line.title}" for line in self.layers
+            f"  {size(line.size):>{width}}  {'reused' if line.reused else 'new':6}"
+            f"  {line.kind:9} {line.title}"
+            for line in self.layers
+        ]
+        new = [line for line in self.layers if not line.reused]
+        lines += [
+            "",
+            f"  {len(self.layers) - len(new)} of {len(self.layers)} layers are reused;"
+            f" {size(sum(line.size for line in new))} are new",
         ]
         if self.packages:
             lines += ["", "Packages, and why:"]
@@ -78,13 +88,16 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explanation(name: str, plan: Plan, image: Image) -> Explanation:
-    """The Explanation of a plan and the image that was built from it."""
+def explanation(name: str, plan: Plan, image: Image, has: Callable[[str], bool]) -> Explanation:
+    """The Explanation of a plan and the image that was built from it.
+
+    ``has`` says of a blob's digest whether it was there before.
+    """
     locked = {package.name: package for package in plan.lock.packages}
     return Explanation(
         name,
         image.digest,
-        layer_lines(image),
+        tuple(replace(line, reused=has(line.digest)) for line in layer_lines(image)),
         tuple(
             PackageLine(
                 item.name,

@@ -118,7 +118,8 @@ class Function(Generic[P, R]):
 
         with shown() as progress:
             plan = self._plan(progress=progress)
-            return explanation(self._name, plan, prepare.build(plan, progress=progress))
+            image = prepare.build(plan, progress=progress)
+            return explanation(self._name, plan, image, prepare.layout().has)
 
     def _plan(self, *, references: Collection[str] = (), progress: Any) -> Plan:
         from . import prepare
