@@ -217,9 +217,11 @@ def _rerun(arguments: argparse.Namespace) -> int:
 def _prune(arguments: argparse.Namespace) -> int:
     from ..explain import size
 
-    before = time.time() - config.parse_duration(arguments.older_than)
+    age = config.parse_duration(arguments.older_than)
+    before = time.time() - age
     book = runs.record()
-    old = [run for run in book.runs() if run.created < before and not _live(run)]
+    live = {run.id for run in book.runs() if _live(run)}
+    old = [run for run in book.runs() if run.created < before and run.id not in live]
     for run in old:
         output.note(f"{'would remove' if arguments.dry_run else 'removing'} {run.id}")
         if not arguments.dry_run:
@@ -227,7 +229,9 @@ def _prune(arguments: argparse.Namespace) -> int:
             book.remove(run.id)
     if not arguments.dry_run:
         kept = {run.image for run in book.runs()}
-        freed = prepare.layout().prune(keep=kept)
+        freed = prepare.layout().prune(keep=kept, grace=max(age, 3600.0))
+        if not live:
+            runs.choose(Options())[1].tidy(max(age, 3600.0))
         output.note(f"{len(old)} runs removed, {size(freed)} of images freed")
     return 0
 

@@ -50,6 +50,13 @@ class Cluster(Protocol):
         """Ask for an end: SIGTERM, a grace, SIGKILL. Returns at once; ended elements stay so."""
         ...
 
+    def tidy(self, older_than: float) -> None:
+        """Remove what is kept for speed and has not been used for so many seconds.
+
+        Only called while nothing of this user's runs there.
+        """
+        ...
+
 
 def open_cluster(type: str, options: Mapping[str, Any]) -> Cluster:  # noqa: A002
     """The target of this type with these options.

@@ -103,7 +103,10 @@ class _Target:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             with open(os.open(path, flags, 0o600), "wb") as file:  # noqa: PTH123
                 shutil.copyfileobj(source, file, _CHUNK)
+                file.flush()
                 os.fchmod(file.fileno(), self._mode(member) | 0o400)
+                # Bytecode is believed only if its source has the time that it was made from.
+                os.utime(file.fileno(), (member.mtime, member.mtime))
         elif member.issym():
             self._clear_way(path)
             Path(path).symlink_to(member.linkname)

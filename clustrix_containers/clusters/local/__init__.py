@@ -158,6 +158,13 @@ class LocalCluster:
             everything = len(set(elements)) == len(plan.elements)
             journal.request_cancel(place, None if everything else elements)
 
+    def tidy(self, older_than: float) -> None:
+        """Remove unpacked images that were not used lately."""
+        from . import rootfs
+        from .prepare import cache_of
+
+        rootfs.prune(cache_of(self), older_than)
+
     def _reader(self, place: Path) -> journal.Reader:
         return self._readers.setdefault(place, journal.Reader(place))
 

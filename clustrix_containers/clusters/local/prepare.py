@@ -141,11 +141,12 @@ def _place(runtime: str, image: Image, cluster: LocalCluster) -> tuple[str, tupl
 
         with docker.connect() as client:
             return docker.load(client, image), ()
-    unpacked = rootfs.prepare(image, _cache(cluster))
+    unpacked = rootfs.prepare(image, cache_of(cluster))
     return str(unpacked.root), (*unpacked.mounts, *rootfs.host_files(unpacked.root))
 
 
-def _cache(cluster: LocalCluster) -> Path:
+def cache_of(cluster: LocalCluster) -> Path:
+    """Where unpacked images lie."""
     if cluster.cache is not None:
         return cluster.cache.resolve()
     return paths().cache.resolve()

@@ -1,9 +1,10 @@
-"""An image as directories: the root file system once, code and call beside it.
+"""An image as directories: each layer once, roots of hard links to them, code and call beside.
 
-``rootfs/KEY`` holds all layers but those of kind ``code`` and ``call``, keyed by their ordered
-diff ids; ``layers/KEY`` holds those of one of these kinds. So a changed function unpacks only
-its code layer. An image without our annotations is unpacked whole. Every directory is made
-under a temporary name and renamed; a lock keeps two processes from doing it twice.
+``layers/KEY`` holds one layer of ours, or all layers of a foreign base; ``rootfs/KEY`` is a root
+file system of hard links to those, without the layers of kind ``code`` and ``call``, which are
+bound into it. So a changed function unpacks only its code layer, and a second project that uses
+numpy unpacks none of it. Every directory is made under a temporary name and renamed; a lock
+keeps two processes from doing it twice. Keys are of the ordered diff ids.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from clustrix_containers import contract
 from clustrix_containers.errors import ImageError
+from clustrix_containers.image.unpack import unpack
 from clustrix_containers.oci import Image, Layer
 
 from .plan import Mount
-from .unpack import unpack
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes when unpacking gives something else for the same layers."""
 
 MOUNT_POINTS = (
@@ -54,16 +57,74 @@ def prepare(image: Image, cache: Path) -> Unpacked:
     """
     apart = {kind: tuple(image.kinds(contract.LAYER_KIND, kind)) for kind in ("code", "call")}
     rest = [layer for layer in image.layers if layer not in (*apart["code"], *apart["call"])]
-    root = _directory(cache / "rootfs", rest, root=True)
+    root = _directory(cache / "rootfs", rest, lambda place: _assemble(place, rest, cache))
     mounts = []
     for kind, target in (("code", contract.CODE), ("call", contract.CALL)):
         if apart[kind]:
-            tree = _directory(cache / "layers", apart[kind], root=False)
-            source = tree / target[1:]
+            source = _unpacked(apart[kind], cache) / target[1:]
             if not source.is_dir():
                 raise ImageError(f"the {kind} layer of {image.digest} has nothing in {target}")
             mounts.append(Mount(str(source), target))
     return Unpacked(root, tuple(mounts))
+
+
+def prune(cache: Path, older_than: float) -> None:
+    """Remove what has not been used for ``older_than`` seconds. Nothing may be running."""
+    oldest = time.time() - older_than
+    for parent in (cache / "rootfs", cache / "layers"):
+        for path in sorted(parent.glob("*")) if parent.is_dir() else ():
+            if path.is_dir() and path.stat().st_mtime < oldest:
+                doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                path.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _units(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
+    """What is unpacked by itself: the base, which may have whiteouts, then each layer of ours."""
+    ours = [
+        layer.descriptor.annotations.get(contract.LAYER_KIND, "base") != "base" for layer in layers
+    ]
+    first = ours.index(True) if True in ours else len(ours)
+    if not all(ours[first:]):
+        return [tuple(layers)]
+    return [
+        unit for unit in (tuple(layers[:first]), *((layer,) for layer in layers[first:])) if unit
+    ]
+
+
+def _assemble(place: Path, layers: Sequence[Layer], cache: Path) -> None:
+    """A root file system at ``place``, of hard links to the unpacked layers."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for tree in list(pool.map(lambda unit: _unpacked(unit, cache), _units(layers))):
+            _link(str(tree), str(place))
+    _add_mount_points(place)
+    _sync(place)
+
+
+def _unpacked(layers: Sequence[Layer], cache: Path) -> Path:
+    def fill(place: Path) -> None:
+        for layer in layers:
+            unpack(layer, place)
+
+    return _directory(cache / "layers", layers, fill)
+
+
+def _link(source: str, target: str) -> None:
+    """Add a tree to another one by hard links; what is there already is replaced."""
+    with os.scandir(source) as entries:
+        for entry in entries:
+            to = f"{target}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(to)
+                _link(entry.path, to)
+                shutil.copystat(entry.path, to)
+            else:
+                try:
+                    os.link(entry.path, to, follow_symlinks=False)
+                except FileExistsError:
+                    os.unlink(to)
+                    os.link(entry.path, to, follow_symlinks=False)
 
 
 def host_files(root: Path) -> Iterator[Mount]:
@@ -73,32 +134,37 @@ def host_files(root: Path) -> Iterator[Mount]:
             yield Mount(os.path.realpath(name), name)
 
 
-def _directory(parent: Path, layers: Sequence[Layer], *, root: bool) -> Path:
-    """The directory with these layers' files; made if it is not there."""
+def _directory(parent: Path, layers: Sequence[Layer], fill: Callable[[Path], None]) -> Path:
+    """The directory for these layers; made by ``fill`` if it is not there."""
     names = "\n".join([FORMAT, *(layer.diff_id for layer in layers)])
     key = hashlib.sha256(names.encode()).hexdigest()
     final = parent / key
-    if final.is_dir():
+    if _used(final):
         return final
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(parent / f".{key}.lock"):
-        if final.is_dir():
+        if _used(final):
             return final
         for left in parent.glob(f".{key}.*.tmp"):
             shutil.rmtree(left)
         temporary = parent / f".{key}.{os.getpid()}.tmp"
         temporary.mkdir()
         try:
-            for layer in layers:
-                unpack(layer, temporary)
-            if root:
-                _add_mount_points(temporary)
-                _sync(temporary)
+            fill(temporary)
             temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     return final
+
+
+def _used(directory: Path) -> bool:
+    """Whether it is there; remembers the use for ``prune``."""
+    try:
+        os.utime(directory)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -13,16 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clustrix_containers import oci, shell
+from clustrix_containers import shell
 from clustrix_containers.clusters import open_cluster
 from clustrix_containers.clusters.local import LocalCluster, journal
 from clustrix_containers.clusters.local.apptainer import mount_option
 from clustrix_containers.clusters.local.plan import Mount, Plan
 from clustrix_containers.clusters.local.supervisor import group_prefix, share_of_cores
-from clustrix_containers.clusters.local.unpack import unpack
-from clustrix_containers.errors import ClusterError, ImageError
+from clustrix_containers.errors import ClusterError
 from clustrix_containers.jobs import Cause, State, Status
-from clustrix_containers.oci import Descriptor, Layer
 
 
 def test_local_is_known() -> None:
@@ -158,97 +154,3 @@ def test_every_slot_has_cores(slot: int, cpus: float) -> None:
 
 def test_mounts_are_quoted() -> None:
     assert mount_option(Mount('/a,b"c', "/t")) == 'type=bind,"source=/a,b""c",destination=/t,ro'
-
-
-# --- layers ----------------------------------------------------------------------------------
-
-
-def layer(directory: Path, *entries: tuple[str, str, bytes | str]) -> Layer:
-    """Entries are (type, name, content or target)."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as archive:
-        for kind, name, content in entries:
-            info = tarfile.TarInfo(name)
-            info.type = {"f": tarfile.REGTYPE, "d": tarfile.DIRTYPE, "l": tarfile.SYMTYPE,
-                         "h": tarfile.LNKTYPE, "c": tarfile.CHRTYPE}[kind]  # fmt: skip
-            info.mode, info.mtime = 0o600, 12345
-            if isinstance(content, str):
-                info.linkname, content = content, b""
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    directory.mkdir(exist_ok=True)
-    path = directory / oci.sha256(data.getvalue())[7:]
-    path.write_bytes(data.getvalue())
-    digest = oci.sha256(data.getvalue())
-    return Layer(Descriptor(oci.LAYER_TAR, digest, data.tell()), digest, path)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root"
-
-
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x"])
-def test_a_layer_may_not_name_what_is_outside(root: Path, name: str) -> None:
-    made = layer(root.parent / "blobs", ("f", name, b"x"))
-    with pytest.raises(ImageError, match="outside the root"):
-        unpack(made, root)
-
-
-@pytest.mark.parametrize("target", ["../outside", "OUTSIDE", "../../../../outside"])
-def test_a_layer_may_not_write_through_a_link(root: Path, target: str) -> None:
-    outside = root.parent / "outside"
-    outside.mkdir()
-    target = target.replace("OUTSIDE", str(outside))
-    unpack(layer(root.parent / "blobs", ("l", "d", target), ("f", "d/x", b"x")), root)
-    assert list(outside.iterdir()) == []
-
-
-def test_a_hard_link_stays_inside(root: Path) -> None:
-    secret = root.parent / "secret"
-    secret.write_text("s")
-    made = layer(root.parent / "blobs", ("l", "l", str(secret)), ("h", "h", "l"))
-    unpack(made, root)
-    assert (root / "h").is_symlink()
-    assert secret.stat().st_nlink == 1
-
-
-def test_later_layers_replace_and_remove(root: Path) -> None:
-    blobs = root.parent / "blobs"
-    unpack(
-        layer(
-            blobs, ("f", "a/one", b"1"), ("f", "a/two", b"2"), ("f", "b/x", b""), ("f", "c", b"")
-        ),
-        root,
-    )
-    unpack(
-        layer(
-            blobs,
-            ("f", "a/.wh.one", b""),
-            ("f", "b/.wh..wh..opq", b""),
-            ("f", "b/y", b""),
-            ("d", "c", b""),
-            ("c", "dev", b""),
-        ),
-        root,
-    )
-    found = sorted(str(p.relative_to(root)) for p in root.rglob("*"))
-    assert found == ["a", "a/two", "b", "b/y", "c"]
-    assert (root / "a/two").stat().st_mode & 0o777 == 0o644
-    assert (root / "a/two").stat().st_mtime == 12345
-
-
-def test_a_circle_of_links_is_refused(root: Path) -> None:
-    made = layer(root.parent / "blobs", ("l", "a", "b"), ("l", "b", "a"), ("f", "a/x", b""))
-    with pytest.raises(ImageError, match="circle"):
-        unpack(made, root)
-
-
-def test_a_layer_of_an_unknown_type_is_refused(root: Path) -> None:
-    from dataclasses import replace
-
-    made = layer(root.parent / "blobs", ("f", "a", b""))
-    made = replace(made, descriptor=replace(made.descriptor, media_type=oci.LAYER_ZSTD))
-    with pytest.raises(ImageError, match="not supported"):
-        unpack(made, root)
