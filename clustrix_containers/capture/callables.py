@@ -46,11 +46,16 @@ def capture(
     pickled: bytes | None = None
     wanted = set(references)
     if found.kind == "value":
+        walk.whole()
         pickled, names = _by_value(found.target, walk, allow_secrets)
         for name in sorted(names - {contract.MAIN}):
             walk.module(name, _FUNCTION, ())
         wanted |= names & {contract.MAIN}
     else:
+        # What the arguments' modules hold may be called through the arguments.
+        if wanted:
+            walk.whole(*wanted)
+        walk.use(found.qualname.split("."))
         _entry_lines(found, walk)
         if found.kind == "module":
             walk.module(found.module, _FUNCTION, ())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from .. import contract
 from ..errors import CaptureError, DependencyError
 from ..oci import Platform
 from . import compiled, datafiles, editable, syntax
@@ -41,6 +43,30 @@ class Walk:
     _queue: deque[tuple[Module, _Chain]] = field(default_factory=deque)
     _scripts: set[Path] = field(default_factory=set)
     _entry: list[tuple[str, range]] = field(default_factory=list)
+    _whole: set[str] | None = field(default_factory=set)
+    _used: set[str] = field(default_factory=set)
+    _units: dict[str, list[frozenset[str]]] = field(default_factory=dict)
+    _waiting: dict[str, list[Callable[[], None]]] = field(default_factory=dict)
+
+    def whole(self, *modules: str) -> None:
+        """Take all functions of these modules (of every module, if none is named) as reached."""
+        if not modules:
+            self._whole = None
+        elif self._whole is not None:
+            self._whole.update(modules)
+
+    def use(self, names: Iterable[str]) -> None:
+        """These names are used: what the functions of that name import is reached."""
+        todo = [*names]
+        while todo:
+            name = todo.pop()
+            if name in self._used:
+                continue
+            self._used.add(name)
+            for used in self._units.get(name, ()):
+                todo.extend(used)
+            for reached in self._waiting.pop(name, ()):
+                reached()
 
     def entry_lines(self, path: str, lines: range) -> None:
         """The lines of the function itself: a plain import in them must resolve."""
@@ -87,6 +113,7 @@ class Walk:
 
     def tree(self, name: str, where: str) -> None:
         """A module that the user names, and if it is a package, all local modules below it."""
+        self.whole(name)
         self.module(name, where, ())
         module = self.finder.find(name)
         for directory in module.directories if module.kind == "local" else ():
@@ -94,6 +121,7 @@ class Walk:
                 parts = path.relative_to(directory).with_suffix("").parts
                 inner = ".".join(part for part in parts if part != "__init__")
                 if inner and all(part.isidentifier() for part in parts):
+                    self.whole(f"{name}.{inner}")
                     self.module(f"{name}.{inner}", where, ())
 
     def module(
@@ -113,16 +141,34 @@ class Walk:
     def statements(self, source: syntax.Source, module: Module, path: str, chain: _Chain) -> None:
         """What a file imports. ``path`` is how messages name the file."""
         name = module.name or path
+        whole = self._whole is None or (module.name or contract.MAIN) in self._whole
+        for unit, used in source.units.items():
+            self._units.setdefault(unit, []).append(used)
+            if whole or unit in self._used:
+                self.use((unit, *used))
+        self.use(source.uses)
         for statement in source.imports:
             if not statement.guarded:
-                self.statement(statement, module, path, (*chain, name))
-        for line, call in source.dynamic:
-            self.note(
-                f"{path}:{line}",
-                f"{call} names what it imports only when it runs",
-                "If it can be a local module, name that with modules=; if it can be a "
-                "third-party one, name its distribution with packages=.",
-            )
+                self._when_used(
+                    statement.unit,
+                    partial(self.statement, statement, module, path, (*chain, name)),
+                )
+        for line, call, unit in source.dynamic:
+            self._when_used(unit, partial(self._dynamic, f"{path}:{line}", call))
+
+    def _when_used(self, unit: str, reached: Callable[[], None]) -> None:
+        if not unit or unit in self._used:
+            reached()
+        else:
+            self._waiting.setdefault(unit, []).append(reached)
+
+    def _dynamic(self, where: str, call: str) -> None:
+        self.note(
+            where,
+            f"{call} names what it imports only when it runs",
+            "If it can be a local module, name that with modules=; if it can be a "
+            "third-party one, name its distribution with packages=.",
+        )
 
     def statement(self, statement: Statement, module: Module, path: str, chain: _Chain) -> None:
         """One import, as it stands in ``module``."""

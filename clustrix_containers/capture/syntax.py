@@ -11,7 +11,7 @@ import ast
 import hashlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,8 @@ class Statement:
     ``optional``: its ImportError is caught. ``conditional``: a branch that cannot be decided
     here leads to it. ``deferred``: it stands in a function. ``guarded``: it stands under the
     main guard, so it does not run there.
-    ``resource``: a package named to ``importlib.resources``, not an import.
+    ``resource``: a package named to ``importlib.resources``, not an import. ``unit``: the
+    function in which it stands, if that matters only to who uses its name (see :class:`Source`).
     """
 
     module: str
@@ -38,23 +39,30 @@ class Statement:
     deferred: bool = False
     guarded: bool = False
     resource: bool = False
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """What a file imports, and the names it binds at module level.
 
-    ``guarded`` are the names bound under the main guard. ``dynamic`` are ``(line, call)``
+    ``guarded`` are the names bound under the main guard. ``dynamic`` are ``(line, call, unit)``
     of imports whose name only a run knows. ``exports`` is a literal ``__all__``.
+
+    ``units`` are module-level functions that nothing but the use of their name can reach (no
+    decorator registers them), with the names that each uses; ``uses`` are the names that all the
+    rest uses: variables, attributes, and strings that could name something.
     """
 
     imports: tuple[Statement, ...]
-    dynamic: tuple[tuple[int, str], ...]
+    dynamic: tuple[tuple[int, str, str], ...]
     bound: frozenset[str]
     guarded: frozenset[str]
     star: bool
     exports: tuple[str, ...]
     extends_path: bool
+    uses: frozenset[str]
+    units: Mapping[str, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,7 @@ class _Place:
     deferred: bool = False
     guarded: bool = False
     toplevel: bool = True
+    unit: str = ""
 
 
 _CATCHES = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
@@ -108,12 +117,14 @@ def parse(content: bytes, filename: str) -> Source:
 class _Reader:
     tree: ast.Module
     imports: list[Statement] = field(default_factory=list)
-    dynamic: list[tuple[int, str]] = field(default_factory=list)
+    dynamic: list[tuple[int, str, str]] = field(default_factory=list)
     bound: set[str] = field(default_factory=set)
     guarded: set[str] = field(default_factory=set)
     exports: list[str] = field(default_factory=list)
     star: bool = False
     extends_path: bool = False
+    uses: set[str] = field(default_factory=set)
+    units: dict[str, set[str]] = field(default_factory=dict)
     checking: set[str] = field(default_factory=lambda: {"TYPE_CHECKING"})
     importers: set[str] = field(default_factory=lambda: {"__import__", "import_module"})
 
@@ -136,6 +147,8 @@ class _Reader:
             self.star,
             tuple(self.exports),
             self.extends_path,
+            frozenset(self.uses),
+            {name: frozenset(used) for name, used in self.units.items()},
         )
 
     def _body(self, body: Iterable[ast.stmt], place: _Place) -> None:
@@ -152,13 +165,25 @@ class _Reader:
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             self._bind(place, node.name)
             self._expressions(node, place)
-            self._body(node.body, replace(place, deferred=True, toplevel=False))
+            unit = place.unit or self._unit(node, place)
+            self._body(node.body, replace(place, deferred=True, toplevel=False, unit=unit))
         elif isinstance(node, ast.ClassDef):
             self._bind(place, node.name)
             self._expressions(node, place)
             self._body(node.body, replace(place, toplevel=False))
         else:
             self._other(node, place)
+
+    def _unit(self, node: ast.FunctionDef | ast.AsyncFunctionDef, place: _Place) -> str:
+        plain = all(_is_our_decorator(item) for item in node.decorator_list)
+        if not place.toplevel or not plain or node.name.startswith("__"):
+            return ""
+        self.units.setdefault(node.name, set())
+        return node.name
+
+    def _use(self, place: _Place, *names: str) -> None:
+        if not place.guarded:
+            (self.units[place.unit] if place.unit else self.uses).update(names)
 
     def _other(self, node: ast.stmt, place: _Place) -> None:
         """Loops, ``with``, ``match``, assignments, expressions."""
@@ -181,6 +206,7 @@ class _Reader:
                 self._bind(place, alias.asname or alias.name.partition(".")[0])
             return
         names = tuple(alias.name for alias in node.names)
+        self._use(place, *(alias.name for alias in node.names if alias.asname))
         self._add(place, node.module or "", names, node.level, node.lineno)
         if "*" in names:
             self.star = True
@@ -207,6 +233,7 @@ class _Reader:
                 place.deferred,
                 place.guarded,
                 resource,
+                place.unit,
             )
         )
 
@@ -244,6 +271,8 @@ class _Reader:
                     self._bind(place, inner.id)
                 elif isinstance(inner, (ast.MatchAs, ast.MatchStar)) and inner.name:
                     self._bind(place, inner.name)
+                if not _is_export(node):
+                    self._use(place, *_names(inner))
 
     def _call(self, node: ast.Call, place: _Place) -> None:
         function = node.func
@@ -254,9 +283,9 @@ class _Reader:
             if isinstance(literal, str):
                 self._literal_import(node, literal, place)
             else:
-                self.dynamic.append((node.lineno, ast.unparse(node)))
+                self.dynamic.append((node.lineno, ast.unparse(node), place.unit))
         elif name in _DISCOVERIES:
-            self.dynamic.append((node.lineno, ast.unparse(node)))
+            self.dynamic.append((node.lineno, ast.unparse(node), place.unit))
         elif name in _RESOURCE_CALLS and isinstance(literal, str):
             if all(part.isidentifier() for part in literal.split(".")):
                 self._add(replace(place, optional=True), literal, (), 0, node.lineno, resource=True)
@@ -287,6 +316,28 @@ class _Reader:
             for element in getattr(value, "elts", ()):
                 if isinstance(element, ast.Constant) and isinstance(element.value, str):
                     self.exports.append(element.value)
+
+
+def _names(node: ast.AST) -> tuple[str, ...]:
+    """What a node may name: a variable, an attribute, or a string that ``getattr`` could take."""
+    if isinstance(node, ast.Name):
+        return (node.id,)
+    if isinstance(node, ast.Attribute):
+        return (node.attr,)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return (node.value,) if node.value.isidentifier() else ()
+    return ()
+
+
+def _is_our_decorator(node: ast.expr) -> bool:
+    """``@function`` and ``@cx.function(…)`` register nothing; of others nobody knows."""
+    called = node.func if isinstance(node, ast.Call) else node
+    return getattr(called, "attr", getattr(called, "id", "")) == "function"
+
+
+def _is_export(node: ast.stmt) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets)
 
 
 def _catches(handler: ast.ExceptHandler) -> bool:

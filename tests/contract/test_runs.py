@@ -215,3 +215,26 @@ def test_executor_is_a_drop_in(on: str) -> None:
         assert next(concurrent.futures.as_completed([future])).result() == 9
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(work.square, 4)
+
+
+def test_ten_thousand_items_are_one_image_and_one_array_in_flat_memory(on: str, script) -> None:
+    done = script(
+        f"""
+import resource
+import clustrix_containers as cx
+from tests.cases import work
+
+square = cx.function(work.square)
+square.submit(1, on={on!r}).result()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+jobs = square.map((x for x in range(10_000)), on={on!r})
+assert len(jobs) == 10_000 and len({{job.run for job in jobs[:]}}) == 1
+assert jobs[0].result(60) == 0
+print(jobs.cancel() > 9_000, jobs.wait(60))
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) // 1024)
+"""
+    )
+    first, second = done.stdout.splitlines()
+    assert first == "True True"
+    assert int(second) < 64, "MiB for 10,000 jobs"

@@ -81,7 +81,8 @@ def test_imports(source: str, expected: list[str] | None, bundle_of: Any) -> Non
         with pytest.raises((DependencyError, ModuleNotFoundError)):
             bundle_of({"m.py": F + source}, "m:f")
     else:
-        assert _modules(bundle_of({"m.py": F + source}, "m:f")) == expected
+        used = "\nused = g" if "def g" in source else ""
+        assert _modules(bundle_of({"m.py": F + source + used}, "m:f")) == expected
 
 
 def test_optional_and_reasons(bundle_of: Any) -> None:
@@ -230,7 +231,7 @@ def test_missing_in_the_function_itself_is_an_error(bundle_of: Any) -> None:
 
 def test_missing_where_it_may_never_run_is_a_note(bundle_of: Any) -> None:
     bundle = bundle_of(
-        {"m.py": "def f(x=0):\n    if x:\n        import gpu_x\ndef g():\n    import plot_x"},
+        {"m.py": "def f(x=0):\n    if x:\n        import gpu_x\ndef g():\n    import plot_x\nh = g"},
         "m:f",
     )
     assert [note.where for note in bundle.notes] == ["m.py:3", "m.py:5"]
@@ -241,7 +242,7 @@ def test_names_known_only_at_run_time_are_notes(bundle_of: Any) -> None:
         {
             "m.py": F
             + "import importlib, pkgutil\ndef g(n):\n    importlib.import_module(f'x.{n}')\n"
-            "    __import__(n)\n    pkgutil.iter_modules(n)\n"
+            "    __import__(n)\n    pkgutil.iter_modules(n)\nh = g\n"
         },
         "m:f",
     )
@@ -541,7 +542,7 @@ _imports = st.lists(
         _names.map("from p import {}".format),
         _names.map("from . import {}".format),
         _names.map("from .{} import *".format),
-        _names.map("def g():\n    import p.{}".format),
+        _names.map("def g():\n    import p.{}\nh = g".format),
         _names.map("try:\n    from . import {}\nexcept ImportError:\n    pass".format),
     ),
     max_size=3,
@@ -595,3 +596,69 @@ def test_any_bytes_are_source_or_a_capture_error(content: bytes) -> None:
     except CaptureError as error:
         path = error.fields["path"]
     assert path == "x.py"
+
+
+def test_only_functions_that_can_be_reached_bring_their_imports(bundle_of: Any) -> None:
+    module = """
+import json
+import clustrix_containers as cx
+from local_one import first as renamed
+
+@cx.function(cpus=1)
+def f():
+    return g() + renamed()
+
+def g():
+    import numpy
+    return 1
+
+def never():
+    import pandas
+    import local_never
+
+@cx.function
+def another_one_to_submit():
+    import sklearn
+
+def by_name():
+    import matplotlib
+
+TABLE = {"x": "by_name"}
+__all__ = ["never"]
+
+class Model:
+    def called_by_a_library(self):
+        import yaml
+
+def register(function): return function
+
+@register
+def registered():
+    import packaging
+
+if __name__ == "__main__":
+    never()
+"""
+    files = {
+        "m.py": module,
+        "local_one.py": "def first():\n    import rich\ndef second():\n    import hypothesis\n",
+        "local_never.py": "",
+    }
+    bundle = bundle_of(files, "m:f")
+    assert {item.module for item in bundle.imports} == {
+        "numpy",
+        "matplotlib",
+        "yaml",
+        "packaging",
+        "rich",
+    }
+    assert "local_never.py" not in {file.path for file in bundle.files}
+
+
+def test_what_modules_names_is_taken_whole(bundle_of: Any) -> None:
+    files = {
+        "m.py": "def f():\n    pass\n",
+        "plugin.py": "def hook():\n    import numpy\n",
+    }
+    bundle = bundle_of(files, "m:f", modules=["plugin"])
+    assert [item.module for item in bundle.imports] == ["numpy"]
