@@ -76,7 +76,7 @@ def plan(
     locked = lock.lock(
         resolution.distributions,
         wheels=pins,
-        base=options.base or f"packed:{base.digest}",
+        base=_name(options.base, base),
         python=f"{sys.version_info[0]}.{sys.version_info[1]}",
         platform=str(base.platform),
         hashes=resolution.hashes,
@@ -107,6 +107,16 @@ def find_base(base: str | None, *, python: str | None = None) -> Image:
             hint=f"Write {base}@sha256:… so that the same bytes are used every time.",
         )
     return bases.from_registry(reference, Remote(reference), python=python)
+
+
+def _name(asked: str | None, base: Image) -> str:
+    """What a Lock calls the base: a digest that was found, never a tag, which can move."""
+    if asked is None:
+        return f"packed:{base.digest}"
+    origin = base.layers[0].origin if base.layers else None
+    if origin is None or Path(asked).is_file():
+        return f"dockerfile:{base.digest}"
+    return str(origin)
 
 
 def build(plan: Plan, *, progress: Progress = silent) -> Image:
