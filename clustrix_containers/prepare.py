@@ -133,6 +133,14 @@ def build(plan: Plan, *, progress: Progress = silent) -> Image:
     )
 
 
+def keep_here(image: Image) -> bool:
+    """Push the image to the layout if all of its bytes are on this machine; else nothing is fetched."""
+    if any(layer.blob is None for layer in image.layers):
+        return False
+    layout().push(image)
+    return True
+
+
 def push_here(image: Image) -> None:
     """Push the image to the layout; a layer by reference is fetched, since it must run here."""
     from .registry import fetch_layers

@@ -38,7 +38,7 @@ class Trust:
         for path in self.authorities:
             try:
                 context.load_verify_locations(path)
-            except (OSError, ssl.SSLError) as error:
+            except (OSError, ssl.SSLError) as error:  # noqa: PERF203 - one or two files
                 raise ConfigError(
                     f"cannot read the certificates in {path}: {error}",
                     hint="It is a PEM file of the authority that signed the registry's certificate.",

@@ -170,7 +170,10 @@ class Remote:
         with self.open_blob(config_of(manifest, name)) as blob:
             config = blob.read()
         origin = Reference(self.reference.registry, self.reference.repository, digest=digest)
-        return Image.read(manifest, config, origin=origin)
+        image = Image.read(manifest, config, origin=origin)
+        # A push of something that stands on these layers mounts them, also long after.
+        self._presence.add(layer.digest for layer in image.layers)
+        return image
 
     def _manifest(self, reference: str) -> bytes:
         wanted = reference.rpartition("@")[2] if "@" in reference else reference
