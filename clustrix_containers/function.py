@@ -92,13 +92,17 @@ class Function(Generic[P, R]):
         return JobArray(session, session.jobs)
 
     def build(self) -> Image:
-        """The function's image without a call, pushed to the local layout; ``.digest`` names it."""
+        """The function's image without a call; ``.digest`` names it.
+
+        It is in the local layout afterwards, unless it stands on a base in a registry: the
+        layers of that stay where they are until the image runs here.
+        """
         from . import prepare
         from .progress import shown
 
         with shown() as progress:
             image = prepare.build(self._plan(progress=progress), progress=progress)
-            prepare.push_here(image)
+            prepare.keep_here(image)
         return image
 
     def push(self, repository: str) -> str:

@@ -76,7 +76,7 @@ def plan(
     locked = lock.lock(
         resolution.distributions,
         wheels=pins,
-        base=options.base or f"packed:{base.digest}",
+        base=_name(options.base, base),
         python=f"{sys.version_info[0]}.{sys.version_info[1]}",
         platform=str(base.platform),
         hashes=resolution.hashes,
@@ -109,6 +109,16 @@ def find_base(base: str | None, *, python: str | None = None) -> Image:
     return bases.from_registry(reference, Remote(reference), python=python)
 
 
+def _name(asked: str | None, base: Image) -> str:
+    """What a Lock calls the base: a digest that was found, never a tag, which can move."""
+    if asked is None:
+        return f"packed:{base.digest}"
+    origin = base.layers[0].origin if base.layers else None
+    if origin is None or Path(asked).is_file():
+        return f"dockerfile:{base.digest}"
+    return str(origin)
+
+
 def build(plan: Plan, *, progress: Progress = silent) -> Image:
     """The image of a plan, without a call; its blobs lie in the cache."""
     from .image import build as builder
@@ -121,6 +131,14 @@ def build(plan: Plan, *, progress: Progress = silent) -> Image:
         cache=configuration.paths().cache,
         progress=progress,
     )
+
+
+def keep_here(image: Image) -> bool:
+    """Push the image to the layout if all of its bytes are on this machine; else nothing is fetched."""
+    if any(layer.blob is None for layer in image.layers):
+        return False
+    layout().push(image)
+    return True
 
 
 def push_here(image: Image) -> None:

@@ -58,8 +58,9 @@ class Package:
 class Lock:
     """What an image is made of, except for the user's own code.
 
-    ``python`` is ``X.Y``; ``platform`` is ``linux/amd64``; ``base`` is ``repo@sha256:…`` or
-    ``packed:sha256:…`` (the digest of the packed interpreter's layers).
+    ``python`` is ``X.Y``; ``platform`` is ``linux/amd64``; ``base`` is ``repo@sha256:…`` (the
+    manifest of that platform), ``packed:sha256:…`` (the digest of the packed interpreter's
+    layers) or ``dockerfile:sha256:…`` (the digest of the image that was built from it).
     """
 
     python: str

@@ -67,7 +67,7 @@ def _why(
 ) -> tuple[str, str | None]:
     login = f"Run: docker login {host}"
     if answer.status == 400 and b"HTTPS" in answer.body[:200]:
-        return "it speaks TLS and was asked without", "Ask with TLS: ca_file=…, or insecure=False."
+        return "it speaks TLS and was asked without", "Take it out of CLUSTRIX_INSECURE_REGISTRIES."
     if answer.status == 401:
         if credentials is None:
             return "no credentials for this host", login

@@ -77,7 +77,7 @@ class Auth:
     """The ``Authorization`` header for one repository's registry; used by many threads."""
 
     def __init__(self, origin: str, host: str, repository: str, lookup: Lookup, send: Send) -> None:
-        self._origin = origin
+        self.origin = origin
         self._host = host
         self._repository = repository
         self._lookup = lookup
@@ -212,7 +212,7 @@ class Auth:
 
     def _check_realm(self, realm: str, credential: Credential | None) -> None:
         try:
-            service, registry = urlsplit(realm), urlsplit(self._origin)
+            service, registry = urlsplit(realm), urlsplit(self.origin)
             host = service.hostname
         except ValueError:
             host = None

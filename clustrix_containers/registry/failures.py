@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import RegistryError
 
 
 @contextlib.contextmanager
-def network_errors(url: str, ca_file: Path | None = None) -> Iterator[None]:
+def network_errors(url: str) -> Iterator[None]:
     """Exceptions of urllib3 and of sockets on the way to ``url`` become RegistryErrors."""
     import ssl
 
@@ -20,26 +19,27 @@ def network_errors(url: str, ca_file: Path | None = None) -> Iterator[None]:
     try:
         yield
     except (http.SSLError, ssl.SSLError) as error:
-        raise _tls(urlsplit(url).netloc, error, ca_file) from error
+        raise _tls(urlsplit(url).netloc, error) from error
     except (http.HTTPError, ConnectionError, TimeoutError) as error:
         raise _network(urlsplit(url).netloc, error) from error
 
 
-def _tls(host: str, error: Exception, ca_file: Path | None) -> RegistryError:
+def _tls(host: str, error: Exception) -> RegistryError:
     text = str(error)
     if "WRONG_VERSION_NUMBER" in text or "UNKNOWN_PROTOCOL" in text or "record layer" in text:
         return RegistryError(
             f"{host} does not speak TLS",
-            hint="If it is meant to be a registry without TLS, ask for that: insecure=True.",
+            hint="If it is meant to be a registry without TLS, ask for that:"
+            f" CLUSTRIX_INSECURE_REGISTRIES={host}.",
             host=host,
         )
     if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
-        where = f"the system's authorities and {ca_file}" if ca_file else "the system's authorities"
         cause = error.args[0] if error.args else error
         why = getattr(cause, "verify_message", "") or getattr(error, "verify_message", "") or text
         return RegistryError(
-            f"the certificate of {host} is not trusted by {where}: {why}",
-            hint="Give the authority that signed it as ca_file (PEM), or install it on this system.",
+            f"the certificate of {host} is not trusted: {why}",
+            hint="Put the authority that signed it (PEM) into"
+            f" ~/.config/containers/certs.d/{host}/ca.crt, or name it in SSL_CERT_FILE.",
             host=host,
         )
     return RegistryError(f"no TLS connection to {host}: {text}", temporary=True, host=host)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from .. import config as configuration
 from .. import credentials
 from ..errors import DigestMismatch, RegistryError
 from ..oci import (
@@ -45,8 +46,9 @@ _BLOB_UNKNOWN = {"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"}
 class Remote:
     """The repository ``name`` (``registry.example.org/team/runs``, or a Reference).
 
-    ``insecure``: True for plain http; None allows it to this machine itself only.
-    ``ca_file``: PEM certificates to trust beside the system's. ``credentials``: what
+    ``insecure``: True for plain http; None allows it to this machine itself and to what
+    ``CLUSTRIX_INSECURE_REGISTRIES`` names. ``ca_file``: PEM certificates to trust beside
+    the system's, instead of those in ``certs.d``. ``credentials``: what
     :func:`clustrix_containers.credentials.lookup` does. ``pool``: connections to share.
     ``cache``: a directory that remembers which blobs registries hold (default: below the
     user's cache directory). ``limits``: when to upload in chunks. ``peer``: gives the
@@ -168,7 +170,10 @@ class Remote:
         with self.open_blob(config_of(manifest, name)) as blob:
             config = blob.read()
         origin = Reference(self.reference.registry, self.reference.repository, digest=digest)
-        return Image.read(manifest, config, origin=origin)
+        image = Image.read(manifest, config, origin=origin)
+        # A push of something that stands on these layers mounts them, also long after.
+        self._presence.add(layer.digest for layer in image.layers)
+        return image
 
     def _manifest(self, reference: str) -> bytes:
         wanted = reference.rpartition("@")[2] if "@" in reference else reference
@@ -295,9 +300,7 @@ def _lookup(registry: str, repository: str) -> credentials.Credential | None:
 
 
 def _cache() -> Path:
-    import platformdirs
-
-    return platformdirs.user_cache_path("clustrix-containers") / "registries"
+    return configuration.paths().cache / "registries"
 
 
 def _tags(answer: Answer, name: str) -> list[str]:

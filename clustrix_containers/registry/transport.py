@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from ..contract import VERSION
-from ..errors import ConfigError, RegistryError
+from ..errors import RegistryError
 from ..oci import Reference
 from .answers import Answer, refusal
 from .auth import Auth, Lookup, is_loopback
+from .certificates import Trust, find
 from .failures import network_errors
 from .retry import Retry
 from .stream import Readable
@@ -31,13 +33,21 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
 _HUB_API = "registry-1.docker.io"
 
+INSECURE = "CLUSTRIX_INSECURE_REGISTRIES"
+"""Registries (``host[:port]``, separated by commas) to speak plain http to.
+
+A variable of this user's, and not a key of clustrix.yml: that file comes with a project, and a
+project must not be able to have passwords sent in clear.
+"""
+
 
 class Transport:
     """Requests to the registry of ``name``; used by many threads at once.
 
     ``insecure``: True speaks plain http; False speaks https; None speaks https, save to
-    this machine itself (localhost, 127.0.0.0/8, ::1), unless there is a ``ca_file``
-    (PEM; trusted beside the system's own).
+    registries that :data:`INSECURE` names, and to this machine itself (localhost,
+    127.0.0.0/8, ::1) unless there are certificates for it or it asks for TLS.
+    ``ca_file`` (PEM) is trusted beside the system's own, and instead of ``certs.d``.
     """
 
     def __init__(
@@ -54,12 +64,16 @@ class Transport:
         self.repository = name.repository
         address = _HUB_API if self.host == "docker.io" else self.host
         hostname = urlsplit(f"//{address}").hostname
+        self._trust = Trust((Path(ca_file),)) if ca_file is not None else Trust()
+        if ca_file is None and insecure is not True:
+            self._trust = find(self.host)
+        # A guess is taken back when the registry says that it wants TLS.
+        self._guessed = insecure is None and is_loopback(hostname) and self._trust.empty
         if insecure is None:
-            insecure = is_loopback(hostname) and ca_file is None
+            insecure = self._guessed or self.host in _insecure()
         self._allow_http = insecure
         self.origin = f"{'http' if insecure else 'https'}://{address}"
         self.retry = retry or Retry()
-        self._ca_file = Path(ca_file) if ca_file is not None else None
         self._pool = pool
         self._lock = threading.Lock()
         self._lookup = lookup
@@ -68,14 +82,15 @@ class Transport:
     def beside(self, repository: str) -> Transport:
         """The same registry and connections for another repository."""
         self._connections()
-        return Transport(
+        twin = Transport(
             Reference(self.host, repository),
             lookup=self._lookup,
             insecure=self._allow_http,
-            ca_file=self._ca_file,
             pool=self._pool,
             retry=self.retry,
         )
+        twin._trust, twin._guessed = self._trust, self._guessed
+        return twin
 
     def send(
         self,
@@ -123,6 +138,8 @@ class Transport:
         while True:
             sent = self._auth.header(scopes)
             answer = self._follow(method, url, action, sent, headers, body, length, stream)
+            if self._wants_tls(answer):
+                continue
             # One more try for being asked at all, and one for a token that has ended.
             if answer.status != 401 or renewed or not self._is_own(answer.url):
                 return answer
@@ -192,6 +209,16 @@ class Transport:
     def _is_own(self, url: str) -> bool:
         return _origin(url) == _origin(self.origin)
 
+    def _wants_tls(self, answer: Answer) -> bool:
+        """Whether the request was sent in clear and must be sent again with TLS."""
+        if answer.status != 400 or not answer.url.startswith("http:"):
+            return False
+        if self._guessed and self._is_own(answer.url) and b"HTTPS" in answer.body[:200]:
+            self.origin = self._auth.origin = f"https://{urlsplit(self.origin).netloc}"
+            self._guessed = self._allow_http = False
+        own = urlsplit(self.origin)
+        return own.scheme == "https" and own.netloc == urlsplit(answer.url).netloc
+
     def _raw(self, method: str, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         def once() -> Answer:
             answer = self._once(method, url, dict(headers), body or None, 0, False)
@@ -217,7 +244,7 @@ class Transport:
             headers["Content-Length"] = str(length)
         elif body is None and method in ("POST", "PUT", "PATCH"):
             headers["Content-Length"] = "0"
-        with network_errors(url, self._ca_file):
+        with network_errors(url):
             opened = body() if callable(body) else body
             try:
                 response = self._manager(url).request(
@@ -242,10 +269,10 @@ class Transport:
         import urllib3
 
         with self._lock:
-            found = _proxies.get((proxy, self._ca_file))
+            found = _proxies.get((proxy, self._trust))
             if found is None:
                 found = urllib3.ProxyManager(proxy, **self._options())
-                _proxies[proxy, self._ca_file] = found
+                _proxies[proxy, self._trust] = found
             return found
 
     def _connections(self) -> urllib3.PoolManager:
@@ -267,20 +294,11 @@ class Transport:
         }
 
     def _ssl_context(self) -> ssl.SSLContext | None:
-        import ssl
+        return self._trust.context() if self.origin.startswith("https") else None
 
-        if self._ca_file is None:
-            return ssl.create_default_context() if self.origin.startswith("https") else None
-        context = ssl.create_default_context()
-        try:
-            context.load_verify_locations(self._ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(
-                f"cannot read the certificates in {self._ca_file}: {error}",
-                hint="ca_file is a PEM file of the authority that signed the registry's certificate.",
-                path=self._ca_file,
-            ) from error
-        return context
+
+def _insecure() -> list[str]:
+    return [name.strip() for name in os.environ.get(INSECURE, "").split(",")]
 
 
 def _answer(response: BaseHTTPResponse, url: str, stream: bool) -> Answer:
@@ -298,7 +316,7 @@ def _answer(response: BaseHTTPResponse, url: str, stream: bool) -> Answer:
     return Answer(response.status, response.headers, body, None, url, challenges)
 
 
-_proxies: dict[tuple[str, Path | None], urllib3.ProxyManager] = {}
+_proxies: dict[tuple[str, Trust], urllib3.ProxyManager] = {}
 
 
 def _proxy(url: str) -> str | None:

@@ -12,6 +12,8 @@ from clustrix_containers.credentials import Credential
 from clustrix_containers.registry import Remote
 from tests.clusters.registry.cluster import Service
 
+from .users import ROOT, User
+
 MakeRemote = Callable[..., Remote]
 
 
@@ -36,3 +38,23 @@ def remote(tmp_path: Path) -> MakeRemote:
         return Remote(f"{service.address}/{repository}", **settings)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shared_cache() -> Path:
+    """A cache for all tests: what is in it is found by content, so it may stay."""
+    directory = ROOT / ".cache" / "tests"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+@pytest.fixture
+def author(tmp_path: Path, shared_cache: Path) -> User:
+    """A user with a function."""
+    return User(tmp_path / "author", shared_cache).settle()
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> User:
+    """Another user, who has nothing at all."""
+    return User(tmp_path / "stranger", tmp_path / "stranger" / "cache").settle()

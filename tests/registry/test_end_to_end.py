@@ -1,0 +1,116 @@
+"""A user pushes, another runs the same digest again: real processes, real registries, other tools."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.clusters.registry.cluster import Registries, Service
+
+from .users import User
+
+pytestmark = pytest.mark.registry
+
+
+@pytest.fixture(params=["open", "tls", "token"])
+def service(request: pytest.FixtureRequest, registry: Registries) -> Service:
+    found: Service = getattr(registry, request.param)
+    return found
+
+
+def unpacked(reference: str, service: Service, user: User, tmp_path: Path) -> Path:
+    """The root file system as skopeo pulls and umoci unpacks it; skopeo has only what docker has."""
+    layout = tmp_path / "pulled"
+    source = ["--authfile", str(user.home / "docker" / "config.json")]
+    if service.ca_file is None:
+        source.append("--src-tls-verify=false")
+    else:
+        source += ["--src-cert-dir", str(user.home / "config/containers/certs.d" / service.address)]
+    copy = ["skopeo", "--insecure-policy", "copy", *source, f"docker://{reference}"]
+    subprocess.run([*copy, f"oci:{layout}:it"], check=True, capture_output=True)
+    bundle = tmp_path / "bundle"
+    subprocess.run(
+        ["umoci", "unpack", "--rootless", "--image", f"{layout}:it", str(bundle)],
+        check=True,
+        capture_output=True,
+    )
+    return bundle / "rootfs"
+
+
+def test_what_is_pushed_is_pulled_by_other_tools(
+    service: Service, repository: str, author: User, tmp_path: Path
+) -> None:
+    author.login(service)
+    name = f"{service.address}/{repository}"
+
+    pushed = author.cxc("push", "work.py:square", name).stdout.strip()
+
+    digest = author.cxc("build", "work.py:square").stdout.strip()
+    assert pushed == f"{name}@{digest}"
+    assert author.cxc("push", digest, f"{name}/other").stdout.strip() == f"{name}/other@{digest}"
+    said = author.python(
+        f"import work; print(work.square.push({name + '/third'!r}))"
+    ).stdout.strip()
+    assert said == f"{name}/third@{digest}"
+    root = unpacked(pushed, service, author, tmp_path)
+    assert "return x * x" in (root / "opt/clustrix/code/work.py").read_text()
+
+
+def test_another_user_runs_the_same_digest(
+    service: Service, repository: str, author: User, stranger: User
+) -> None:
+    author.login(service)
+    stranger.login(service)
+    name = f"{service.address}/{repository}"
+    run = author.cxc("run", "--detach", "work.py:square", "7").stdout.strip()
+    assert author.cxc("result", run).stdout == "49\n"
+    digest = json.loads(author.cxc("ps", "--json").stdout)[0]["image"]
+    reference = author.cxc("push", digest, name).stdout.strip()
+
+    trusted = stranger.cxc("rerun", "--trust", reference)
+
+    assert trusted.stdout == "49\n"
+    assert "working on 7" in trusted.stderr
+    doubtful = stranger.cxc("rerun", reference, code=1)
+    assert doubtful.stdout == ""
+    errors = [line for line in doubtful.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "--trust" in doubtful.stderr
+    newest = json.loads(stranger.cxc("ps", "--json").stdout)[0]
+    assert newest["image"] == digest
+    kept = stranger.home / "kept.pickle"
+    stranger.cxc("result", newest["run"], "--output", str(kept))
+    assert pickle.loads(kept.read_bytes()) == 49
+    assert "--trust" in stranger.cxc("result", newest["run"], code=1).stderr
+    assert stranger.cxc("result", "--trust", newest["run"]).stdout == "49\n"
+    # The very same image from the layout, by the start of its digest.
+    assert stranger.cxc("rerun", "--trust", digest[7:19]).stdout == "49\n"
+
+
+def test_the_authority_of_a_registry_is_found_where_docker_and_podman_look(
+    registry_tls: Service, repository: str, author: User
+) -> None:
+    name = f"{registry_tls.address}/{repository}"
+    author.login(registry_tls)
+    own = author.home / "config" / "containers" / "certs.d" / registry_tls.address / "ca.crt"
+    authority = own.read_bytes()
+    own.unlink()
+
+    refused = author.cxc("push", "work.py:square", name, code=1).stderr
+    assert refused.startswith(f"error: the certificate of {registry_tls.address} is not trusted")
+    assert f"certs.d/{registry_tls.address}/ca.crt" in refused
+    bundle = author.home / "authorities.pem"
+    bundle.write_bytes(authority)
+    author.cxc("push", "work.py:square", name, SSL_CERT_FILE=str(bundle))
+    for place in ("config/docker", "docker"):
+        file = author.home / place / "certs.d" / registry_tls.address / "any.crt"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(authority)
+        author.cxc("push", "work.py:square", name)
+        file.write_bytes(b"no certificate")
+        assert str(file) in author.cxc("push", "work.py:square", name, code=1).stderr
+        file.unlink()
