@@ -40,10 +40,7 @@ def open_layer(source: IO[bytes], name: str) -> IO[bytes]:
     whole: Any = Stream(source, head)
     opened: Any = whole
     if head[:2] == _GZIP:
-        from isal import igzip
-
-        gzip_file: Any = igzip.IGzipFile
-        opened = gzip_file(fileobj=whole, mode="rb")
+        opened = _gzip_reader()(fileobj=whole, mode="rb")
     elif head == _ZSTD:
         try:
             zstd: Any = import_module("compression.zstd")
@@ -54,6 +51,17 @@ def open_layer(source: IO[bytes], name: str) -> IO[bytes]:
             ) from None
         opened = zstd.ZstdFile(whole)
     return opened  # type: ignore[no-any-return]
+
+
+def _gzip_reader() -> Any:
+    """isal's where it is installed, which is several times faster; the standard library's else."""
+    try:
+        from isal import igzip
+    except ImportError:
+        import gzip
+
+        return gzip.GzipFile
+    return igzip.IGzipFile
 
 
 class Stream(RawIOBase):

