@@ -107,12 +107,37 @@ def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     path = path.resolve()
+    if not (path.parent / "__init__.py").exists():
+        return _load_script(path)
     root, parts = path.parent, [path.stem]
     while (root / "__init__.py").exists():
         parts.insert(0, root.name)
         root = root.parent
     sys.path.insert(0, str(root))
     return _import_name(".".join(parts), path)
+
+
+def _load_script(path: Path) -> Any:
+    """The file as ``python FILE.py`` would have it, so that the image has the same digest."""
+    from ..capture.pickling import load_script
+    from ..contract import MAIN
+
+    sys.path.insert(0, str(path.parent))
+    try:
+        return load_script(path, MAIN, str(path))
+    except ModuleNotFoundError as error:
+        raise _not_importable(path, error) from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, Error):
+            raise
+        raise ConfigError(f"{path} fails when it is loaded: {error!r}") from error
+
+
+def _not_importable(what: object, error: ModuleNotFoundError) -> ConfigError:
+    return ConfigError(
+        f"{what} cannot be imported: {error}",
+        hint="Run cxc with the Python environment that the function runs in.",
+    )
 
 
 def _import_name(name: str, path: Path | None = None) -> Any:
@@ -123,10 +148,7 @@ def _import_name(name: str, path: Path | None = None) -> Any:
     except Error:
         raise
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{path or name} cannot be imported: {error}",
-            hint="Run cxc with the Python environment that the function runs in.",
-        ) from error
+        raise _not_importable(path or name, error) from error
     except Exception as error:
         raise ConfigError(f"{path or name} fails on import: {error!r}") from error
     found = getattr(module, "__file__", None)

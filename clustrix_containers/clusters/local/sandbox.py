@@ -41,7 +41,7 @@ def means(wanted: str | None = None) -> tuple[str | None, str]:
     if wanted != "bubblewrap":
         why = _try_namespaces()
         if why is None:
-            return "namespaces", "root" if is_full_root() else "user namespaces work"
+            return "namespaces", "namespaces, as root" if is_full_root() else "user namespaces work"
         reasons.append(f"user namespaces cannot be made: {why}{_known_reason()}")
     return None, "; ".join(reasons)
 
