@@ -30,7 +30,7 @@ from ..contract import (
 from ..errors import ImageError
 from ..oci import Image, Layer
 from .archive import IN_MEMORY, Entry, write_layer
-from .facts import LABEL_INTERPRETER
+from .facts import LABEL_INTERPRETER, LIBRARIES
 from .packages import package_layers
 from .reading import read_files
 from .runtime import runtime_layer
@@ -84,13 +84,20 @@ def build(
         )
     labels = {**(base.settings.get("Labels") or {}), LABEL_FUNCTION: bundle.entry.name}
     kept = {key: value for key, value in base.settings.items() if key not in ("Cmd", "Healthcheck")}
-    return replace(image, settings=kept).configure(
+    layers = tuple(_without_libraries(layer) for layer in image.layers)
+    return replace(image, settings=kept, layers=layers).configure(
         Env=_environment(base.settings.get("Env") or []),
         Entrypoint=[f"{VENV}/bin/python", WORKER],
         WorkingDir="/tmp",  # noqa: S108
         User="65534:65534",
         Labels=labels,
     )
+
+
+def _without_libraries(layer: Layer) -> Layer:
+    # The checks of this build have used it; in each manifest it would be a fifth of a push.
+    notes = {key: text for key, text in layer.descriptor.annotations.items() if key != LIBRARIES}
+    return replace(layer, descriptor=replace(layer.descriptor, annotations=notes))
 
 
 def code_layer(bundle: Bundle, *, cache: Path) -> Layer:

@@ -280,6 +280,8 @@ def fetch_layers(
 
     Their files are named by their sha256 (hex) and are fetched once.
     """
+    # One for each repository: its connections and its token serve all layers.
+    peers: dict[str, Remote] = {}
 
     def fetch(layer: Layer) -> Path:
         path = directory / layer.digest.removeprefix("sha256:")
@@ -290,7 +292,10 @@ def fetch_layers(
                 f"the layer {layer.digest} is by reference and does not say to where",
                 digest=layer.digest,
             )
-        return peer(layer.origin).fetch_blob(layer.descriptor, path, progress)
+        name = layer.origin.name
+        if name not in peers:
+            peers[name] = peer(layer.origin)
+        return peers[name].fetch_blob(layer.descriptor, path, progress)
 
     return fetch
 

@@ -54,13 +54,13 @@ def plain(shared_cache: Path) -> Image:
 
 
 def calls(service: Service, repository: str, *methods: str) -> list[str]:
-    """``METHOD what`` of the requests to one repository, in the registry's own words."""
+    """``METHOD what`` of what a repository was asked and did, in the registry's own words."""
     start = f"/v2/{repository}/"
     split = [line.split(" ") for line in service.requests()]
     return [
         f"{method} {path.removeprefix(start)}"
-        for method, path, _ in split
-        if path.startswith(start) and (not methods or method in methods)
+        for method, path, status in split
+        if path.startswith(start) and (not methods or method in methods) and status < "400"
     ]
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from clustrix_containers.registry import Remote
 from tests.clusters.registry.cluster import Registries, Service
 
-from .users import User
+from .users import MODULE, User
 
 pytestmark = pytest.mark.registry
 
@@ -114,3 +116,34 @@ def test_the_authority_of_a_registry_is_found_where_docker_and_podman_look(
         file.write_bytes(b"no certificate")
         assert str(file) in author.cxc("push", "work.py:square", name, code=1).stderr
         file.unlink()
+
+
+def requests(service: Service, repository: str) -> list[str]:
+    """The methods of the requests to one repository so far."""
+    start = f"/v2/{repository}/"
+    split = [line.split(" ") for line in service.requests()]
+    return [method for method, path, _ in split if path.startswith(start)]
+
+
+def test_a_one_line_edit_is_five_requests_and_new_arguments_are_seven(
+    registry_open: Service, repository: str, author: User, remote: Callable[..., Remote]
+) -> None:
+    name = f"{registry_open.address}/{repository}"
+    author.cxc("push", "work.py:square", name)
+    before = len(requests(registry_open, repository))
+
+    author.write(MODULE.replace("x * x", "x * x * 1"))
+    pushed = author.cxc("push", "work.py:square", name).stdout.strip()
+
+    assert sorted(requests(registry_open, repository)[before:]) == ["POST"] * 2 + ["PUT"] * 3
+    image = remote(registry_open, repository).image(pushed.rpartition("@")[2])
+    sent = len(image.manifest) + len(image.config) + image.layers[-1].size
+    # Code 4.6 KB (nine blocks of a tar, stored), config 1.4 KB, manifest 1.3 KB.
+    assert sent < 7_500
+    author.write(MODULE.replace("x * x", "x * x * 1 * 1"))
+    run = author.cxc("run", "--detach", "work.py:square", "7").stdout.strip()
+    author.cxc("result", run)
+    digest = json.loads(author.cxc("ps", "--json").stdout)[0]["image"]
+    before = len(requests(registry_open, repository))
+    author.cxc("push", digest, name)
+    assert sorted(requests(registry_open, repository)[before:]) == ["POST"] * 3 + ["PUT"] * 4
