@@ -1,4 +1,4 @@
-"""The contract suite runs once for each target; a new cluster adds its name and its fixture here."""
+"""The contract suite runs once for each target of :mod:`.targets`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.clusters.plugin import FIXTURES
+
+from .targets import TARGETS, Target, as_parameter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,10 +35,25 @@ def home(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=["local"])
-def on(request: pytest.FixtureRequest, home: Path) -> str:
+@pytest.fixture(params=[as_parameter(target) for target in TARGETS.values()])
+def target(request: pytest.FixtureRequest) -> Target:
     """The target that a contract test runs on."""
-    return str(request.param)
+    return request.param
+
+
+@pytest.fixture
+def on(
+    target: Target, home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The target's name. It is the default of the test's own ``clustrix.yml``, too."""
+    if target.cluster is not None:
+        address = request.getfixturevalue(FIXTURES[target.cluster])
+        for name, value in target.variables(address).items():
+            monkeypatch.setenv(name, value)
+    config = home / "clustrix.yml"
+    config.write_text(f"default: {target.name}\ntargets:\n  {target.name}: {target.options}\n")
+    monkeypatch.setenv("CLUSTRIX_CONFIG", str(config))
+    return target.name
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from clustrix_containers.errors import (
 from clustrix_containers.jobs import State
 from tests.cases import work
 
+from .targets import Target
+
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
@@ -173,14 +175,15 @@ def test_big_result_is_not_copied_in_memory(on: str) -> None:
     assert value[0] == 7
 
 
-def test_inside_of_the_container(on: str, tmp_path: Path) -> None:
-    seen = cx.function(work.environment, env={"MINE": "yes ' \" $HOME\nü"}).submit(on=on).result(60)
+def test_inside_of_the_container(on: str, target: Target, tmp_path: Path) -> None:
+    mine = "yes ' \" $HOME $(id) `id` \\ %s ${x}\nü\n"
+    seen = cx.function(work.environment, env={"MINE": mine}, shm="96MiB").submit(on=on).result(60)
     assert seen["uid"] != 0
     assert seen["home"].startswith("/tmp")
     assert seen["writable"] == ["/tmp"]
     assert seen["executable"] == "/opt/venv/bin/python"
-    assert seen["environ"]["MINE"] == "yes ' \" $HOME\nü"
-    assert seen["shm"] >= 1 << 29
+    assert seen["environ"]["MINE"] == mine
+    assert seen["shm"] == 96 << 20 if target.sizes_shm else seen["shm"] >= 96 << 20
     assert not [entry for entry in seen["path"] if not entry.startswith("/opt/")]
     for secret_of_the_host in (sys.prefix, str(tmp_path)):
         assert not [name for name, value in seen["environ"].items() if secret_of_the_host in value]
