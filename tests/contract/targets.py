@@ -69,9 +69,10 @@ def everywhere_but_most_on(
     name: str, argument: str, cases: Sequence[str], handful: Sequence[str]
 ) -> pytest.MarkDecorator:
     """All cases on the target ``name``, and a handful of them on each of the others."""
-    chosen = []
-    for target in TARGETS.values():
-        whole = as_parameter(target)
-        for case in cases if target.name == name else handful:
-            chosen.append(pytest.param(target, case, id=f"{target.name}-{case}", marks=whole.marks))
+    chosen = [
+        pytest.param(*whole.values, case, id=f"{target.name}-{case}", marks=whole.marks)
+        for target in TARGETS.values()
+        for whole in (as_parameter(target),)
+        for case in (cases if target.name == name else handful)
+    ]
     return pytest.mark.parametrize(("target", argument), chosen, indirect=["target"])

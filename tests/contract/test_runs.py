@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
+import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,9 +24,10 @@ from clustrix_containers.errors import (
     WorkerDied,
 )
 from clustrix_containers.jobs import State
+from clustrix_containers.runs import record
 from tests.cases import work
 
-from .targets import Target
+from .targets import Target, on_targets
 
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -218,3 +223,38 @@ def test_executor_is_a_drop_in(on: str) -> None:
         assert next(concurrent.futures.as_completed([future])).result() == 9
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(work.square, 4)
+
+
+@on_targets("sandbox")
+def test_runs_that_are_submitted_one_by_one_share_the_machine(on: str) -> None:
+    room = len(os.sched_getaffinity(0))
+    with cx.Executor(on, cpus=1) as executor:
+        jobs = [executor.submit(work.started_and_ended, 0.2) for _ in range(10 * room)]
+        states = {job.status.state for job in jobs}
+        spans = [job.result(120) for job in jobs]
+    assert State.PENDING in states
+    moments = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+    at_once = list(itertools.accumulate(change for _, change in moments))
+    assert max(at_once) <= room
+    assert len({job.run for job in jobs}) == len(jobs)
+
+
+@on_targets("sandbox")
+def test_a_run_that_waits_for_room_can_be_cancelled_and_a_killed_one_makes_room(on: str) -> None:
+    everything = len(os.sched_getaffinity(0))
+    function = cx.function(work.wait_for, cpus=everything)
+    first = function.submit(1000, on=on)
+    until(first.running)
+    waiting, last = function.submit(1000, on=on), function.submit(0, on=on)
+    assert waiting.cancel()
+    assert waiting.cancelled()
+    assert last.status.state is State.PENDING
+    os.kill(supervisor(first), signal.SIGKILL)
+    assert last.result(60) == 0
+    assert isinstance(first.exception(60), WorkerDied)
+
+
+def supervisor(job: cx.Job) -> int:
+    """The process that keeps a local run."""
+    events = record().run_directory(job.run) / "local/0/events.jsonl"
+    return int(json.loads(events.read_text().splitlines()[0])["pid"])
