@@ -18,6 +18,12 @@ def wait_for(path_exists_seconds):
     return path_exists_seconds
 
 
+def started_and_ended(seconds):
+    started = time.time()
+    time.sleep(seconds)
+    return started, time.time()
+
+
 def counts_aloud(n, pause):
     for i in range(n):
         print(f"line {i} – ünïcode")

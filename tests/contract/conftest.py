@@ -1,13 +1,19 @@
-"""The contract suite runs once for each target; a new cluster adds its name and its fixture here."""
+"""The contract suite runs once for each target of :mod:`.targets`."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import validated
+from tests.clusters.plugin import FIXTURES
+
+from .targets import TARGETS, Target, as_parameter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,20 +27,39 @@ def cache() -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user of one's own: state and images are this test's, the cache is everybody's."""
+def home(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user of one's own: state and images are this test's, the cache is everybody's.
+
+    Every image that the test has made is validated at its end.
+    """
     monkeypatch.setenv("CLUSTRIX_CACHE_DIR", str(cache))
     monkeypatch.setenv("CLUSTRIX_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.delenv("CLUSTRIX_CONFIG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    return tmp_path
+    yield tmp_path
+    validated.images_of(tmp_path / "data" / "images")
 
 
-@pytest.fixture(params=["local"])
-def on(request: pytest.FixtureRequest, home: Path) -> str:
+@pytest.fixture(params=[as_parameter(target) for target in TARGETS.values()])
+def target(request: pytest.FixtureRequest) -> Target:
     """The target that a contract test runs on."""
-    return str(request.param)
+    return request.param
+
+
+@pytest.fixture
+def on(
+    target: Target, home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The target's name. It is the default of the test's own ``clustrix.yml``, too."""
+    if target.cluster is not None:
+        address = request.getfixturevalue(FIXTURES[target.cluster])
+        for name, value in target.variables(address).items():
+            monkeypatch.setenv(name, value)
+    config = home / "clustrix.yml"
+    config.write_text(f"default: {target.name}\ntargets:\n  {target.name}: {target.options}\n")
+    monkeypatch.setenv("CLUSTRIX_CONFIG", str(config))
+    return target.name
 
 
 @pytest.fixture

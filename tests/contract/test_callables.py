@@ -12,6 +12,8 @@ from clustrix_containers.errors import InsideImageError
 from tests.cases import kinds
 from tests.cases.kinds import Colour, Model, Point
 
+from .targets import everywhere_but_most_on, on_targets
+
 
 def nested_in_a_function():
     amount = 5
@@ -61,7 +63,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+HANDFUL = ("module-level", "closure", "dataclass and enum", "package data by importlib.resources")
+"""What is enough on the other targets: the image is the same, byte for byte."""
+
+
+@everywhere_but_most_on("sandbox", "case", list(CASES), HANDFUL)
 def test_kind(case: str, on: str) -> None:
     function, args, expected = CASES[case]
     with cx.Executor(on) as executor:
@@ -70,6 +76,7 @@ def test_kind(case: str, on: str) -> None:
     assert type(value) is type(expected)
 
 
+@on_targets("sandbox")
 def test_exception_has_type_and_the_users_source_line(on: str) -> None:
     with cx.Executor(on) as executor, pytest.raises(KeyError, match="no 3 here") as info:
         executor.submit(kinds.fails, 3).result()
@@ -77,6 +84,7 @@ def test_exception_has_type_and_the_users_source_line(on: str) -> None:
     assert "the line that a traceback must show" in text
 
 
+@on_targets("sandbox")
 def test_exception_of_a_nested_function_has_its_source_line(on: str) -> None:
     with cx.Executor(on) as executor, pytest.raises(ZeroDivisionError) as info:
         executor.submit(kinds.fails_by_value(), 3).result()
@@ -84,6 +92,7 @@ def test_exception_of_a_nested_function_has_its_source_line(on: str) -> None:
     assert "the line of a nested function" in text
 
 
+@on_targets("sandbox")
 def test_submit_inside_the_image_is_refused(on: str) -> None:
     def submits():
         import clustrix_containers
@@ -142,6 +151,7 @@ print(type(answer).__name__)
     assert other.stdout == "Answer\n"
 
 
+@on_targets("sandbox")
 def test_unguarded_script_names_the_missing_guard(script, on: str) -> None:
     done = script(
         """

@@ -109,6 +109,12 @@ class Bench:
             self.wait(ids)
 
 
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has the machine for itself, and leaves the user's own state alone."""
+    monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(tmp_path / "state"))
+
+
 @pytest.fixture
 def bench(layout: Layout, cache: Path, tmp_path: Path) -> Any:
     cluster = LocalCluster(runtime="sandbox", cache=cache, grace=1.0)

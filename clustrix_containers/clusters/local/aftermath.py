@@ -9,7 +9,8 @@ from clustrix_containers.jobs import Cause, State, Status
 
 from . import cgroup, journal
 from .plan import Plan
-from .supervisor import explain, group_prefix
+from .supervisor import group_prefix
+from .verdict import explain
 
 
 def orphaned(reader: journal.Reader, element: int, last: Status) -> Status:

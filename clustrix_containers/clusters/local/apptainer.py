@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from clustrix_containers import contract, shell
@@ -45,9 +46,20 @@ def mount_option(mount: Mount) -> str:
     )
 
 
+@lru_cache
+def _may_evaluate(path: str) -> bool:
+    """Whether it would evaluate ``$…`` and backquotes in variables, unless told not to.
+
+    So does Apptainer since 1.1, SingularityCE since 3.10; older ones do not know the option.
+    """
+    return b"--no-eval" in shell.run([path, "exec", "--help"], timeout=30).stdout
+
+
 def command(path: str, plan: Plan, work: Path) -> list[str]:
     """The command line; the environment goes by ``APPTAINERENV_`` variables."""
     out = [path, "--silent", "exec", "--containall", "--cleanenv", "--no-home", "--no-privs"]
+    if _may_evaluate(path):
+        out.append("--no-eval")
     out += ["--workdir", str(work), "--pwd", plan.workdir]
     if os.geteuid() == 0:
         out += ["--security", f"uid:{plan.uid}", "--security", f"gid:{plan.gid}"]

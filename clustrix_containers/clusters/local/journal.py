@@ -141,13 +141,17 @@ def request_cancel(control: Path, elements: Iterable[int] | None) -> None:
         os.write(file, data)
     finally:
         os.close(file)
-    # Without a reader there is no supervisor to wake.
+    wake(control)
+
+
+def wake(control: Path) -> None:
+    """Make the supervisor look at once, if there is one."""
     with contextlib.suppress(OSError):
-        wake = os.open(control / "wake", os.O_WRONLY | os.O_NONBLOCK)
+        file = os.open(control / "wake", os.O_WRONLY | os.O_NONBLOCK)
         try:
-            os.write(wake, b"c")
+            os.write(file, b"c")
         finally:
-            os.close(wake)
+            os.close(file)
 
 
 def open_wake(control: Path) -> int:

@@ -26,7 +26,8 @@ class Plan:
 
     ``root`` is the unpacked root file system (for Docker: the image's id). ``memory`` and
     ``shm`` in bytes, ``timeout`` and ``grace`` in seconds. ``limits`` is ``auto`` or
-    ``sample``; ``means`` how the runtime does it, where it can in more than one way.
+    ``sample``; ``means`` how the runtime does it, where it can in more than one way. ``room`` is the
+    directory of :mod:`.room`.
     """
 
     run: str
@@ -50,6 +51,7 @@ class Plan:
     shm: int
     gpus: int
     max_parallel: int
+    room: Path
     limits: str = "auto"
     network: str | None = None
     grace: float = 5.0
@@ -58,6 +60,7 @@ class Plan:
         elements = self.elements
         value = asdict(self) | {
             "directory": str(self.directory),
+            "room": str(self.room),
             "elements": (
                 {"range": [elements.start, elements.stop, elements.step]}
                 if isinstance(elements, range)
@@ -75,6 +78,7 @@ class Plan:
                 range(*elements["range"]) if isinstance(elements, dict) else tuple(elements)
             )
             value["directory"] = Path(value["directory"])
+            value["room"] = Path(value["room"])
             value["argv"] = tuple(value["argv"])
             value["mounts"] = tuple(Mount(**mount) for mount in value["mounts"])
             return cls(**{field.name: value[field.name] for field in fields(cls)})

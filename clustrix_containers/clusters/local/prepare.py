@@ -18,6 +18,7 @@ from clustrix_containers.oci import Image, check_digest, sha256
 
 from . import rootfs, runtimes, sandbox
 from .plan import Mount, Plan, control
+from .room import Machine
 
 if TYPE_CHECKING:
     from . import LocalCluster
@@ -91,7 +92,10 @@ def prepare(cluster: LocalCluster, task: Task, directory: Path) -> Plan:
         timeout=resources.timeout,
         shm=resources.shm,
         gpus=resources.gpus,
-        max_parallel=task.max_parallel or cluster.max_parallel or _room(resources),
+        max_parallel=task.max_parallel
+        or cluster.max_parallel
+        or Machine.here().fits(resources.cpus, resources.memory),
+        room=paths().state / "room",
         limits=cluster.limits,
         network=cluster.network,
         grace=cluster.grace,
@@ -187,16 +191,6 @@ def _env(settings: Mapping[str, Any], resources: Resources) -> dict[str, str]:
     """The image's own variables, ours, the user's; nothing of the caller's."""
     image = dict(str(item).partition("=")[::2] for item in settings.get("Env") or ())
     return {**DEFAULTS, **image, **ENVIRONMENT, contract.INSIDE: "1", **resources.env}
-
-
-def _room(resources: Resources) -> int:
-    """How many elements fit into this machine's cores and memory at once."""
-    cores = len(os.sched_getaffinity(0))
-    room = int(cores // resources.cpus) if resources.cpus > 0 else cores
-    if resources.memory:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        room = min(room, int(total * 0.9) // resources.memory)
-    return max(1, room)
 
 
 def _write(plan: Plan) -> Plan:

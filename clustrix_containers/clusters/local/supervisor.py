@@ -8,7 +8,6 @@ is started; :mod:`.journal` for how others see what it does.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -25,6 +24,8 @@ from clustrix_containers.jobs import Cause, State, Status
 from . import cgroup, journal
 from .plan import Plan
 from .process import Container, Runtime
+from .room import Room
+from .verdict import ENDED, cancelled, explain, not_started, over_memory, over_time
 
 BOOT = (
     "import sys; sys.path += [p for p in sys.argv[2:] if p not in sys.path];"
@@ -116,16 +117,18 @@ class Supervisor:
         self.free = list(range(self.plan.max_parallel - 1, -1, -1))
         self.signals = self._catch_signals()
         self.next_look = 0.0
+        self.room = Room(self.plan.room, self.plan.control, self.plan.cpus, self.plan.memory)
+        self.next: int | None = None
 
     def run(self) -> None:
         todo = self.plan.ids()
         more = True
         while more or self.running:
             self._read_requests()
-            more = self._fill(todo) if more else False
             self._end_what_is_due()
             self._collect()
-            if self.running:
+            more = self._fill(todo) if more else False
+            if more or self.running:
                 self._sleep()
         if self.groups:
             for parent in dict.fromkeys(
@@ -140,29 +143,52 @@ class Supervisor:
     def _fill(self, todo: Iterator[int]) -> bool:
         """Start elements while there is room; whether there may be more to start."""
         while self.free:
-            element = next(todo, None)
-            if element is None:
+            if self.next is None:
+                self.next = next(todo, None)
+            if self.next is None:
                 return False
             if self.told_to_end:
-                self._report(element, _ENDED)
-            elif element in self.requests:
-                self._report(element, _cancelled())
+                self._report(self.next, ENDED)
+            elif self.next in self.requests:
+                self._report(self.next, cancelled())
             else:
-                self._start(element)
+                if self.room.look_at is not None and time.monotonic() < self.room.look_at:
+                    return True
+                cores = self._take_room(self.next)
+                if cores is None:
+                    return True
+                self._start(self.next, cores)
+            with contextlib.suppress(OSError):
+                self.room.leave_line()
+            self.next = None
         return True
 
-    def _start(self, element: int) -> None:
+    def _take_room(self, element: int) -> frozenset[int] | None:
+        try:
+            return self.room.take(element)
+        except OSError as error:
+            # A full disk must not end the run: it goes on without regard to others.
+            print(f"the machine's room cannot be shared: {error}", flush=True)
+            self.room.look_at = None
+            return frozenset(self.room.machine.cores)
+
+    def _give_room_back(self, element: int) -> None:
+        with contextlib.suppress(OSError):
+            self.room.give_back(element)
+
+    def _start(self, element: int, cores: frozenset[int]) -> None:
         plan, slot = self.plan, self.free.pop()
         try:
             group = self._group(element)
             with _log(plan.log(element)) as output:
                 container = self.runtime.start(
-                    plan, element, self._env(element), output, self._before(slot, group)
+                    plan, element, self._env(element), output, self._before(cores, group)
                 )
         except Exception as error:
             # One element that cannot be started must not take the others along.
             self.free.append(slot)
-            self._report(element, Status(State.FAILED, Cause.REFUSED, None, _sentence(error)))
+            self._give_room_back(element)
+            self._report(element, Status(State.FAILED, Cause.REFUSED, None, not_started(error)))
             return
         limit = plan.timeout
         deadline = None if limit is None else time.monotonic() + limit + plan.grace + MARGIN
@@ -175,11 +201,10 @@ class Supervisor:
         name = f"{group_prefix(self.plan.run, self.plan.attempt)}{element}"
         return cgroup.create(self.groups, name, memory=self.plan.memory, cpus=self.plan.cpus)
 
-    def _before(self, slot: int, group: cgroup.Group | None) -> _Before:
-        cores: set[int] = set()
-        if (group is None or group.cpu is None) and not self.runtime.limits:
-            cores = share_of_cores(slot, self.plan.cpus)
-        return _Before(group, cores)
+    def _before(self, cores: frozenset[int], group: cgroup.Group | None) -> _Before:
+        """With a quota by the kernel, or by an engine, the cores need not be fixed."""
+        fixed = (group is None or group.cpu is None) and not self.runtime.limits
+        return _Before(group, cores if fixed else frozenset())
 
     def _env(self, element: int) -> dict[str, str]:
         plan = self.plan
@@ -205,10 +230,10 @@ class Supervisor:
         if self.requests.update():
             for running in self.running.values():
                 if running.element in self.requests:
-                    self._end(running, _cancelled())
+                    self._end(running, cancelled())
         if self.told_to_end:
             for running in self.running.values():
-                self._end(running, _ENDED)
+                self._end(running, ENDED)
 
     def _end(self, running: Running, why: Status, *, at_once: bool = False) -> None:
         if running.why is None:
@@ -222,7 +247,7 @@ class Supervisor:
         for running in self.running.values():
             if running.deadline is not None and now >= running.deadline:
                 running.deadline = None
-                self._end(running, _over_time(self.plan), at_once=True)
+                self._end(running, over_time(self.plan), at_once=True)
             if self.sampling:
                 self._sample(running)
             if running.kill_at is not None and now >= running.kill_at:
@@ -238,7 +263,7 @@ class Supervisor:
         held = sampling.held(pid, limit)
         running.peak = max(running.peak, held)
         if held > limit:
-            self._end(running, _over_memory(limit, held), at_once=True)
+            self._end(running, over_memory(limit, held), at_once=True)
             running.container.kill()
 
     def _collect(self) -> None:
@@ -251,6 +276,7 @@ class Supervisor:
             if running.group:
                 running.group.remove()
             del self.running[element]
+            self._give_room_back(element)
             self.free.append(running.slot)
             self._report(element, status)
 
@@ -263,9 +289,9 @@ class Supervisor:
             return Status(running.why.state, running.why.cause, code, running.why.message)
         group, limit = running.group, self.plan.memory
         if limit is not None and group is not None and group.oom_kills():
-            return _over_memory(limit, group.peak(), code)
+            return over_memory(limit, group.peak(), code)
         if limit is not None and running.container.out_of_memory():
-            return _over_memory(limit, 0, code)
+            return over_memory(limit, 0, code)
         return explain(self.plan, running.element, code)
 
     def _report(self, element: int, status: Status) -> None:
@@ -291,6 +317,8 @@ class Supervisor:
     def _sleep(self) -> None:
         """Until something happens, or is due."""
         times = [self.next_look]
+        if self.room.look_at is not None and self.free:
+            times.append(self.room.look_at)
         for running in self.running.values():
             times += [at for at in (running.deadline, running.kill_at) if at is not None]
         wait = max(0.0, min(times) - time.monotonic())
@@ -299,6 +327,7 @@ class Supervisor:
         ready, _, _ = select.select([self.wake, self.signals], [], [], wait)
         if self.wake in ready:
             self.next_look = 0.0
+            self.room.look_now()
         for file in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(file, 4096)
@@ -307,7 +336,7 @@ class Supervisor:
 class _Before:
     """What the new process does before it becomes the container."""
 
-    def __init__(self, group: cgroup.Group | None, cores: set[int]) -> None:
+    def __init__(self, group: cgroup.Group | None, cores: frozenset[int]) -> None:
         self.group = group
         self.cores = cores
 
@@ -317,9 +346,6 @@ class _Before:
         if self.cores:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self.cores)
-
-
-_ENDED = Status(State.FAILED, Cause.DIED, None, "the run's supervisor was told to end (SIGTERM)")
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
@@ -345,81 +371,3 @@ def group_prefix(run: str, attempt: int) -> str:
     """How the names of a run's cgroups begin."""
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in run)
     return f"{safe[:100]}.{attempt}."
-
-
-def share_of_cores(slot: int, cpus: float) -> set[int]:
-    """The cores for the container in this slot, where no quota can be set."""
-    cores = sorted(os.sched_getaffinity(0))
-    count = min(len(cores), max(1, -int(-cpus // 1)))
-    return {cores[(slot * count + number) % len(cores)] for number in range(count)}
-
-
-def _cancelled() -> Status:
-    return Status(State.CANCELLED, message="cancelled")
-
-
-def _over_time(plan: Plan) -> Status:
-    message = f"ended at its time limit of {plan.timeout:g} s"
-    return Status(State.FAILED, Cause.TIME_LIMIT, 124, message)
-
-
-def _over_memory(limit: int, peak: int, code: int | None = None) -> Status:
-    used = f"; it held {_size(peak)}" if peak > limit else ""
-    message = f"ended because it needed more than its memory limit of {_size(limit)}{used}"
-    return Status(State.FAILED, Cause.MEMORY_LIMIT, code, message)
-
-
-def _size(number: int) -> str:
-    if number >= 1 << 30:
-        return f"{number / (1 << 30):.3g} GiB"
-    return f"{number / (1 << 20):.4g} MiB"
-
-
-def _sentence(error: Exception) -> str:
-    return f"the container cannot be started: {error}"
-
-
-def explain(plan: Plan, element: int, code: int | None) -> Status:
-    """The status of an element whose container ended by itself; its mark counts most."""
-    mark = _mark(plan, element)
-    message = str(mark.get("message", ""))
-    if mark.get("outcome") == "ok":
-        # Its result was complete; what came after it (an exit handler, a late kill) is no failure.
-        return journal.SUCCEEDED
-    if mark.get("outcome") == "timeout":
-        return Status(State.FAILED, Cause.TIME_LIMIT, code, message)
-    if mark.get("outcome") == "died":
-        return Status(State.FAILED, Cause.DIED, code, message)
-    if mark:
-        lines = message.strip().splitlines() or [""]
-        kind = str(mark.get("type") or "")
-        return Status(State.FAILED, Cause.NONE, code, f"{kind}: {lines[0]}" if kind else lines[0])
-    said = _last_line(plan.log(element))
-    message = f"the container ended with exit code {code} and no completion mark"
-    return Status(State.FAILED, Cause.DIED, code, f"{message}: {said}" if said else message)
-
-
-def _mark(plan: Plan, element: int) -> dict[str, object]:
-    """The worker's mark, for its words only: whoever takes the result verifies it."""
-    path = plan.directory / "results" / f"{element}.{plan.attempt}.mark"
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return {}
-    try:
-        value = json.loads(os.read(file, 1 << 22))
-    except (OSError, ValueError):
-        return {}
-    finally:
-        os.close(file)
-    return value if isinstance(value, dict) else {}
-
-
-def _last_line(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            lines = file.read().decode(errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return lines[-1][:500] if lines else ""

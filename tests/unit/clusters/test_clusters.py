@@ -16,7 +16,7 @@ from clustrix_containers.clusters import open_cluster
 from clustrix_containers.clusters.local import LocalCluster, journal
 from clustrix_containers.clusters.local.apptainer import mount_option
 from clustrix_containers.clusters.local.plan import Mount, Plan
-from clustrix_containers.clusters.local.supervisor import group_prefix, share_of_cores
+from clustrix_containers.clusters.local.supervisor import group_prefix
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.jobs import Cause, State, Status
 
@@ -88,7 +88,7 @@ def plan(**changes: object) -> Plan:
         "directory": Path("/d"), "runtime": "sandbox", "means": "namespaces", "root": "/r",
         "argv": ("a",), "workdir": "/", "env": {"A": "ü\n"}, "mounts": (Mount("/s", "/t", True),),
         "uid": 1, "gid": 2, "cpus": 0.5, "memory": None, "timeout": 1.5, "shm": 4, "gpus": 0,
-        "max_parallel": 2,
+        "max_parallel": 2, "room": Path("/room"),
     }  # fmt: skip
     return Plan(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -143,13 +143,6 @@ def test_group_names_are_one_component(run: str) -> None:
     assert prefix.isascii()
     assert prefix.endswith(".0.")
     assert len(prefix) < 200
-
-
-@given(st.integers(0, 100), st.floats(0.01, 64))
-def test_every_slot_has_cores(slot: int, cpus: float) -> None:
-    cores = share_of_cores(slot, cpus)
-    assert cores
-    assert cores <= os.sched_getaffinity(0)
 
 
 def test_mounts_are_quoted() -> None:

@@ -1,0 +1,78 @@
+"""The targets of the contract suite: a new one is one entry of :data:`TARGETS`.
+
+A name, the cluster that it needs (:data:`tests.clusters.plugin.FIXTURES` names its fixture),
+its lines for ``clustrix.yml``, and what the fixture's value means for the environment. What a
+target cannot do is said here too, by a field that the test asks for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+
+def nothing(_address: Any) -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target: ``options`` is YAML, ``variables`` takes the value of the cluster's fixture."""
+
+    name: str
+    options: str
+    cluster: str | None = None
+    variables: Callable[[Any], Mapping[str, str]] = nothing
+    sizes_shm: bool = True
+    """Whether ``/dev/shm`` gets the size that was asked for."""
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("sandbox", "{type: local, runtime: sandbox}"),
+        Target(
+            "docker",
+            # The tests' own engine has no bridge network.
+            "{type: local, runtime: docker, network: host}",
+            cluster="docker",
+            variables=lambda host: {"DOCKER_HOST": host},
+        ),
+        Target(
+            "apptainer",
+            "{type: local, runtime: apptainer}",
+            cluster="apptainer",
+            variables=lambda path: {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"},
+            sizes_shm=False,
+        ),
+    )
+}
+
+
+def as_parameter(target: Target) -> Any:
+    """The target as a parameter: with the marker of its cluster, so that it can be excluded."""
+    marks = [getattr(pytest.mark, target.cluster)] if target.cluster else []
+    return pytest.param(target, id=target.name, marks=marks)
+
+
+def on_targets(*names: str) -> pytest.MarkDecorator:
+    """Run a test on these targets only: for what is decided before a target is asked."""
+    chosen = [as_parameter(TARGETS[name]) for name in names]
+    return pytest.mark.parametrize("target", chosen, indirect=True)
+
+
+def everywhere_but_most_on(
+    name: str, argument: str, cases: Sequence[str], handful: Sequence[str]
+) -> pytest.MarkDecorator:
+    """All cases on the target ``name``, and a handful of them on each of the others."""
+    chosen = [
+        pytest.param(*whole.values, case, id=f"{target.name}-{case}", marks=whole.marks)
+        for target in TARGETS.values()
+        for whole in (as_parameter(target),)
+        for case in (cases if target.name == name else handful)
+    ]
+    return pytest.mark.parametrize(("target", argument), chosen, indirect=["target"])
