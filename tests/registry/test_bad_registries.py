@@ -166,3 +166,26 @@ def test_a_rerun_from_a_registry_that_fails_leaves_nothing(
     assert stranger.remains() == []
     assert not [it for it in stranger.home.rglob("blobs/**/*") if it.is_file()]
     assert not list(stranger.images.glob("index.json"))
+
+
+def test_a_rerun_that_fails_at_a_later_layer_goes_on_from_there(
+    server: FaultServer, author: User, stranger: User
+) -> None:
+    pushed = author.cxc("push", "work.py:square", f"{server.address}/team/runs").stdout.strip()
+    # The config and one layer come, the next one never does whole.
+    server.on("GET", "/blobs/", error(403, "DENIED"), times=FOREVER, after=2)
+
+    said = one_error(stranger.cxc("rerun", "--trust", pushed, code=1).stderr)
+
+    assert "403 Forbidden" in said
+    assert stranger.remains() == []
+    assert not list(stranger.images.glob("index.json"))
+    assert not list(stranger.cache.rglob(".fetch-*"))
+    server.faults.clear()
+    server.seen.clear()
+    _, manifest = server.manifests["team/runs", pushed.rpartition("@")[2]]
+    layers = json.loads(manifest)["layers"]
+    stranger.cxc("rerun", "--detach", "--trust", pushed)
+    fetched = [it.path for it in server.requests("GET", "/blobs/")]
+    assert not [path for path in fetched if path.endswith(layers[0]["digest"])]
+    assert [path for path in fetched if path.endswith(layers[1]["digest"])]
