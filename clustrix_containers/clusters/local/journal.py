@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,7 +47,10 @@ class Writer:
 
 
 class Reader:
-    """A client's end: reads only what is new, keeps one status per element that has one."""
+    """A client's end: reads only what is new, keeps one status per element that has one.
+
+    Several threads may use it: a run's watcher, and whoever follows its output.
+    """
 
     def __init__(self, control: Path) -> None:
         self.control = control
@@ -54,10 +58,11 @@ class Reader:
         self.started: dict[str, object] | None = None
         self.ended = False
         self._offset = 0
+        self._lock = threading.Lock()
 
     def update(self) -> None:
         try:
-            with (self.control / "events.jsonl").open("rb") as file:
+            with self._lock, (self.control / "events.jsonl").open("rb") as file:
                 file.seek(self._offset)
                 for line in file:
                     if not line.endswith(b"\n"):

@@ -147,3 +147,33 @@ def test_group_names_are_one_component(run: str) -> None:
 
 def test_mounts_are_quoted() -> None:
     assert mount_option(Mount('/a,b"c', "/t")) == 'type=bind,"source=/a,b""c",destination=/t,ro'
+
+
+def test_a_journal_is_read_by_several_threads_and_no_line_is_lost(tmp_path: Path) -> None:
+    import sys
+    import threading
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    count, journal_file = 3000, tmp_path / "events.jsonl"
+    journal_file.touch()
+    reader = journal.Reader(tmp_path)
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.is_set():
+            reader.update()
+
+    threads = [threading.Thread(target=follow) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    with journal_file.open("a") as file:
+        for element in range(count):
+            file.write(f'{{"element": {element}, "state": "succeeded", "time": 1.0}}\n')
+            file.flush()
+    over.set()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(before)
+    reader.update()
+    assert len(reader.statuses) == count
