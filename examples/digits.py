@@ -5,12 +5,8 @@
 Change one line of ``fit`` and run it again: only the code layer is new.
 """
 
-import os
-import shutil
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
@@ -70,8 +66,7 @@ def main() -> None:
     console.print(table)
     console.print(f"image made in {made:.2f} s, {len(jobs)} fits in {ran:.2f} s", highlight=False)
     console.print(f"image   {jobs.image}\nlies in {cx.image_directory()}", soft_wrap=True)
-    command = shutil.which("cxc") or os.path.relpath(Path(sys.executable).with_name("cxc"))
-    console.print(f"again   {command} rerun {jobs.image[7:19]}", soft_wrap=True)
+    console.print(f"again   cxc rerun {jobs.image[7:19]}", soft_wrap=True)
 
 
 if __name__ == "__main__":
