@@ -57,16 +57,10 @@ def paths() -> Paths:
     ``CLUSTRIX_CACHE_DIR``, ``CLUSTRIX_DATA_DIR`` and ``CLUSTRIX_STATE_DIR`` override the
     platform's. ConfigError names the variable of one that cannot be made.
     """
-    import platformdirs
-
-    defaults = {
-        "CLUSTRIX_CACHE_DIR": platformdirs.user_cache_dir,
-        "CLUSTRIX_DATA_DIR": platformdirs.user_data_dir,
-        "CLUSTRIX_STATE_DIR": platformdirs.user_state_dir,
-    }
     found = []
-    for variable, default in defaults.items():
-        path = Path(os.environ.get(variable) or default(_APP)).expanduser().absolute()
+    for kind in ("cache", "data", "state"):
+        variable = f"CLUSTRIX_{kind.upper()}_DIR"
+        path = Path(os.environ.get(variable) or _usual(kind)).expanduser().absolute()
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -78,6 +72,13 @@ def paths() -> Paths:
             ) from error
         found.append(path)
     return Paths(*found)
+
+
+def _usual(kind: str) -> str:
+    import platformdirs
+
+    place: str = getattr(platformdirs, f"user_{kind}_dir")(_APP)
+    return place
 
 
 # ---- clustrix.yml

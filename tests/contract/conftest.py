@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import validated
+from tests.clusters.daemon import wait_until
 from tests.clusters.plugin import FIXTURES
 
 from .targets import TARGETS, Target, as_parameter
@@ -50,8 +51,9 @@ def target(request: pytest.FixtureRequest) -> Target:
 @pytest.fixture
 def on(
     target: Target, home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> str:
+) -> Iterator[str]:
     """The target's name. It is the default of the test's own ``clustrix.yml``, too."""
+    address = None
     if target.cluster is not None:
         address = request.getfixturevalue(FIXTURES[target.cluster])
         for name, value in target.variables(address).items():
@@ -59,7 +61,8 @@ def on(
     config = home / "clustrix.yml"
     config.write_text(f"default: {target.name}\ntargets:\n  {target.name}: {target.options}\n")
     monkeypatch.setenv("CLUSTRIX_CONFIG", str(config))
-    return target.name
+    yield target.name
+    assert wait_until(lambda: not target.remains(address), 20), target.remains(address)
 
 
 @pytest.fixture

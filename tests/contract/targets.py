@@ -19,14 +19,36 @@ def nothing(_address: Any) -> Mapping[str, str]:
     return {}
 
 
+def no_remains(_address: Any) -> Sequence[str]:
+    return ()
+
+
+def containers(host: str) -> Sequence[str]:
+    """What an engine still has of ours, running or not."""
+    import docker
+
+    client = docker.DockerClient(base_url=host)
+    try:
+        ours = {"label": "io.clustrix-containers.run"}
+        listed = client.containers.list(all=True, filters=ours, ignore_removed=True)
+        return [container.name for container in listed]
+    finally:
+        client.close()
+
+
 @dataclass(frozen=True)
 class Target:
-    """One target: ``options`` is YAML, ``variables`` takes the value of the cluster's fixture."""
+    """One target: ``options`` is YAML; the others take the value of the cluster's fixture.
+
+    ``variables`` are those of the environment, ``remains`` what the cluster still has of a
+    test's runs: it must come to nothing after each test.
+    """
 
     name: str
     options: str
     cluster: str | None = None
     variables: Callable[[Any], Mapping[str, str]] = nothing
+    remains: Callable[[Any], Sequence[str]] = no_remains
     sizes_shm: bool = True
     """Whether ``/dev/shm`` gets the size that was asked for."""
 
@@ -41,6 +63,7 @@ TARGETS = {
             "{type: local, runtime: docker, network: host}",
             cluster="docker",
             variables=lambda host: {"DOCKER_HOST": host},
+            remains=containers,
         ),
         Target(
             "apptainer",

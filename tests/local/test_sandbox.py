@@ -262,10 +262,12 @@ def as_user(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> Any:
         def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
             python = sys.executable if os.geteuid() else shutil.which("python3", path="/usr/bin")
             assert python, "another user needs a Python outside of root's home"
+            names = ("STATE", "DATA", "CACHE")
+            own = {f"CLUSTRIX_{name}_DIR": str(place / "own" / name) for name in names}
             become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
             return subprocess.run(
                 [*(become if os.geteuid() == 0 else []), python, "-c", program, *arguments],
-                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(place / "lib")},
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(place / "lib"), **own},
                 cwd=place,
                 capture_output=True,
                 text=True,

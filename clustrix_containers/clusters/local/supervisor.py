@@ -130,13 +130,6 @@ class Supervisor:
             more = self._fill(todo) if more else False
             if more or self.running:
                 self._sleep()
-        if self.groups:
-            for parent in dict.fromkeys(
-                path for path in (self.groups.memory, self.groups.cpu) if path
-            ):
-                # Another run's groups may be in there.
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
 
     # --- starting --------------------------------------------------------------------------
 
