@@ -12,13 +12,14 @@ from .contract import LABEL_ARRAY, LABEL_COUNT
 from .errors import CaptureError
 from .options import Options
 from .progress import shown
+from .session import Session
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def launch(
     function: Callable[..., Any], calls: Iterable[Call], options: Options, *, array: bool
-) -> runs.Session:
+) -> Session:
     """Submit every call of ``function`` as one run; gives the session that is being watched."""
     from .capture import pickling
     from .image import build as builder

@@ -41,6 +41,9 @@ def fit(setting: Setting) -> Score:
 
 if __name__ == "__main__":
     # What is imported here stays here: it is no part of the image.
+    import sys
+    from pathlib import Path
+
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
@@ -67,4 +70,5 @@ if __name__ == "__main__":
     console.print(table)
     console.print(f"image made in {made:.2f} s; {len(jobs)} fits in {ran:.2f} s")
     console.print(f"image {jobs.image}\nlies in {cx.image_directory()}")
-    console.print(f"once more, the very same:  cxc rerun {jobs.image[7:19]}")
+    cxc = Path(sys.executable).with_name("cxc")
+    console.print(f"once more, the very same:  {cxc} rerun {jobs.image[7:19]}")

@@ -16,6 +16,7 @@ from ..futures import Job
 from ..jobs import State
 from ..options import Options
 from ..record import Run
+from ..session import Session
 from . import output, work
 
 
@@ -73,7 +74,7 @@ def _split(text: str) -> tuple[str, int | None]:
     return name, int(element) if slash else None
 
 
-def _jobs(text: str) -> tuple[runs.Session, list[Job]]:
+def _jobs(text: str) -> tuple[Session, list[Job]]:
     name, element = _split(text)
     session = runs.attach(name)
     if element is None:
@@ -164,9 +165,7 @@ def _result(arguments: argparse.Namespace) -> int:
     return show(session, jobs, timeout=timeout, as_json=arguments.json)
 
 
-def show(
-    session: runs.Session, jobs: list[Job], *, timeout: float | None = None, as_json: bool
-) -> int:
+def show(session: Session, jobs: list[Job], *, timeout: float | None = None, as_json: bool) -> int:
     """Print the results of these jobs in order; 1 if any of them failed."""
     values, failed = [], False
     for job in jobs:

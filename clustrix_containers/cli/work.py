@@ -226,9 +226,10 @@ def wait(job: Job, *, as_json: bool) -> int:
 def exception_text(error: BaseException) -> str:
     """The user's exception as the container printed it."""
     cause = error.__cause__
+    text = f"{type(error).__name__}: {error}"
     if isinstance(cause, RemoteTraceback):
-        return cause.text.rstrip()
-    return f"{type(error).__name__}: {error}"
+        text = cause.text.rstrip()
+    return "\n".join([text, *getattr(error, "__notes__", ())])
 
 
 def _print_logs(job: Job) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clustrix_containers import contract
 from clustrix_containers.config import paths
-from clustrix_containers.errors import ClusterError, ImageError
+from clustrix_containers.errors import ClusterError
 from clustrix_containers.jobs import Resources, Task
-from clustrix_containers.oci import Image, check_digest, sha256
+from clustrix_containers.oci import Image
+from clustrix_containers.registry import Layout
 
 from . import rootfs, runtimes, sandbox
 from .plan import Mount, Plan, control
@@ -111,24 +110,7 @@ def read_layout(reference: str) -> Image:
             hint="Pull it into a layout first; it is then called oci:DIRECTORY@sha256:….",
         )
     directory, _, digest = reference.removeprefix("oci:").rpartition("@")
-    blobs = Path(directory) / "blobs" / "sha256"
-
-    def read(name: str) -> bytes:
-        path = blobs / check_digest(name).removeprefix("sha256:")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"the image {reference} is not complete: {error}") from error
-        if sha256(data) != name:
-            raise ImageError(f"the blob {path} is not what its name says", path=str(path))
-        return data
-
-    manifest = read(digest)
-    image = Image.read(manifest, read(json.loads(manifest)["config"]["digest"]))
-    layers = tuple(
-        replace(layer, blob=blobs / layer.digest.removeprefix("sha256:")) for layer in image.layers
-    )
-    return replace(image, layers=layers)
+    return Layout(directory).image(digest)
 
 
 def _read_key(directory: Path) -> bytes:
