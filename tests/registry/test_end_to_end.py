@@ -57,7 +57,7 @@ def test_what_is_pushed_is_pulled_by_other_tools(
     said = author.python(
         f"import work; print(work.square.push({name + '/third'!r}))"
     ).stdout.strip()
-    assert said == f"{name}/third@{digest}"
+    assert said == f"{name}/third@{author.cxc('build', 'work:square').stdout.strip()}"
     root = unpacked(pushed, service, author, tmp_path)
     assert "return x * x" in (root / "opt/clustrix/code/work.py").read_text()
 
