@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import IO, cast
 
-from ..contract import LAYER_KIND
+from ..contract import LAYER_KIND, LAYER_TITLE
 from ..errors import ImageError
 from ..oci import (
     DOCKER_MANIFEST,
@@ -112,8 +112,11 @@ def _layer(layer: Layer, reader: BlobReader | None, kinds: dict[str, bool]) -> I
 
 
 def _entries(archive: tarfile.TarFile, layer: Layer, kinds: dict[str, bool]) -> Iterator[str]:
-    kind = layer.descriptor.annotations.get(LAYER_KIND)
-    ours = kind in _OURS or (kind == "base" and layer.created_by.startswith("clustrix: "))
+    notes = layer.descriptor.annotations
+    kind = notes.get(LAYER_KIND)
+    # A layer of ours that came back through an engine, as a part of another base, has its title.
+    packed = layer.created_by == f"clustrix: {notes.get(LAYER_TITLE)}"
+    ours = kind in _OURS or (kind == "base" and packed)
     owned = ("",) if kind == "base" else OWNED
     seen: set[str] = set()
     last = b""

@@ -224,3 +224,30 @@ def test_a_table_on_a_terminal_and_tabs_in_a_pipe(home: Path) -> None:
     assert b"square-" in shown
     piped = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60, check=True).stdout
     assert b"\t" in piped
+
+
+def reads_marker() -> str:
+    return Path("/etc/from-the-dockerfile").read_text()
+
+
+def test_a_function_runs_on_a_base_that_a_dockerfile_makes(
+    home: Path, docker_host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clustrix_containers.clusters.local import docker
+    from clustrix_containers.image import interpreter
+
+    monkeypatch.setenv("DOCKER_HOST", docker_host)
+    with docker.connect() as client:
+        plain = docker.load(client, interpreter.packed(Path(os.environ["CLUSTRIX_CACHE_DIR"])))
+    context = home / "con text"
+    context.mkdir()
+    (context / "marker").write_text("made by a Dockerfile")
+    dockerfile = context / "Dockerfile"
+    dockerfile.write_text(
+        f"FROM {plain}\nENV PATH=/opt/python/bin:/bin\nCOPY marker /etc/from-the-dockerfile\n"
+    )
+    config = home / "clustrix.yml"
+    config.write_text("targets:\n  local: {type: local, runtime: sandbox}\n")
+    monkeypatch.setenv("CLUSTRIX_CONFIG", str(config))
+    function = cx.function(reads_marker, base=str(dockerfile))
+    assert function.submit().result(60) == "made by a Dockerfile"
