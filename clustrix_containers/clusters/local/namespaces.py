@@ -58,8 +58,8 @@ def enter(cell: Cell, output: int, before: Callable[[], None]) -> NoReturn:
         _forget_signals()
         os.setsid()
         _die_with_parent()
-        before()
         _redirect(output)
+        before()
         with _step("make namespaces"):
             _unshare(cell)
         child = os.fork()
