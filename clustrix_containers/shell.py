@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,12 +138,6 @@ def send(pid: int, number: int) -> None:
     """Send a signal to a process that may be gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
-
-
-def kill_tree(pid: int) -> None:
-    """SIGKILL a process and all that descend from it, children last."""
-    for process in tree(pid):
-        send(process, signal.SIGKILL)
 
 
 def _not_started(program: str, error: OSError, hint: str | None) -> ClusterError:

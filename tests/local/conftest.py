@@ -90,7 +90,7 @@ class Bench:
             return all(s.state in states if states else s.state.terminal for s in now)
 
         wait_for(done, seconds)
-        return [self.cluster.states(ids)[name] for name in ids]
+        return list(self.cluster.states(ids).values())
 
     def run(self, task: Task) -> list[Status]:
         return self.wait(self.submit(task))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from clustrix_containers.jobs import Cause, State
 
 from .conftest import Bench, wait_for
 from .images import Layout
-from .test_sandbox import INSPECT, TREE, commands, nothing_left, unique
+from .test_sandbox import INSPECT, TREE, commands, nothing_left, supervisor, unique
 
 pytestmark = pytest.mark.apptainer
 
@@ -73,6 +74,17 @@ def test_cancel(bench: Bench) -> None:
     wait_for(lambda: f"sleep {name}" in commands())
     bench.cluster.cancel(ids)
     assert bench.wait(ids)[0].state is State.CANCELLED
+    wait_for(lambda: f"sleep {name}" not in commands())
+    wait_for(lambda: nothing_left(bench))
+
+
+def test_a_killed_supervisor_takes_its_containers_along(bench: Bench) -> None:
+    name = unique()
+    ids = bench.submit(bench.task(TREE, [(name,)]))
+    wait_for(lambda: f"sleep {name}" in commands())
+    os.kill(supervisor(ids), signal.SIGKILL)
+    status = bench.wait(ids)[0]
+    assert (status.state, status.cause) == (State.FAILED, Cause.DIED)
     wait_for(lambda: f"sleep {name}" not in commands())
     wait_for(lambda: nothing_left(bench))
 

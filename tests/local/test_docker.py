@@ -39,7 +39,7 @@ def bench(layout: Layout, cache: Path, tmp_path: Path, client: Any) -> Iterator[
     )
     yield made
     made.close()
-    ours = {"label": "io.clustrix-containers.run"}
+    ours = {"label": "io.clustrix-containers.attempt"}
     wait_for(lambda: client.containers.list(all=True, filters=ours) == [])
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import clustrix_containers
-from clustrix_containers.clusters.local import LocalCluster
+from clustrix_containers.clusters.local import LocalCluster, journal
+from clustrix_containers.clusters.local.plan import Plan
 from clustrix_containers.errors import (
     ClusterError,
     Error,
@@ -74,13 +75,19 @@ def nothing_left(bench: Bench) -> bool:
     """No process, mount or cgroup of this test's."""
     directory = str(bench.directory)
     mine = [c for c in commands() if directory in c and "pytest" not in c]
-    groups = [p for p in Path("/sys/fs/cgroup").glob(f"*/clustrix/*{bench.tag}*") if p.is_dir()]
+    tags = [
+        Plan.from_json(path.read_bytes()).tag
+        for path in bench.directory.glob("*/local/*/plan.json")
+    ]
+    groups = [path for tag in tags for path in Path("/sys/fs/cgroup").glob(f"**/clustrix/{tag}.*")]
     return not mine and directory not in Path("/proc/mounts").read_text() and not groups
 
 
 def supervisor(ids: Any) -> int:
     directory = Path(ids[0].rpartition("#")[0])
-    line = (directory / "local/0/events.jsonl").read_text().splitlines()[0]
+    control = directory / "local/0"
+    wait_for(lambda: journal.has_started(control))
+    line = (control / "events.jsonl").read_text().splitlines()[0]
     return int(json.loads(line)["pid"])
 
 
@@ -547,8 +554,8 @@ def test_a_damaged_layer_is_refused_and_leaves_nothing(bench: Bench, tmp_path: P
         blob.write_bytes(good[:-40])
         with pytest.raises(Error, match=digest):
             bench.cluster.submit(task)
-        # A layout throws away a blob of the wrong size when it finds it.
-        blob.unlink(missing_ok=True)
+        # The layout has thrown the damaged blob away.
+        assert not blob.exists()
         with pytest.raises(Error, match=digest):
             bench.cluster.submit(task)
     finally:
@@ -590,7 +597,9 @@ def test_describe_says_what_was_chosen(bench: Bench) -> None:
 
 def test_a_large_array_in_flat_memory(bench: Bench) -> None:
     count = 2000
-    task = bench.task("def f(x): return x", [(i,) for i in range(count)], max_parallel=4, cpus=1)
+    # Not our worker: this is about the supervisor, and a shell starts faster.
+    image = foreign(bench.layout, "/bin/sh", "-c", ":")
+    task = bench.task("", [()] * count, image=image, max_parallel=4, cpus=1)
     ids = bench.submit(task)
     pid = supervisor(ids)
     peaks = []
@@ -604,7 +613,6 @@ def test_a_large_array_in_flat_memory(bench: Bench) -> None:
             pass
         time.sleep(0.25)
     assert {s.state for s in bench.cluster.states(ids).values()} == {State.SUCCEEDED}
-    assert bench.value(task, count - 1) == count - 1
     assert max(peaks) < 40 << 10
     assert max(peaks[len(peaks) // 2 :]) - min(peaks[len(peaks) // 4 : len(peaks) // 2]) < 2 << 10
     before = time.perf_counter()

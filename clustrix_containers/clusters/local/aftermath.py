@@ -9,7 +9,6 @@ from clustrix_containers.jobs import Cause, State, Status
 
 from . import cgroup, journal
 from .plan import Plan
-from .supervisor import group_prefix
 from .verdict import explain
 
 
@@ -38,6 +37,6 @@ def clean_up(reader: journal.Reader) -> None:
         from . import docker
 
         with contextlib.suppress(Exception):
-            docker.sweep(plan.run, plan.attempt)
+            docker.sweep(plan)
     elif plan.limits != "sample" and (tree := cgroup.find()):
-        cgroup.sweep(tree, group_prefix(plan.run, plan.attempt))
+        cgroup.sweep(tree, f"{plan.tag}.")

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from clustrix_containers import contract, shell
 
+from . import namespaces
 from .plan import Mount, Plan
 from .process import Container, ProcessContainer
 
@@ -88,17 +93,56 @@ class Apptainer:
         # Apptainer does not let a variable set HOME, so the worker does.
         for name, value in {**env, contract.ENV_HOME: env["HOME"]}.items():
             passed[f"APPTAINERENV_{name}"] = passed[f"SINGULARITYENV_{name}"] = value
-        process = shell.spawn(
-            command(path, plan, work), env=passed, output=output, before_exec=before
-        )
-        process.returncode = 0
-        return _ApptainerContainer(process.pid, work)
+
+        words = command(path, plan, work)
+        pid = shell.fork(lambda: keep(words, passed, output, before))
+        return _ApptainerContainer(pid, work)
+
+
+def keep(
+    words: list[str], env: dict[str, str], output: int, before: Callable[[], None]
+) -> NoReturn:
+    """Be the process that ends the container when the supervisor is killed.
+
+    Nothing of Apptainer's own does that, and it changes its credentials, at which the kernel
+    forgets that it was to be ended with its parent.
+    """
+    namespaces.forget_signals()
+    signal.signal(signal.SIGTERM, _end_all)
+    namespaces.adopt_orphans()
+    namespaces.die_with_parent(signal.SIGTERM)
+    try:
+        process = shell.spawn(words, env=env, output=output, before_exec=before)
+    except Exception as error:
+        os.write(output, f"clustrix: {error}\n".encode())
+        os._exit(126)
+    code = process.wait()
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _end_all(_number: int, _frame: FrameType | None) -> None:
+    """SIGKILL to all below this process, until there is nothing."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for pid in shell.tree(os.getpid())[1:]:
+            shell.send(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            break
+        time.sleep(0.01)
+    os._exit(128 + signal.SIGKILL)
 
 
 class _ApptainerContainer(ProcessContainer):
     def __init__(self, pid: int, work: Path) -> None:
-        super().__init__(pid, inner=False)
+        super().__init__(pid)
         self._work = work
+
+    def kill(self) -> None:
+        # The keeper knows the way; its first child is not the first process of a namespace.
+        if self.ended() is None:
+            shell.send(self._keeper, signal.SIGTERM)
 
     def close(self) -> None:
         shutil.rmtree(self._work, ignore_errors=True)

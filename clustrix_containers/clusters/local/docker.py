@@ -23,7 +23,8 @@ from clustrix_containers.oci import Image
 from .plan import Plan
 from .process import Container
 
-RUN_LABEL = "io.clustrix-containers.run"
+RUN_LABEL = "io.clustrix-containers.attempt"
+NAME_LABEL = "io.clustrix-containers.run"
 ELEMENT_LABEL = "io.clustrix-containers.element"
 SOCKET = "/var/run/docker.sock"
 TIMEOUT = 60
@@ -138,10 +139,10 @@ def _member(name: str, size: int, content: Iterable[bytes]) -> Iterator[bytes]:
     yield bytes(-size % 512)
 
 
-def sweep(run: str, attempt: int) -> None:
+def sweep(plan: Plan) -> None:
     """Remove the containers that a supervisor which was killed has left running."""
     with connect() as client:
-        label = f"{RUN_LABEL}={run}.{attempt}"
+        label = f"{RUN_LABEL}={plan.tag}"
         for container in client.containers.list(all=True, filters={"label": label}):
             container.remove(force=True, v=True)
 
@@ -177,7 +178,7 @@ class Docker:
             working_dir=plan.workdir,
             user=f"{plan.uid}:{plan.gid}",
             hostname=None if plan.network == "host" else "clustrix",
-            labels={RUN_LABEL: f"{plan.run}.{plan.attempt}", ELEMENT_LABEL: str(element)},
+            labels={RUN_LABEL: plan.tag, NAME_LABEL: plan.run, ELEMENT_LABEL: str(element)},
             read_only=True,
             tmpfs={"/tmp": "rw,exec,nosuid,nodev,mode=1777"},  # noqa: S108
             shm_size=plan.shm,

@@ -24,7 +24,8 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 MS_NOATIME, MS_NODIRATIME, MS_RELATIME, ST_RELATIME = 1024, 2048, 1 << 21, 4096
 MNT_DETACH = 2
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
+PR_SET_PDEATHSIG, PR_CAPBSET_DROP = 1, 24
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 LINKS = (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))
@@ -55,16 +56,16 @@ def enter(cell: Cell, output: int, before: Callable[[], None]) -> NoReturn:
     container cannot be made). Keeper and container die with the caller.
     """
     try:
-        _forget_signals()
+        forget_signals()
         os.setsid()
-        _die_with_parent()
-        before()
+        die_with_parent()
         _redirect(output)
+        before()
         with _step("make namespaces"):
             _unshare(cell)
         child = os.fork()
         if child == 0:
-            _die_with_parent()
+            die_with_parent()
             _become(cell)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os._exit(code if code >= 0 else 128 - code)
@@ -114,18 +115,25 @@ def _prctl(option: int, value: int) -> int:
     return int(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
 
 
-def _die_with_parent() -> None:
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent ends, also after ``exec``."""
     parent = os.getppid()
-    _check(_prctl(PR_SET_PDEATHSIG, signal.SIGKILL), "prctl")
+    _check(_prctl(PR_SET_PDEATHSIG, number), "prctl")
     # In a new pid namespace the parent is 0, outside; it cannot be told from a dead one there.
     if os.getppid() != parent:
         os._exit(126)
 
 
-def _forget_signals() -> None:
+def forget_signals() -> None:
+    """Give up the handlers that were inherited with the fork."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants that lose theirs, so that they can be found."""
+    _check(_prctl(PR_SET_CHILD_SUBREAPER, 1), "prctl")
 
 
 def _redirect(output: int) -> None:

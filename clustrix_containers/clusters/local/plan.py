@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -89,6 +91,16 @@ class Plan:
     def control(self) -> Path:
         """The directory of this attempt: plan, journal, lock, requests to cancel."""
         return control(self.directory, self.attempt)
+
+    @property
+    def tag(self) -> str:
+        """A name that no other attempt on this machine has: for cgroups and labels.
+
+        From the run's directory and not its id: what sweeps up after one run must never
+        meet what belongs to another that calls itself the same.
+        """
+        digest = hashlib.blake2b(os.fsencode(self.directory), digest_size=10)
+        return f"{digest.hexdigest()}.{self.attempt}"
 
     def log(self, element: int) -> Path:
         return log(self.directory, element, self.attempt)

@@ -51,16 +51,11 @@ class Runtime(Protocol):
 
 
 class ProcessContainer:
-    """A child of the supervisor that keeps a container.
+    """A child of the supervisor, the keeper, whose own child is the container's first process."""
 
-    ``inner`` says whether the container's first process is the keeper's only child (the
-    sandbox), so that a signal can go there directly.
-    """
-
-    def __init__(self, pid: int, *, inner: bool) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid: int | None = pid
         self._keeper = pid
-        self._inner = inner
         self._code: int | None = None
 
     def ended(self) -> int | None:
@@ -73,19 +68,15 @@ class ProcessContainer:
 
     def terminate(self) -> None:
         if self._code is None:
-            targets = shell.children(self._keeper) if self._inner else []
-            for pid in targets or [self._keeper]:
+            for pid in shell.children(self._keeper) or [self._keeper]:
                 shell.send(pid, signal.SIGTERM)
 
     def kill(self) -> None:
         if self._code is None:
-            if self._inner and (first := shell.children(self._keeper)):
-                # The first process of a pid namespace takes all of it along; the keeper ends
-                # by itself, once nothing is left.
-                for pid in first:
-                    shell.send(pid, signal.SIGKILL)
-            else:
-                shell.kill_tree(self._keeper)
+            # The first process of a pid namespace takes all of it along; the keeper ends by
+            # itself, once nothing is left.
+            for pid in shell.children(self._keeper) or [self._keeper]:
+                shell.send(pid, signal.SIGKILL)
 
     def out_of_memory(self) -> bool:
         return False

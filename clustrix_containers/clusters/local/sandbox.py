@@ -130,7 +130,7 @@ class Sandbox:
             )
             # Its end is waited for by number, together with all others.
             process.returncode = 0
-            return ProcessContainer(process.pid, inner=True)
+            return ProcessContainer(process.pid)
         from . import namespaces
 
         cell = namespaces.Cell(
@@ -145,4 +145,4 @@ class Sandbox:
             private=self._private,
         )
         pid = shell.fork(lambda: namespaces.enter(cell, output, before))
-        return ProcessContainer(pid, inner=True)
+        return ProcessContainer(pid)

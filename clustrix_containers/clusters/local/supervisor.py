@@ -191,7 +191,7 @@ class Supervisor:
     def _group(self, element: int) -> cgroup.Group | None:
         if self.groups is None:
             return None
-        name = f"{group_prefix(self.plan.run, self.plan.attempt)}{element}"
+        name = f"{self.plan.tag}.{element}"
         return cgroup.create(self.groups, name, memory=self.plan.memory, cpus=self.plan.cpus)
 
     def _before(self, cores: frozenset[int], group: cgroup.Group | None) -> _Before:
@@ -358,9 +358,3 @@ def _log(path: Path) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
-
-
-def group_prefix(run: str, attempt: int) -> str:
-    """How the names of a run's cgroups begin."""
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in run)
-    return f"{safe[:100]}.{attempt}."

@@ -8,15 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from clustrix_containers import shell
 from clustrix_containers.clusters import open_cluster
 from clustrix_containers.clusters.local import LocalCluster, journal
 from clustrix_containers.clusters.local.apptainer import mount_option
 from clustrix_containers.clusters.local.plan import Mount, Plan
-from clustrix_containers.clusters.local.supervisor import group_prefix
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.jobs import Cause, State, Status
 
@@ -136,13 +133,11 @@ def test_one_lock_at_a_time(tmp_path: Path) -> None:
     assert not journal.is_locked(tmp_path)
 
 
-@given(st.text(min_size=1))
-def test_group_names_are_one_component(run: str) -> None:
-    prefix = group_prefix(run, 0)
-    assert "/" not in prefix
-    assert prefix.isascii()
-    assert prefix.endswith(".0.")
-    assert len(prefix) < 200
+def test_every_attempt_has_a_tag_of_its_own() -> None:
+    places = [Path("/a/b"), Path("/a/B"), Path("/a/ü\n")]
+    tags = {plan(directory=place, attempt=i).tag for place in places for i in range(2)}
+    assert len(tags) == 6
+    assert all(tag.isascii() and "/" not in tag for tag in tags)
 
 
 def test_mounts_are_quoted() -> None:
