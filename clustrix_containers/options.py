@@ -5,14 +5,16 @@ One table, three places to say it, the later wins: the decorator, ``.options(…
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .config import parse_duration, parse_size
 from .errors import ConfigError
 from .jobs import Resources
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +71,16 @@ class Options:
         for name in ("packages", "modules", "files"):
             if name in changes:
                 value = changes[name]
-                changes[name] = (value,) if isinstance(value, str | Path) else tuple(value)
+                changes[name] = (value,) if isinstance(value, str | os.PathLike) else tuple(value)
         options = replace(self, **changes)
         options.resources(Resources())
         return options
 
     def resources(self, default: Resources) -> Resources:
         """The resources asked for; what is not said is as in ``default``."""
+        # Imported late: decorating a function must cost next to nothing.
+        from .quantities import parse_duration, parse_size
+
         if self.cpus is not None and not 0 < self.cpus < 100_000:
             raise ConfigError(f"cpus must be a positive number, not {self.cpus!r}", key="cpus")
         if self.gpus < 0:
