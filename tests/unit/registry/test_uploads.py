@@ -11,7 +11,7 @@ from clustrix_containers.errors import DigestMismatch, RegistryError
 from clustrix_containers.oci import Image
 from clustrix_containers.registry import Remote
 from clustrix_containers.registry.upload import Limits
-from tests.faults import FaultServer, answer, close, cut, error, forget, lose_answer
+from tests.faults import FaultServer, Handler, answer, close, cut, error, forget, lose_answer
 from tests.samples import image, layer, noise
 from tests.unit.registry.conftest import arrived
 
@@ -109,10 +109,20 @@ def test_a_registry_without_chunks_gets_the_whole(
 def test_a_body_too_large_for_a_proxy_goes_in_chunks(
     server: FaultServer, connect: Connect, large: Image
 ) -> None:
-    server.on("PUT", "/uploads/", answer(413), times=1, after=1)
-    server.on("PUT", "/uploads/", answer(413), times=1)
+    refused: list[int] = []
+
+    def proxy(handler: Handler) -> bool:
+        # By size: which upload comes first is not said.
+        size = int(handler.headers["Content-Length"])
+        if refused or size < 100_000:
+            return False
+        refused.append(size)
+        return answer(413)(handler)
+
+    server.on("PUT", "/uploads/", proxy, times=99)
     connect(server).push(large)
     assert arrived(server, large)
+    assert refused
     assert server.requests("PATCH")
 
 
