@@ -62,13 +62,13 @@ class LocalCluster:
 
     def check(self) -> Sequence[tuple[str, bool, str]]:
         """The runtimes; one that is not there is all right as long as the chosen one is."""
-        from .runtimes import ORDER, check, choose
+        from .runtimes import available, choose
 
         try:
             chosen = choose(self.runtime).runtime
         except ClusterError as error:
             return [("runtime", False, str(error))]
-        found = [check(name) for name in ORDER]
+        found = available()
         return [
             ("runtime", True, chosen),
             *(
