@@ -5,4 +5,5 @@ pytest_plugins = [
     "tests.clusters.registry.fixtures",
     "tests.clusters.docker.fixtures",
     "tests.clusters.apptainer.fixtures",
+    "tests.clusters.machines.fixtures",
 ]

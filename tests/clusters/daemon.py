@@ -41,6 +41,8 @@ class Daemon:
     ready: Callable[[], bool]
     environment: Mapping[str, str] = field(default_factory=dict)
     with_parent: bool = False
+    death_signal: str = "TERM"
+    """What ``with_parent`` sends."""
 
     @property
     def log(self) -> Path:
@@ -54,7 +56,9 @@ class Daemon:
         """Start it and wait until it answers; :class:`StartError` with its log if it does not."""
         self.directory.mkdir(parents=True, exist_ok=True)
         command = (
-            ("setpriv", "--pdeathsig", "TERM", *self.command) if self.with_parent else self.command
+            ("setpriv", "--pdeathsig", self.death_signal, *self.command)
+            if self.with_parent
+            else self.command
         )
         with self.log.open("wb") as log:
             try:
@@ -87,6 +91,18 @@ class Daemon:
         """Whether the process that was started is still there (not merely one with its number)."""
         pid, started = self._recorded()
         return bool(pid) and _started(pid) == started
+
+    @property
+    def pid(self) -> int:
+        """The process that was started; 0 if none was, or it has been stopped."""
+        return self._recorded()[0]
+
+    def command_name(self) -> str:
+        """What the process runs now, as the kernel shortens it."""
+        try:
+            return Path(f"/proc/{self.pid}/comm").read_text().rstrip("\n")
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
 
     def stop(self, seconds: float = 20) -> None:
         """Ask it to end, then end it and everything in its session; fine if it is not running."""

@@ -12,7 +12,12 @@ from collections.abc import Generator
 
 import pytest
 
-FIXTURES = {"registry": "registry", "docker": "docker_host", "apptainer": "apptainer_path"}
+FIXTURES = {
+    "registry": "registry",
+    "docker": "docker_host",
+    "apptainer": "apptainer_path",
+    "machines": "machine_root",
+}
 """The clusters by name, with the fixture that starts each."""
 
 _PROPERTY = "cluster"
