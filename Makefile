@@ -5,6 +5,9 @@
 #   CLUSTERS="registry"      which real parts `make test` uses (default: all of them)
 #   EXCLUDE="docker"         what this machine cannot have, by name; the summary says so
 #   PYTEST_ARGS="-k name"    passed on to pytest
+#
+# make cluster-NAME          starts a real cluster, and prints how to use it (also -logs, -down);
+#                            NAME: registry docker apptainer s3 k8s slurm ssh
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,7 +19,8 @@ PYTHON ?= python3
 VENV ?= .venv
 CLUSTERS ?=
 EXCLUDE ?=
-WORKERS ?= auto
+# Each worker starts clusters of its own.
+WORKERS ?= auto --maxprocesses=4
 PYTEST_ARGS ?=
 
 # Always `python -m`: the scripts of a virtual environment break in paths with a space.
@@ -35,6 +39,21 @@ demo: setup-demo ## the main job on real input: a sweep of scikit-learn, in cont
 .PHONY: test
 test: setup-system static ## everything: the static checks, then all tests, real parts included
 	@$(PYTEST) --clusters "$(CLUSTERS)" --exclude "$(EXCLUDE)" $(PYTEST_ARGS)
+
+.PHONY: test-all
+test-all: ## `make test` and what it leaves to this: every variant, every kill point, the big results
+	@$(MAKE) test PYTEST_ARGS='--all $(PYTEST_ARGS)'
+
+# `make cluster-slurm` starts one and prints how to use it; `make cluster-slurm-down` ends it.
+cluster-%-down: setup
+	@$(RUN) tests.clusters.$(patsubst k8s,kubernetes,$*) down
+
+cluster-%-logs: setup
+	@$(RUN) tests.clusters.$(patsubst k8s,kubernetes,$*) logs
+
+cluster-%: setup
+	@scripts/setup-system.sh "$(patsubst k8s,kubernetes,$*)" ""
+	@$(RUN) tests.clusters.$(patsubst k8s,kubernetes,$*) up
 
 .PHONY: check
 check: static ## format, lint, types, import layers, shell, unit tests; no services, no root

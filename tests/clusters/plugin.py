@@ -1,14 +1,18 @@
-"""Which real parts a test run uses: ``--clusters``, ``--exclude``, and a summary that says so.
+"""Which tests run: ``--clusters``, ``--exclude``, ``--all``, and a summary that says so.
 
 A test that needs a real part carries that part's marker, by hand or because it uses its
 fixture. All parts are used by default. What a machine cannot have is left out by name, and
 the summary says so; a part that is needed and missing is a failure, never a skip.
+
+What takes long and is a variant of something that always runs (every kill point, every version,
+the biggest results) is marked ``test_all`` and runs with ``--all`` only; the summary names it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 
@@ -21,6 +25,7 @@ FIXTURES = {
 """The clusters by name, with the fixture that starts each."""
 
 _PROPERTY = "cluster"
+_LATER = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +41,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="",
         metavar="NAMES",
         help="leave out the tests on these real parts, and say so in the summary",
+    )
+
+    group.addoption(
+        "--all", action="store_true", help="also run what is marked test_all: `make test-all`"
     )
 
 
@@ -56,6 +65,7 @@ def _names(config: pytest.Config, option: str) -> frozenset[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_LATER] = []
     # A misspelt name fails now, not after a collection that quietly leaves nothing out.
     excluded(config)
 
@@ -68,7 +78,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         used = _clusters_of(item)
         item.user_properties.extend((_PROPERTY, name) for name in sorted(used))
-        (dropped if used & left_out else kept).append(item)
+        later = item.get_closest_marker("test_all") and not config.getoption("all")
+        if later and not used & left_out:
+            config.stash[_LATER].append(item.nodeid)
+        (dropped if later or used & left_out else kept).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=dropped)
 
@@ -81,6 +94,19 @@ def _clusters_of(item: pytest.Item) -> set[str]:
         if item.get_closest_marker(name):
             used.add(name)
     return used
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # Under xdist only the workers know what was collected, and the controller writes the summary.
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["later"] = session.config.stash[_LATER]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    output = getattr(node, "workeroutput", {})
+    node.config.stash[_LATER] = output.get("later", node.config.stash[_LATER])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -121,7 +147,8 @@ def pytest_terminal_summary(
         for report in terminalreporter.stats.get(outcome, ()):
             ran.update(value for key, value in report.user_properties if key == _PROPERTY)
     left_out = sorted(excluded(config))
-    if not ran and not left_out:
+    later = _later(config)
+    if not ran and not left_out and not later:
         return
     terminalreporter.section("real parts")
     for name in FIXTURES:
@@ -129,3 +156,10 @@ def pytest_terminal_summary(
             terminalreporter.line(f"{name}: {ran[name]} tests ran on the real thing")
     for name in left_out:
         terminalreporter.line(f"EXCLUDED by name: {name}: not tested", yellow=True, bold=True)
+    for name, count in sorted(later.items()):
+        terminalreporter.line(f"only in `make test-all`: {name}: {count}", yellow=True)
+
+
+def _later(config: pytest.Config) -> Counter[str]:
+    """How many tests ``--all`` would add, by test function."""
+    return Counter(name.partition("[")[0] for name in config.stash[_LATER])

@@ -31,7 +31,7 @@ def run(folder: Path, tests: str, *options: str) -> subprocess.CompletedProcess[
     """Run pytest with the plugin on ``tests``, in a folder that knows nothing of this project."""
     (folder / "test_it.py").write_text(tests)
     (folder / "pytest.ini").write_text(
-        "[pytest]\naddopts = --strict-markers\nmarkers =\n    registry\n    docker\n    apptainer\n"
+        "[pytest]\naddopts = --strict-markers\nmarkers =\n    registry\n    docker\n    apptainer\n    test_all\n"
     )
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.clusters.plugin", "-rA", *options],
@@ -57,6 +57,33 @@ def test_what_is_excluded_does_not_run_and_the_summary_says_so(
     assert "test_on_docker" not in done.stdout
     assert "test_on_both" not in done.stdout
     assert " passed" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_what_takes_long_runs_when_all_is_asked_for_and_is_named_otherwise(
+    tmp_path: Path, workers: tuple[str, ...]
+) -> None:
+    tests = """
+import pytest
+
+@pytest.mark.test_all
+@pytest.mark.parametrize("size", [1, 2])
+def test_big(size): pass
+
+@pytest.mark.test_all
+@pytest.mark.docker
+def test_big_on_docker(): pass
+
+def test_small(): pass
+"""
+    done = run(tmp_path, tests, "--exclude", "docker", *workers)
+    assert "only in `make test-all`: test_it.py::test_big: 2\n" in done.stdout
+    assert "test_big_on_docker" not in done.stdout
+    assert " 1 passed" in done.stdout.splitlines()[-1]
+
+    done = run(tmp_path, tests, "--exclude", "docker", "--all", *workers)
+    assert "only in" not in done.stdout
+    assert " 3 passed" in done.stdout.splitlines()[-1]
 
 
 def test_the_chosen_clusters_run_with_all_that_needs_none(tmp_path: Path) -> None:

@@ -85,6 +85,9 @@ class Node:
     def env(self) -> Mapping[str, str]:
         return {"PATH": f"{self.path}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
 
+    def target(self) -> str:
+        return "targets:\n  apptainer: {type: local, runtime: apptainer}"
+
     def logs(self) -> str:
         """The end of what making it printed: it has no service of its own."""
         text = self._log.read_text("utf-8", "replace") if self._log.exists() else ""

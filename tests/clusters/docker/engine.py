@@ -136,6 +136,9 @@ class Engine:
     def env(self) -> Mapping[str, str]:
         return {GIVEN: self.host, "DOCKER_HOST": self.host}
 
+    def target(self) -> str:
+        return "targets:\n  docker: {type: local, runtime: docker, network: host}"
+
     def logs(self) -> str:
         return self._daemon.logs(200)
 

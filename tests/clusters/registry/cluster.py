@@ -93,6 +93,9 @@ class Registries:
             "CLUSTRIX_TEST_REGISTRY_PASSWORD": PASSWORD,
         }
 
+    def target(self) -> str:
+        return f"registry: {self.open.address}/me"
+
     def logs(self) -> str:
         daemons = [self._token_server, *map(self._registry, ("open", "tls", "token"))]
         return "\n".join(f"== {it.directory.name}: {it.name}\n{it.logs(50)}" for it in daemons)
