@@ -50,6 +50,25 @@ In the image
     ``size`` and ``sha256`` are of the result file (0 and "" without one). ``mac`` is HMAC-SHA256 by the run's key
     over the UTF-8 bytes of ``"\\n".join([run, element, attempt, outcome, size, sha256,
     sha256hex(traceback), sha256hex(message)])``.
+
+``run/deliver``
+    Where it exists, an outcome also leaves the container as it says, in JSON::
+
+        {"message": path, "limit": bytes, "store": null | {"kind": …, …}}
+
+    ``message`` is the file that becomes the termination message (Kubernetes), which begins with
+
+    * ``CXM1``: then base85 (RFC 1924, as Python's) of zlib of the mark's length (u32), mark and result;
+    * ``CXM2``: then JSON ``{"store": kind, "mark": name, "result": name|null}`` and, from a registry,
+      ``"manifest"``: the digest of the artifact. The names are those in the store:
+      ``{element}.{attempt}.{first 16 hex digits of the file's sha256}.mark`` or ``.result``;
+    * ``CXM3``: then why the outcome could not be delivered.
+
+    Stores: ``hold`` (``port``, ``seconds``): the container waits, and the port answers, until the
+    client has taken the outcome through ``deliver.py give``; ``s3`` (``url``, ``fields``,
+    ``prefix``, ``ca``): POST under a signed policy; ``registry`` (``base``, ``repository``,
+    ``token``, ``tag``, ``subject``, ``ca``): an OCI artifact under the tag
+    ``{tag}-{attempt}-{element}``; ``volume``.
 """
 
 from __future__ import annotations
@@ -66,7 +85,9 @@ CALL = "/opt/clustrix/call"
 RESULTS = "/opt/clustrix/results"
 RUN = "/opt/clustrix/run"
 KEY = "/opt/clustrix/run/key"
+DELIVER = "/opt/clustrix/run/deliver"
 WORKER = "/opt/clustrix/worker.py"
+GIVER = "/opt/clustrix/deliver.py"
 
 ENTRY = ".clustrix/entry.json"
 FUNCTION = ".clustrix/function.pkl"
@@ -103,6 +124,15 @@ ENV_RESULTS = "CLUSTRIX_RESULTS"
 
 ENV_KEY = "CLUSTRIX_KEY_FILE"
 """The file with the run's key, if not :data:`KEY`. The key itself is never a variable."""
+
+ENV_DELIVER = "CLUSTRIX_DELIVER_FILE"
+"""The file that says how outcomes leave the container, if not :data:`DELIVER`."""
+
+INLINE = "CXM1"
+STORED = "CXM2"
+FAILED = "CXM3"
+MESSAGE_LIMIT = 4096
+RESULT_ARTIFACT = "application/vnd.clustrix-containers.result.v1"
 
 LAYER_KIND = "io.clustrix-containers.layer"
 """Annotation on a layer's descriptor: ``base``, ``wheel``, ``packages``, ``bytecode``, ``runtime``, ``code`` or ``call``."""

@@ -46,6 +46,7 @@ ENV_CPUS = "CLUSTRIX_CPUS"
 ENV_HOME = "CLUSTRIX_HOME"
 ENV_RESULTS = "CLUSTRIX_RESULTS"
 ENV_KEY = "CLUSTRIX_KEY_FILE"
+ENV_DELIVER = "CLUSTRIX_DELIVER_FILE"
 
 GRACE = 5.0
 LINGER = 10.0
@@ -82,6 +83,7 @@ class Call:
         self.grace = GRACE if grace is None else grace
         self.results = env.get(ENV_RESULTS, os.path.join(self.root, "results"))
         self.key_file = env.get(ENV_KEY, os.path.join(self.root, "run", "key"))
+        self.deliver_file = env.get(ENV_DELIVER, os.path.join(self.root, "run", "deliver"))
         self.recorded = bool(self.run or ENV_RESULTS in env or os.path.exists(self.key_file))
 
     def path(self, *parts: str) -> str:
@@ -144,6 +146,8 @@ def main() -> int:
     report = watch.until_report()
     code = _conclude(call, key, watch, report, started)
     watch.until_end()
+    if call.recorded and os.path.exists(call.deliver_file):
+        code = _deliver(call, watch, code)
     # Nothing here needs the interpreter's own long way out.
     sys.stderr.flush()
     os._exit(code)
@@ -213,6 +217,19 @@ class Watch:
                 self._enforce()
                 self._sleep([self.wake])
         end_tree(self.child)
+
+    def told(self, seconds: float) -> bool:
+        """Wait for a signal to end, so many seconds at most; whether one has come."""
+        import select
+
+        select.select([self.wake], [], [], seconds)
+        try:
+            numbers = os.read(self.wake, 4096)
+        except BlockingIOError:
+            numbers = b""
+        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            self.told_to_end = signal.SIGTERM
+        return bool(self.told_to_end)
 
     def _enforce(self) -> None:
         now = time.monotonic()
@@ -328,6 +345,25 @@ def _conclude(
     except OSError as error:
         print("clustrix worker: the mark cannot be written: %s" % error, file=sys.stderr)
         return EXIT_WORKER
+    return code
+
+
+def _deliver(call: Call, watch: Watch, code: int) -> int:
+    """Send the outcome to where the client looks for it; the exit code."""
+    import json
+
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    import deliver  # type: ignore[import-not-found]
+
+    if not os.path.exists(os.path.join(call.results, "%d.%d.mark" % (call.element, call.attempt))):
+        return code
+    try:
+        with open(call.deliver_file, encoding="utf-8") as file:
+            config = json.load(file)
+        deliver.deliver(config, call.results, call.element, call.attempt, watch.told)
+    except (OSError, ValueError, KeyError, deliver.Undelivered) as error:
+        print("clustrix worker: the outcome is not delivered: %s" % error, file=sys.stderr)
+        return code or EXIT_WORKER
     return code
 
 

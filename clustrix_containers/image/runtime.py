@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..contract import CALL, CODE, LIB, RESULTS, RUN, VENV, WORKER
+from ..contract import CALL, CODE, GIVER, LIB, RESULTS, RUN, VENV, WORKER
 from ..errors import ImageError
 from ..oci import Layer
 from .archive import Entry, directory, link, write_layer
@@ -83,6 +83,5 @@ def _library() -> Iterator[tuple[str, Path]]:
             for name in sorted(names):
                 if name.endswith((".py", ".typed", ".sh")):
                     yield f"{inside}/{name}", Path(folder, name)
-    worker = Path(__file__).parent.parent / "worker.py"
-    if worker.is_file():
-        yield WORKER[1:], worker
+    for place in (WORKER, GIVER):
+        yield place[1:], Path(__file__).parent.parent / Path(place).name

@@ -213,7 +213,10 @@ class Transport:
         """Whether the request was sent in clear and must be sent again with TLS."""
         if answer.status != 400 or not answer.url.startswith("http:"):
             return False
-        if self._guessed and self._is_own(answer.url) and b"HTTPS" in answer.body[:200]:
+        # Go's server says so and resets the connection, which may swallow what it said: an answer
+        # without any header is of no registry.
+        said = b"HTTPS" in answer.body[:200] or not answer.headers
+        if self._guessed and self._is_own(answer.url) and said:
             self.origin = self._auth.origin = f"https://{urlsplit(self.origin).netloc}"
             self._guessed = self._allow_http = False
         own = urlsplit(self.origin)

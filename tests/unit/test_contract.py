@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from clustrix_containers import contract, worker
+from pathlib import Path
+
+from clustrix_containers import contract, deliver, worker
 
 
 def test_the_worker_agrees_with_the_contract() -> None:
@@ -17,3 +19,11 @@ def test_the_worker_agrees_with_the_contract() -> None:
         assert value == getattr(contract, name), name
     assert f"{contract.ROOT}/results" == contract.RESULTS
     assert f"{contract.ROOT}/run/key" == contract.KEY
+    assert f"{contract.ROOT}/run/deliver" == contract.DELIVER
+
+
+def test_what_delivers_agrees_with_the_contract() -> None:
+    for name in ("INLINE", "STORED", "FAILED", "MESSAGE_LIMIT"):
+        assert getattr(deliver, name) == getattr(contract, name), name
+    assert deliver.ARTIFACT == contract.RESULT_ARTIFACT
+    assert Path(contract.GIVER).name == Path(deliver.__file__).name

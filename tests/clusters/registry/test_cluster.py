@@ -33,7 +33,9 @@ def test_the_four_verbs_from_a_shell(tmp_path: Path) -> None:
         up = verb("up", tmp_path)
         assert verb("up", tmp_path) == up
         assert verb("env", tmp_path) == up
-        values = dict(line.removeprefix("export ").split("=", 1) for line in up.splitlines())
+        values = dict(
+            line.removeprefix("export ").split("=", 1) for line in up.splitlines() if line[0] != "#"
+        )
         address = values["CLUSTRIX_TEST_REGISTRY_OPEN"]
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port))).close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from clustrix_containers.registry.transport import Transport
 from tests.clusters.registry.certificates import Authority
 from tests.faults import FaultServer
 
-from .conftest import arrived
+from .conftest import FAST, arrived
 
 Connect = Callable[..., Remote]
 
@@ -78,6 +80,31 @@ def test_a_registry_on_this_machine_that_wants_tls_gets_it(
         trusted.write_bytes(b"nothing")
         with pytest.raises(ConfigError, match=r"cannot read the certificates in .*ca\.crt"):
             connect(server).push(sample)
+
+
+def test_a_refusal_of_plain_http_whose_words_were_lost_means_tls_too() -> None:
+    seen: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    seen.append(connection.recv(1 << 16)[:1])
+                    if seen[-1] != b"\x16":  # a TLS handshake
+                        connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        remote = Remote(f"{address}/team/runs", credentials=lambda *_: None, retry=FAST)
+        with pytest.raises(RegistryError) as caught:
+            remote.image("latest")
+        listener.shutdown(socket.SHUT_RDWR)
+    assert "answered 400" not in str(caught.value)
+    assert b"\x16" in seen
 
 
 def origin(name: str, **options: bool) -> str:
