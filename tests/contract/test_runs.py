@@ -257,7 +257,8 @@ print((peak() - before) // 1024)
 def test_runs_that_are_submitted_one_by_one_share_the_machine(on: str) -> None:
     room = len(os.sched_getaffinity(0))
     with cx.Executor(on, cpus=1) as executor:
-        jobs = [executor.submit(work.started_and_ended, 0.2) for _ in range(10 * room)]
+        # Long enough that the first still runs when the last is submitted, on a slow machine too.
+        jobs = [executor.submit(work.started_and_ended, 2.0) for _ in range(3 * room)]
         states = {job.status.state for job in jobs}
         spans = [job.result(120) for job in jobs]
     assert State.PENDING in states
