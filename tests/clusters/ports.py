@@ -12,10 +12,10 @@ RANGE = range(20_000, 30_000)
 
 def bind(host: str, port: int = 0) -> socket.socket:
     """A socket that listens at ``port`` of ``host``; with 0 at a free one of :data:`RANGE`."""
-    for number in (port,) if port else random.sample(RANGE, 200):
+    while True:
+        number = port or random.choice(RANGE)
         try:
             return socket.create_server((host, number), backlog=128)
         except OSError as error:
             if port or error.errno != errno.EADDRINUSE:
                 raise
-    raise OSError(errno.EADDRINUSE, f"no free port of {host} in {RANGE}")

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError, HTTPClientError
 
-from tests.clusters.daemon import Daemon, StartError
+from tests.clusters.daemon import Daemon, StartError, wait_until
 from tests.clusters.registry.certificates import Authority
 from tests.clusters.s3 import gate
 
@@ -78,12 +79,8 @@ class S3:
         found = re.search(r"^serving (\d+ \d+)$", self._daemon.log.read_text("utf-8"), re.M)
         assert found is not None
         (self.directory / "ports").write_text(found.group(1))
-        client = self.client()
-        try:
-            if BUCKET not in {it["Name"] for it in client.list_buckets()["Buckets"]}:
-                client.create_bucket(Bucket=BUCKET)
-        finally:
-            client.close()
+        if not wait_until(self._stores, 60):
+            raise StartError(f"{self.endpoint} stores nothing:\n{self.logs()}")
 
     def stop(self) -> None:
         """End it, and keep what is stored: :meth:`up` brings it back on the same ports."""
@@ -156,6 +153,20 @@ class S3:
             environment={"PYTHONPATH": str(_ROOT)},
             with_parent=self.with_parent,
         )
+
+    def _stores(self) -> bool:
+        """Whether the bucket is there and takes an object: its parts find each other by and by."""
+        client = self.client()
+        try:
+            if BUCKET not in {it["Name"] for it in client.list_buckets()["Buckets"]}:
+                client.create_bucket(Bucket=BUCKET)
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"ready")
+            client.delete_object(Bucket=BUCKET, Key="ready")
+        except (ClientError, HTTPClientError):
+            return False
+        finally:
+            client.close()
+        return True
 
     def _ports(self) -> tuple[int, int]:
         try:

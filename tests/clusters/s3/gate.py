@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 from tests.clusters.ports import bind
+from tests.clusters.relay import copy
 
 RUN = Path("run")
 """What ``weed`` sees as its ``/tmp``: its data, its settings, its sockets."""
@@ -29,7 +30,6 @@ CUT = Path("cut")
 """Holds the number of bytes after which the next connection breaks off."""
 PLAIN, SECURE = 8333, 8334
 _ALONE = 'exec 3< "$1"; mount --bind -- "$2" /tmp; shift 2; cd /tmp; exec /proc/self/fd/3 "$@"'
-_CHUNK = 1 << 18
 
 
 def enter(host: str, ports: list[int], weed: str) -> None:
@@ -49,9 +49,11 @@ def serve(weed: str, listeners: list[socket.socket]) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     process = subprocess.Popen(
         # Its parent's end is its own, whatever ended the parent.
-        ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "sh", "-ec", _ALONE, "sh"]
-        + [weed, str(RUN), *_options()],
-        env={"HOME": "/tmp", "PATH": os.environ["PATH"]},
+        [
+            *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "sh", "-ec", _ALONE, "sh"),
+            *(weed, str(RUN), *_options()),
+        ],
+        env={"HOME": "/tmp", "PATH": os.environ["PATH"], "GOMEMLIMIT": "192MiB"},
     )
 
     def end(_number: int, _frame: object) -> None:
@@ -71,6 +73,8 @@ def _options() -> list[str]:
     return [
         *("server", "-ip=127.0.0.1", "-dir=/tmp/data", "-volume.max=0"),
         *("-master.volumeSizeLimitMB=2048", "-volume.minFreeSpace=100MiB"),
+        # Alone, it waits that long after a restart until it elects itself.
+        *("-master.electionTimeout=1s", "-master.telemetry=false"),
         *("-filer", "-s3", f"-s3.port={PLAIN}", f"-s3.port.https={SECURE}"),
         *("-s3.config=/tmp/s3.json", "-s3.cert.file=/tmp/server.pem"),
         *("-s3.key.file=/tmp/server.key", "-s3.iam=false"),
@@ -79,7 +83,7 @@ def _options() -> list[str]:
 
 
 def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
+    with contextlib.suppress(OSError), _connected(port):
         return True
     return False
 
@@ -91,38 +95,35 @@ def _accept(listener: socket.socket, port: int) -> None:
 
 
 def _carry(client: socket.socket, port: int) -> None:
-    limit = _taken_limit()
-    with client, contextlib.suppress(OSError):
-        with socket.create_connection(("127.0.0.1", port)) as server:
-            for end in (client, server):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            back = threading.Thread(target=_copy, args=(server, client), daemon=True)
-            back.start()
-            _copy(client, server, limit)
-            back.join()
+    limit = _Limit()
+    with client, contextlib.suppress(OSError), _connected(port) as server:
+        for end in (client, server):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        back = threading.Thread(target=copy, args=(server, client), daemon=True)
+        back.start()
+        copy(client, server, limit)
+        back.join()
 
 
-def _taken_limit() -> float:
-    taken = CUT.with_name(f"cut-{threading.get_ident()}")
-    try:
-        CUT.rename(taken)
-    except FileNotFoundError:
-        return float("inf")
-    limit = int(taken.read_text())
-    taken.unlink()
-    return limit
+def _connected(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port))
 
 
-def _copy(source: socket.socket, target: socket.socket, limit: float = float("inf")) -> None:
-    buffer = memoryview(bytearray(_CHUNK))
-    with contextlib.suppress(OSError):
-        while limit > 0 and (size := source.recv_into(buffer, int(min(_CHUNK, limit)))):
-            target.sendall(buffer[:size])
-            limit -= size
-        if limit <= 0:
-            source.shutdown(socket.SHUT_RDWR)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+class _Limit:
+    """How many bytes the client may still send: no end, or what the file says that this takes."""
+
+    def __init__(self) -> None:
+        self.left = float("inf")
+        taken = CUT.with_name(f"cut-{threading.get_ident()}")
+        with contextlib.suppress(FileNotFoundError):
+            CUT.rename(taken)
+            self.left = int(taken.read_text())
+            taken.unlink()
+
+    def __call__(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise ConnectionResetError
 
 
 def main(arguments: list[str]) -> None:
