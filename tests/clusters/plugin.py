@@ -21,6 +21,7 @@ FIXTURES = {
     "docker": "docker_host",
     "apptainer": "apptainer_path",
     "machines": "machine_root",
+    "kubernetes": "kubernetes",
     "s3": "s3",
 }
 """The clusters by name, with the fixture that starts each."""

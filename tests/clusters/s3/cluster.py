@@ -16,8 +16,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError
 
+from tests.clusters.certificates import Authority
 from tests.clusters.daemon import Daemon, StartError, wait_until
-from tests.clusters.registry.certificates import Authority
 from tests.clusters.s3 import gate
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class S3:
         run = self.directory / gate.RUN
         (run / "data").mkdir(mode=0o700, parents=True)
         self._authority.make()
-        pair = self._authority.sign("server")
+        pair = self._authority.sign("server", addresses=(self.host,))
         shutil.copy(pair.certificate, run / "server.pem")
         shutil.copy(pair.key, run / "server.key")
         keys = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
