@@ -6,8 +6,18 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 _CHUNK = 1 << 17
+# A service that is started ``with_parent`` ends with the thread that started it: this one stays.
+_ACTOR = ThreadPoolExecutor(1)
+
+
+@dataclass
+class _Count:
+    bytes: int = 0
+    due: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
 
 
 class Relay:
@@ -20,8 +30,8 @@ class Relay:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._lock = threading.Lock()
-        self._sent = 0
-        self._due: list[tuple[int, Callable[[], None]]] = []
+        self._sent = _Count()
+        self._received = _Count()
         self._refuse = 0
         self.refused = 0
         """How many connections it has closed at once because of :meth:`refuse`."""
@@ -34,13 +44,16 @@ class Relay:
 
     def at(self, sent: int, act: Callable[[], None]) -> None:
         """Call ``act`` once, when clients have sent so many bytes in all, before the next one."""
-        with self._lock:
-            self._due.append((sent, act))
+        self._sent.due.append((sent, act))
+
+    def at_received(self, received: int, act: Callable[[], None]) -> None:
+        """The same with what clients have been sent."""
+        self._received.due.append((received, act))
 
     @property
     def waiting(self) -> int:
-        """How many functions of :meth:`at` have not been called yet."""
-        return len(self._due)
+        """How many of these functions have not been called yet."""
+        return len(self._sent.due) + len(self._received.due)
 
     def refuse(self, connections: int) -> None:
         """Close so many of the next connections at once, unread."""
@@ -81,29 +94,40 @@ class Relay:
         ):
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            back = threading.Thread(target=copy, args=(server, client), daemon=True)
+            back = threading.Thread(target=copy, args=(server, client, self._back), daemon=True)
             back.start()
-            copy(client, server, self._before)
+            copy(client, server, self._forth)
             back.join()
 
-    def _before(self, size: int) -> None:
-        """Called before ``size`` bytes go on."""
+    def _forth(self, size: int) -> None:
+        self._count(self._sent, size)
+
+    def _back(self, size: int) -> None:
+        self._count(self._received, size)
+
+    def _count(self, count: _Count, size: int) -> None:
         with self._lock:
-            self._sent += size
-            due = [it for it in self._due if it[0] <= self._sent]
-            self._due = [it for it in self._due if it not in due]
+            count.bytes += size
+            due = [it for it in count.due if it[0] <= count.bytes]
+            count.due = [it for it in count.due if it not in due]
         for _, act in due:
-            try:
-                act()
-            except BaseException as error:
-                self.failures.append(error)
-                raise
+            self._act(act)
+
+    def _act(self, act: Callable[[], None]) -> None:
+        try:
+            _ACTOR.submit(act).result()
+        except BaseException as error:
+            self.failures.append(error)
+            raise
 
 
 def copy(
     source: socket.socket, target: socket.socket, before: Callable[[int], None] | None = None
 ) -> None:
-    """Until ``source`` ends; that ``target`` hears so. A broken connection ends both."""
+    """Until ``source`` ends; ``before`` is called with the number of bytes that go on next.
+
+    The end goes on, too; a broken connection, or an OSError of ``before``, ends both.
+    """
     buffer = memoryview(bytearray(_CHUNK))
     try:
         while size := source.recv_into(buffer):

@@ -181,7 +181,9 @@ def test_a_listing_goes_by_prefix_and_in_pages(client: Any, prefix: str) -> None
     )
     found = [[it["Key"] for it in page["Contents"]] for page in pages]
     assert [len(page) for page in found] == [5, 5, 2]
-    assert [key for page in found for key in page] == [f"{prefix}{number:03}" for number in range(12)]
+    assert [key for page in found for key in page] == [
+        f"{prefix}{number:03}" for number in range(12)
+    ]
 
 
 def test_the_last_version_of_a_key_is_what_is_read_and_the_others_are_kept(
