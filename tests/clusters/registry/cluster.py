@@ -124,6 +124,11 @@ class Registries:
         assert self.disk, "only what has a small disk can be filled"
         return SmallDisk(self._registry(name).pid, self._data(name))
 
+    def stored(self, name: str) -> Path:
+        """Where one of them has its ``blobs`` and ``repositories`` on its disk."""
+        seen = f"/proc/{self._registry(name).pid}/root" if self.disk else ""
+        return Path(f"{seen}{self._data(name)}/docker/registry/v2")
+
     def env(self) -> Mapping[str, str]:
         return {
             "CLUSTRIX_TEST_REGISTRY_OPEN": self.open.address,
