@@ -46,8 +46,8 @@ class Registries:
     """The three registries, with all they have in ``directory``.
 
     They listen on ``host``, an address of this machine. ``with_parent`` ends them when whoever
-    started them ends. With ``disk`` each has so many MiB to store in, in memory: they are empty
-    after each start, and only root can have that.
+    started them ends. With ``disk`` each has so many MiB to store in, in memory, and is empty
+    after each start.
     """
 
     directory: Path
@@ -89,6 +89,10 @@ class Registries:
         self._configure("tls", self._password_file(), self._tls())
         self._configure("token", self._bearer(realm), {})
         for name in ("open", "tls", "token"):
+            daemon = self._registry(name)
+            if daemon.pid and not daemon.running():
+                # Killed with its starter: another may have its port by now.
+                self._known(name).unlink(missing_ok=True)
             self.start(name)
 
     def start(self, name: str) -> None:
@@ -177,6 +181,10 @@ class Registries:
             command = on_small_disk(self.disk, self._data(name), command)
         return self._daemon("docker-registry", command, {}, name)
 
+    def _known(self, name: str) -> Path:
+        """Exists once somebody may know its port."""
+        return self.directory / name / "port-is-known"
+
     def _config(self, name: str) -> Path:
         return self.directory / name / "config.json"
 
@@ -203,7 +211,7 @@ class Registries:
 
     def _started(self, name: str) -> bool:
         """Whether it runs now; False: another has the port that nobody knows of yet."""
-        known = self.directory / name / "port-is-known"
+        known = self._known(name)
         try:
             self._start(self._registry(name))
         except StartError as error:

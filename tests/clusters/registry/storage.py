@@ -15,7 +15,17 @@ _MOUNT = 'mount -t tmpfs -o "size=$1m,mode=700" disk "$2"; shift 2; exec "$@"'
 
 def on_small_disk(mebibytes: int, path: Path, command: tuple[str, ...]) -> tuple[str, ...]:
     """``command`` with a disk of that size at ``path``, which ends with it: nothing is left."""
-    alone = ("unshare", "--mount", "sh", "-ec", _MOUNT, "sh", str(mebibytes), str(path))
+    alone = (
+        "unshare",
+        *_own_user(),
+        "--mount",
+        "sh",
+        "-ec",
+        _MOUNT,
+        "sh",
+        str(mebibytes),
+        str(path),
+    )
     return (*alone, *command)
 
 
@@ -44,7 +54,8 @@ class SmallDisk:
     def protect(self, protected: bool = True) -> None:
         """Make it read-only, or writable again. It waits for files that are being written."""
         options = "remount,ro" if protected else "remount,rw"
-        command = ["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", "--", "mount", "-o", options]
+        spaces = [f"--target={self.pid}", "--mount", *(("--user",) if _own_user() else ())]
+        command = ["nsenter", *spaces, "--preserve-credentials", "--", "mount", "-o", options]
 
         def done() -> bool:
             tried = subprocess.run([*command, str(self.path)], check=False, capture_output=True)
@@ -52,6 +63,10 @@ class SmallDisk:
 
         if not wait_until(done, 30):
             raise StartError(f"{self.path} cannot be remounted: somebody is writing to it")
+
+
+def _own_user() -> tuple[str, ...]:
+    return () if os.geteuid() == 0 else ("--user", "--map-root-user")
 
 
 def _written(handle: int, size: int) -> bool:

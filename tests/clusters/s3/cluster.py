@@ -74,6 +74,8 @@ class S3:
         """Start it and wait until it answers, on the ports that it had before if it had any."""
         if self._daemon.running():
             return
+        if self._daemon.pid:
+            self.down()  # it was killed: what it had written may be half of something
         self._prepare()
         self._daemon.start(120)
         found = re.search(r"^serving (\d+ \d+)$", self._daemon.log.read_text("utf-8"), re.M)
@@ -188,7 +190,8 @@ class S3:
             return
         shutil.rmtree(self.directory, ignore_errors=True)
         run = self.directory / gate.RUN
-        (run / "data").mkdir(mode=0o700, parents=True)
+        run.mkdir(mode=0o700, parents=True)
+        (run / "data").mkdir()
         self._authority.make()
         pair = self._authority.sign("server", addresses=(self.host,))
         shutil.copy(pair.certificate, run / "server.pem")

@@ -46,6 +46,7 @@ def enter(host: str, ports: list[int], weed: str) -> None:
 
 def serve(weed: str, listeners: list[socket.socket]) -> None:
     """Start ``weed``, and carry bytes until it ends or this process is told to."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     process = subprocess.Popen(
         # Its parent's end is its own, whatever ended the parent.
@@ -55,18 +56,19 @@ def serve(weed: str, listeners: list[socket.socket]) -> None:
         ],
         env={"HOME": "/tmp", "PATH": os.environ["PATH"], "GOMEMLIMIT": "192MiB"},
     )
-
-    def end(_number: int, _frame: object) -> None:
+    try:
+        Path("weed.pid").write_text(str(process.pid))
+        while not (_answers(PLAIN) and _answers(SECURE)):
+            if process.poll() is not None:
+                sys.exit(f"weed ended with {process.returncode}")
+            time.sleep(0.02)
+        for listener, port in zip(listeners, (PLAIN, SECURE), strict=True):
+            threading.Thread(target=_accept, args=(listener, port), daemon=True).start()
+        sys.stderr.write("serving {} {}\n".format(*(it.getsockname()[1] for it in listeners)))
+        sys.exit(f"weed ended with {process.wait()}")
+    finally:
         process.kill()  # what a test has stored is thrown away: nothing to write down in peace
-
-    signal.signal(signal.SIGTERM, end)
-    Path("weed.pid").write_text(str(process.pid))
-    while process.poll() is None and not (_answers(PLAIN) and _answers(SECURE)):
-        time.sleep(0.02)
-    for listener, port in zip(listeners, (PLAIN, SECURE), strict=True):
-        threading.Thread(target=_accept, args=(listener, port), daemon=True).start()
-    sys.stderr.write("serving {} {}\n".format(*(it.getsockname()[1] for it in listeners)))
-    sys.exit(process.wait())
+        process.wait()
 
 
 def _options() -> list[str]:
