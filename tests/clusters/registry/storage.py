@@ -53,16 +53,22 @@ class SmallDisk:
 
     def protect(self, protected: bool = True) -> None:
         """Make it read-only, or writable again. It waits for files that are being written."""
-        options = "remount,ro" if protected else "remount,rw"
+        options = "remount,bind,ro" if protected else "remount,bind,rw"
         spaces = [f"--target={self.pid}", "--mount", *(("--user",) if _own_user() else ())]
         command = ["nsenter", *spaces, "--preserve-credentials", "--", "mount", "-o", options]
 
+        said = ""
+
         def done() -> bool:
-            tried = subprocess.run([*command, str(self.path)], check=False, capture_output=True)
+            nonlocal said
+            tried = subprocess.run(
+                [*command, str(self.path)], check=False, capture_output=True, text=True
+            )
+            said = tried.stderr
             return tried.returncode == 0
 
         if not wait_until(done, 30):
-            raise StartError(f"{self.path} cannot be remounted: somebody is writing to it")
+            raise StartError(f"{self.path} cannot be remounted: {said}")
 
 
 def _own_user() -> tuple[str, ...]:
