@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.clusters.apptainer.fixtures",
     "tests.clusters.machines.fixtures",
     "tests.clusters.kubernetes.fixtures",
+    "tests.clusters.s3.fixtures",
 ]

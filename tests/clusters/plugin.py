@@ -22,6 +22,7 @@ FIXTURES = {
     "apptainer": "apptainer_path",
     "machines": "machine_root",
     "kubernetes": "kubernetes",
+    "s3": "s3",
 }
 """The clusters by name, with the fixture that starts each."""
 
