@@ -1,0 +1,107 @@
+"""The programs that run on the machines of a SLURM cluster, as services."""
+
+from __future__ import annotations
+
+from tests.clusters.machines.machine import Machine
+from tests.clusters.machines.service import Service
+from tests.clusters.slurm.configuration import INSIDE
+from tests.clusters.slurm.variants import USER, Variant
+
+PREPARE = """
+set -eu
+install -d -o munge -g munge -m 755 /run/munge
+install -d -o munge -g munge -m 700 /var/lib/munge /var/log/munge
+install -d -o slurm -g slurm -m 755 /run/slurm
+install -d -o slurm -g slurm -m 700 /var/spool/slurmctld
+install -d -o mysql -g mysql -m 755 /run/mysqld
+# Debian's clients look in one of two places.
+ln -sfn mysqld /run/mariadbd
+install -d -m 755 /var/spool/slurmd /run/sshd
+for number in 0 1; do
+    [ -e "/dev/nvidia$number" ] || mknod -m 666 "/dev/nvidia$number" c 1 3
+done
+"""
+
+_DATABASE = """
+create database if not exists slurm_acct_db;
+create user if not exists slurm@localhost identified via unix_socket;
+grant all on slurm_acct_db.* to slurm@localhost;
+"""
+
+_ACCOUNTS = f"""
+set -eu
+sacctmgr -iQ add cluster testcluster > /dev/null
+sacctmgr -iQ add account research Cluster=testcluster > /dev/null
+sacctmgr -iQ add user root,{USER} Account=research > /dev/null
+"""
+
+
+def prepare(machine: Machine, variant: Variant) -> None:
+    """Make what its services expect; what lies in memory is gone with every boot."""
+    script = PREPARE
+    if not variant.overlay:
+        script += "sed -i 's/^enable overlay = .*/enable overlay = no/' /etc/apptainer/apptainer.conf\n"
+    if not variant.squashfuse:
+        script += "rm -f /usr/bin/squashfuse /usr/bin/squashfuse_ll\n"
+    if not variant.fuse:
+        script += "chmod 600 /dev/fuse\n"
+    machine.run("sh", "-c", script)
+
+
+def munged(machine: Machine) -> Service:
+    command = ("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups")
+    command += ("munged", "--foreground", f"--key-file={INSIDE}/munge.key")
+    return Service(
+        "munged", machine, command, lambda: _succeeds(machine, "munge --no-input > /dev/null")
+    )
+
+
+def mariadbd(machine: Machine) -> Service:
+    """Keeps its last second of transactions not over a power cut: that makes it fast."""
+    command = (
+        *("mariadbd", "--no-defaults", "--user=mysql", "--datadir=/var/lib/mysql"),
+        *("--socket=/run/mysqld/mysqld.sock", "--skip-networking"),
+        *("--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M"),
+        *("--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"),
+    )
+    return Service(
+        "mariadbd",
+        machine,
+        command,
+        lambda: _succeeds(machine, "mariadb-admin --no-defaults --silent ping"),
+    )
+
+
+def make_database(machine: Machine) -> None:
+    machine.run("mariadb", "--no-defaults", text=_DATABASE)
+
+
+def make_accounts(machine: Machine) -> None:
+    machine.run("sh", "-c", _ACCOUNTS)
+
+
+def slurmdbd(machine: Machine) -> Service:
+    return Service(
+        "slurmdbd",
+        machine,
+        ("slurmdbd", "-D"),
+        lambda: _succeeds(machine, "sacctmgr -n show cluster"),
+    )
+
+
+def slurmctld(machine: Machine) -> Service:
+    return Service(
+        "slurmctld",
+        machine,
+        ("slurmctld", "-D"),
+        lambda: "is UP" in machine.run("scontrol", "ping", check=False).stdout,
+    )
+
+
+def slurmd(machine: Machine) -> Service:
+    """It is ready when the controller says so."""
+    return Service("slurmd", machine, ("slurmd", "-D"), lambda: True)
+
+
+def _succeeds(machine: Machine, script: str) -> bool:
+    return machine.run("sh", "-c", script, check=False).returncode == 0

@@ -1,0 +1,59 @@
+"""What SLURM clusters differ in, and the root file systems that their machines have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.clusters.machines import apptainer
+from tests.clusters.machines.roots import Recipe
+from tests.clusters.machines.sshd import FIRST_UID
+
+_PACKAGES = (
+    *("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "mount"),
+    *("slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server"),
+)
+
+USER = "alice"
+"""The ordinary user, with the same number on every machine."""
+
+_SCRIPT = f"""
+chroot . groupadd --gid {FIRST_UID} {USER}
+chroot . useradd --uid={FIRST_UID} --gid={FIRST_UID} --no-create-home --shell=/bin/bash {USER}
+rm -f etc/munge/munge.key
+rm -rf var/lib/mysql
+chroot . install -d -o mysql -g mysql -m 700 /var/lib/mysql
+chroot . mariadb-install-db --no-defaults --user=mysql --datadir=/var/lib/mysql --skip-test-db --force
+"""
+
+@dataclass(frozen=True)
+class Variant:
+    """One kind of SLURM cluster; ``recipe`` is the root file system of all its machines.
+
+    ``accounting`` adds slurmdbd and MariaDB. The rest is what Apptainer finds on the nodes:
+    overlays allowed by its configuration, squashfuse installed, ``/dev/fuse`` open to users.
+    ``disk`` is the size of the shared volume in MiB; 0 is as much as this machine has.
+    """
+
+    name: str
+    recipe: Recipe
+    accounting: bool = True
+    overlay: bool = True
+    squashfuse: bool = True
+    fuse: bool = True
+    disk: int = 0
+
+
+_SID = Recipe("slurm", "sid", apptainer.PACKAGES + _PACKAGES, apptainer.SCRIPT + _SCRIPT)
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("current", _SID),
+        Variant("no-accounting", _SID, accounting=False),
+        Variant("no-overlay", _SID, overlay=False),
+        Variant("no-squashfuse", _SID, squashfuse=False),
+        Variant("no-fuse", _SID, fuse=False),
+        Variant("small-disk", _SID, accounting=False, disk=64),
+    )
+}
+"""The kinds by name; the first is the one that ``make test`` uses."""
