@@ -10,7 +10,7 @@ from tests.clusters.machines.sshd import FIRST_UID
 
 _PACKAGES = (
     *("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "mount"),
-    *("slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server"),
+    *("slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server", "libeatmydata1"),
 )
 
 USER = "alice"
@@ -22,7 +22,8 @@ chroot . useradd --uid={FIRST_UID} --gid={FIRST_UID} --no-create-home --shell=/b
 rm -f etc/munge/munge.key
 rm -rf var/lib/mysql
 chroot . install -d -o mysql -g mysql -m 700 /var/lib/mysql
-chroot . mariadb-install-db --no-defaults --user=mysql --datadir=/var/lib/mysql --skip-test-db --force
+chroot . mariadb-install-db --no-defaults --user=mysql --datadir=/var/lib/mysql --skip-test-db --force \\
+    --innodb-log-file-size=8M --innodb-undo-tablespaces=0
 """
 
 @dataclass(frozen=True)
