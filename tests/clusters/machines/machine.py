@@ -118,7 +118,7 @@ class Machine:
         return (
             *("env", "-i", f"CGROUPS={groups}", f"PATH={PATH}", "LANG=C.UTF-8", "sh", "-c", _JOIN),
             *("sh", "nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid"),
-            *("--cgroup", "--root", "--wd=/", "--", "env", "-u", "CGROUPS"),
+            *("--cgroup", "--root", "--wdns=/", "--", "env", "-u", "CGROUPS"),
             *as_user,
             *map(str, arguments),
         )

@@ -38,7 +38,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,requeue_delay=2
 CompleteWait=0
 KillWait=2
 MinJobAge=300
