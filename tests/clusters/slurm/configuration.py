@@ -42,7 +42,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,requeue_d
 CompleteWait=0
 KillWait=2
 MinJobAge=300
-SlurmdTimeout=15
+SlurmdTimeout=10
 ReturnToService=2
 
 GresTypes=gpu

@@ -32,11 +32,18 @@ create user if not exists slurm@localhost identified via unix_socket;
 grant all on slurm_acct_db.* to slurm@localhost;
 """
 
+# Adding what is there is an error.
 _ACCOUNTS = f"""
 set -eu
-sacctmgr -iQ add cluster testcluster > /dev/null
-sacctmgr -iQ add account research Cluster=testcluster > /dev/null
-sacctmgr -iQ add user root,{USER} Account=research > /dev/null
+add() {{
+    kind=$1 name=$2
+    shift 2
+    [ -n "$(sacctmgr -nP show "$kind" "$name")" ] || sacctmgr -iQ add "$kind" "$name" "$@"
+}}
+add cluster testcluster
+add account research Cluster=testcluster
+add user root Account=research
+add user {USER} Account=research
 """
 
 
