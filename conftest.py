@@ -6,4 +6,5 @@ pytest_plugins = [
     "tests.clusters.docker.fixtures",
     "tests.clusters.apptainer.fixtures",
     "tests.clusters.machines.fixtures",
+    "tests.clusters.ssh.fixtures",
 ]

@@ -21,6 +21,7 @@ FIXTURES = {
     "docker": "docker_host",
     "apptainer": "apptainer_path",
     "machines": "machine_root",
+    "ssh": "ssh_hosts",
 }
 """The clusters by name, with the fixture that starts each."""
 

@@ -27,6 +27,14 @@ _LISTENS = "0A"  # among the states of TCP
 _CONFIG = "/etc/ssh/sshd_test_config"
 _LOG = "/var/log/sshd.log"
 _PID = "/run/sshd.pid"
+# Prints the number of each process of sshd that it kills, whatever version it is of.
+_KILL_ALL = """
+for process in /proc/[0-9]*; do
+    { read -r name < "$process/comm"; } 2> /dev/null || continue
+    case $name in sshd*) kill -KILL "${process##*/}" 2> /dev/null && echo "$process" ;; esac
+done
+true
+"""
 # The distribution's own stack wants what a machine made of namespaces may not have (audit,
 # systemd); a wrong password is answered at once.
 _PAM = """auth required pam_unix.so nodelay
@@ -122,8 +130,8 @@ class Sshd:
     def drop(self) -> None:
         """End every connection now, as when the host's sshd is killed; what runs may go on."""
         self.stop()
-        for name in ("sshd-session", "sshd-auth", "sshd"):
-            self.machine.run("/.machine/busybox", "pkill", "-KILL", "-x", name, check=False)
+        if not wait_until(lambda: not self.machine.run("sh", "-c", _KILL_ALL).stdout, 30):
+            raise StartError(f"connections of {self.machine.name} do not end:\n{self.logs()}")
 
     def logs(self) -> str:
         """The last lines that it wrote."""
