@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.clusters.apptainer.fixtures",
     "tests.clusters.machines.fixtures",
     "tests.clusters.slurm.fixtures",
+    "tests.clusters.ssh.fixtures",
 ]

@@ -22,6 +22,7 @@ FIXTURES = {
     "apptainer": "apptainer_path",
     "machines": "machine_root",
     "slurm": "slurm",
+    "ssh": "ssh_hosts",
 }
 """The clusters by name, with the fixture that starts each."""
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +23,18 @@ BOTH = "publickey,keyboard-interactive"
 FIRST_UID = 2001
 """The uid of the first user; an image's own users are below."""
 
+_LISTENS = "0A"  # among the states of TCP
 _CONFIG = "/etc/ssh/sshd_test_config"
 _LOG = "/var/log/sshd.log"
 _PID = "/run/sshd.pid"
+# Prints the number of each process of sshd that it kills, whatever version it is of.
+_KILL_ALL = """
+for process in /proc/[0-9]*; do
+    { read -r name < "$process/comm"; } 2> /dev/null || continue
+    case $name in sshd*) kill -KILL "${process##*/}" 2> /dev/null && echo "$process" ;; esac
+done
+true
+"""
 # The distribution's own stack wants what a machine made of namespaces may not have (audit,
 # systemd); a wrong password is answered at once.
 _PAM = """auth required pam_unix.so nodelay
@@ -80,7 +88,7 @@ class Sshd:
 
     def up(self) -> None:
         """Start it in the machine, which is on, and wait until it answers; fine if it does."""
-        if self.answers():
+        if self.listens():
             return
         self._make_secrets()
         for number, user in enumerate(self.users):
@@ -100,30 +108,30 @@ class Sshd:
         tried = self.machine.run("/usr/sbin/sshd", "-t", *options, *patient, check=False)
         options += patient if tried.returncode == 0 else ()
         self.machine.run("/usr/sbin/sshd", *options)
-        if not wait_until(self.answers, 30):
+        if not wait_until(self.listens, 30):
             raise StartError(f"sshd of {self.machine.name} gave no answer in 30 s:\n{self.logs()}")
 
-    def answers(self) -> bool:
-        """Whether an SSH server speaks on its port."""
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((self.address, self.port), timeout=5) as connection,
-        ):
-            return connection.recv(1) == b"S"
+    def listens(self) -> bool:
+        """Whether it listens, by the word of the machine's kernel: a firewall may hide it."""
+        inside = Path(f"/proc/{self.machine.pid}")
+        with contextlib.suppress(OSError):
+            lines = (inside / "net/tcp").read_text().splitlines()[1:]
+            local = {line.split()[1] for line in lines if line.split()[3] == _LISTENS}
+            return (inside / f"root{_PID}").exists() and f"00000000:{self.port:04X}" in local
         return False
 
     def stop(self) -> None:
         """Take no more connections; those that are open go on. :meth:`up` starts it again."""
         script = f'if [ -e {_PID} ]; then kill "$(cat {_PID})"; fi'
         self.machine.run("sh", "-c", script, check=False)
-        if not wait_until(lambda: not self.answers(), 30):
+        if not wait_until(lambda: not self.listens(), 30):
             raise StartError(f"sshd of {self.machine.name} does not end:\n{self.logs()}")
 
     def drop(self) -> None:
         """End every connection now, as when the host's sshd is killed; what runs may go on."""
         self.stop()
-        for name in ("sshd-session", "sshd-auth", "sshd"):
-            self.machine.run("/.machine/busybox", "pkill", "-KILL", "-x", name, check=False)
+        if not wait_until(lambda: not self.machine.run("sh", "-c", _KILL_ALL).stdout, 30):
+            raise StartError(f"connections of {self.machine.name} do not end:\n{self.logs()}")
 
     def logs(self) -> str:
         """The last lines that it wrote."""
