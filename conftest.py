@@ -8,4 +8,5 @@ pytest_plugins = [
     "tests.clusters.machines.fixtures",
     "tests.clusters.slurm.fixtures",
     "tests.clusters.ssh.fixtures",
+    "tests.clusters.kubernetes.fixtures",
 ]

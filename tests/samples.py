@@ -14,14 +14,19 @@ from clustrix_containers.oci import LAYER_GZIP, Descriptor, Image, Layer, Platfo
 
 
 def layer(
-    files: Mapping[str, bytes], kind: str | None = None, directory: Path | None = None
+    files: Mapping[str, bytes],
+    kind: str | None = None,
+    directory: Path | None = None,
+    *,
+    mode: int = 0o644,
 ) -> Layer:
-    """A layer with these files; its blob is a file in ``directory``, or bytes."""
+    """A layer with these files of one mode; its blob is a file in ``directory``, or bytes."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, content in sorted(files.items()):
             info = tarfile.TarInfo(name)
             info.size = len(content)
+            info.mode = mode
             archive.addfile(info, io.BytesIO(content))
     data = gzip.compress(plain.getvalue(), 0, mtime=0)
     annotations = {contract.LAYER_KIND: kind} if kind else {}

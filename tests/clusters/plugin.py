@@ -23,6 +23,7 @@ FIXTURES = {
     "machines": "machine_root",
     "slurm": "slurm",
     "ssh": "ssh_hosts",
+    "kubernetes": "kubernetes",
 }
 """The clusters by name, with the fixture that starts each."""
 

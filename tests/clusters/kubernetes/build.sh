@@ -28,9 +28,9 @@ tar -xzf "$work"/source/kubernetes_*.orig.tar.gz -C "$tree" --strip-components=1
 # In namespaces of its own, so that whatever happens nothing stays mounted.
 minor=${version#*.}
 minor=${minor%%.*}
-mkdir -p -- "$work/new" "$work/upper" "$work/overlay"
-mkdir -p -- "$work/lower"
+mkdir -- "$work"/{new,upper,overlay,lower}
 export WORK=$work ROOT=$root
+# shellcheck disable=SC2016  # the inner shell expands it
 unshare --mount --propagation=private bash -euo pipefail -c '
     cd -- "$WORK"
     mount --bind -- "$ROOT" lower
@@ -46,7 +46,7 @@ unshare --mount --propagation=private bash -euo pipefail -c '
     KUBE_GIT_VERSION="v$version" KUBE_GIT_TREE_STATE=clean KUBE_GIT_MAJOR=1 KUBE_GIT_MINOR="$minor" \
     KUBE_GIT_COMMIT=0000000000000000000000000000000000000000 \
     make -C /build/go/src/k8s.io/kubernetes GOLDFLAGS="-s -w" WHAT="${programs[*]/#/cmd/}"
-mkdir -p -- "$out"
 for program in "${programs[@]}"; do
-    install -m 755 -- "$tree/_output/local/bin/linux/$(dpkg --print-architecture)/$program" "$out/"
+    install -m 755 -- "$tree/_output/local/bin/linux/$(dpkg --print-architecture)/$program" "$work/bin/"
 done
+mv -- "$work/bin" "$out"

@@ -58,7 +58,10 @@ class Machine:
         return self.pid != 0
 
     def up(self) -> None:
-        """Switch it on, and wait until it is in its network; fine if it is on."""
+        """Switch it on, and wait until it is in its network; fine if it is on.
+
+        With ``with_parent`` the thread that calls this is the parent.
+        """
         if self.running():
             return
         if os.geteuid() != 0:
@@ -118,7 +121,7 @@ class Machine:
         return (
             *("env", "-i", f"CGROUPS={groups}", f"PATH={PATH}", "LANG=C.UTF-8", "sh", "-c", _JOIN),
             *("sh", "nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid"),
-            *("--cgroup", "--root", "--wdns=/", "--", "env", "-u", "CGROUPS"),
+            *("--cgroup", "--root", "--wd", "--", "env", "-u", "CGROUPS"),
             *as_user,
             *map(str, arguments),
         )

@@ -1,4 +1,4 @@
-"""Starts the registries and the token service on free ports of 127.0.0.1."""
+"""Starts the registries and the token service on free ports of one address of this machine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.clusters.certificates import Authority, Pair
 from tests.clusters.daemon import Daemon, StartError
-from tests.clusters.registry.certificates import Authority, Pair
 from tests.clusters.registry.token_server import ISSUER, PASSWORD, SERVICE, USER
 
 _ROOT = Path(__file__).parents[3]
@@ -20,7 +20,7 @@ _ROOT = Path(__file__).parents[3]
 
 @dataclass(frozen=True)
 class Service:
-    """One registry: ``address`` is ``127.0.0.1:PORT``; ``ca_file`` where it speaks TLS.
+    """One registry: ``address`` is ``HOST:PORT``; ``ca_file`` where it speaks TLS.
 
     ``username`` and ``password`` where it wants them to push.
     """
@@ -41,11 +41,13 @@ class Service:
 class Registries:
     """The three registries, with all they have in ``directory``.
 
-    ``with_parent`` ends them when whoever started them ends.
+    They listen on ``host``, an address of this machine. ``with_parent`` ends them when whoever
+    started them ends.
     """
 
     directory: Path
     with_parent: bool = False
+    host: str = "127.0.0.1"
 
     @property
     def open(self) -> Service:
@@ -73,7 +75,7 @@ class Registries:
                 )
         if not self._authority.pair.certificate.exists():
             self._authority.make()
-            self._authority.sign("server")
+            self._authority.sign("server", addresses=[self.host])
             self._authority.sign("issuer")
         self._start(self._token_server)
         realm = f"http://{self._address(self._token_server)}/token"
@@ -121,7 +123,7 @@ class Registries:
         module = "tests.clusters.registry.token_server"
         return self._daemon(
             "token-server",
-            (sys.executable, "-u", "-m", module, str(pair.certificate), str(pair.key)),
+            (sys.executable, "-u", "-m", module, str(pair.certificate), str(pair.key), self.host),
             {"PYTHONPATH": str(_ROOT)},
         )
 
@@ -170,7 +172,7 @@ class Registries:
                 "delete": {"enabled": True},
                 "maintenance": {"uploadpurging": {"enabled": False}},
             },
-            "http": {"addr": "127.0.0.1:0", "secret": "of-this-test-run", **http},
+            "http": {"addr": f"{self.host}:0", "secret": "of-this-test-run", **http},
             **({"auth": auth} if auth else {}),
         }
         # JSON is YAML, and needs no quoting rules of its own for strange paths.
@@ -205,5 +207,5 @@ class Registries:
 
 def _listening(log: Path) -> str | None:
     text = log.read_text("utf-8", "replace") if log.exists() else ""
-    found = re.search(r"listening on (127\.0\.0\.1:\d+)", text)
+    found = re.search(r"listening on ([\d.]+:\d+)", text)
     return found.group(1) if found else None

@@ -85,14 +85,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def main(certificate: Path, key: Path) -> None:
+def main(certificate: Path, key: Path, host: str) -> None:
     loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
     Handler.x5c = [base64.b64encode(loaded.public_bytes(Encoding.DER)).decode()]
     Handler.key = key.read_bytes()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    sys.stderr.write(f"listening on 127.0.0.1:{server.server_port}\n")
+    server = http.server.ThreadingHTTPServer((host, 0), Handler)
+    sys.stderr.write(f"listening on {host}:{server.server_port}\n")
     server.serve_forever()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

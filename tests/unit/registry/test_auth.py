@@ -12,7 +12,7 @@ from clustrix_containers.credentials import Credential
 from clustrix_containers.errors import RegistryError
 from clustrix_containers.oci import Descriptor, Image
 from clustrix_containers.registry import Remote
-from tests.clusters.registry.certificates import Authority
+from tests.clusters.certificates import Authority
 from tests.fault_auth import Basic, Bearer
 from tests.faults import FaultServer, answer
 from tests.samples import image, layer, noise

@@ -14,7 +14,7 @@ from clustrix_containers.oci import Image, Reference
 from clustrix_containers.registry import Remote
 from clustrix_containers.registry.certificates import find
 from clustrix_containers.registry.transport import Transport
-from tests.clusters.registry.certificates import Authority
+from tests.clusters.certificates import Authority
 from tests.faults import FaultServer
 
 from .conftest import FAST, arrived

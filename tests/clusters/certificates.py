@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,20 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
         _write(self.pair, builder.sign(key, hashes.SHA256()), key)
 
-    def sign(self, name: str) -> Pair:
-        """A certificate for localhost and 127.0.0.1."""
+    def sign(
+        self,
+        name: str,
+        *,
+        user: str = "",
+        group: str = "",
+        addresses: Sequence[str] = (),
+        days: float = 30,
+    ) -> Pair:
+        """A certificate in the file ``name``, for localhost, 127.0.0.1 and these IP addresses.
+
+        ``user`` and ``group`` are its subject's common name (``name`` if not given) and
+        organization, ``days`` how long it lasts; negative: it has ended.
+        """
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         key = ec.generate_private_key(ec.SECP256R1())
@@ -54,22 +67,27 @@ class Authority:
         own_key = load_pem_private_key(self.pair.key.read_bytes(), None)
         assert isinstance(own_key, ec.EllipticCurvePrivateKey)
         names = x509.SubjectAlternativeName(
-            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+            [
+                x509.DNSName("localhost"),
+                *(x509.IPAddress(ipaddress.ip_address(it)) for it in ("127.0.0.1", *addresses)),
+            ]
         )
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(own_key.public_key())
-        builder = _builder(_name(name), own.subject, key).add_extension(names, critical=False)
+        subject = _name(user or name, group)
+        builder = _builder(subject, own.subject, key, days).add_extension(names, critical=False)
         builder = builder.add_extension(identifier, critical=False)
         pair = Pair(self.directory / f"{name}.pem", self.directory / f"{name}.key")
         _write(pair, builder.sign(own_key, hashes.SHA256()), key)
         return pair
 
 
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+def _name(text: str, group: str = "") -> x509.Name:
+    parts = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group)] if group else []
+    return x509.Name([*parts, x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: float = 30
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.timezone.utc)
     return (
@@ -78,8 +96,8 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
+        .not_valid_before(now - datetime.timedelta(days=2))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
     )
 
