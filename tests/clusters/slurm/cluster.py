@@ -42,8 +42,9 @@ class Slurm:
     def up(self) -> None:
         """Start what does not run, and wait until both nodes take jobs (10 s)."""
         if os.geteuid() != 0:
-            raise StartError("only root can start a SLURM cluster: leave it out by name"
-                             " (--exclude slurm)")
+            raise StartError(
+                "only root can start a SLURM cluster: leave it out by name (--exclude slurm)"
+            )
         root(self.variant.recipe)
         self.network.up()
         if not self._made():

@@ -49,14 +49,8 @@ add user {USER} Account=research
 
 def prepare(machine: Machine, variant: Variant) -> None:
     """Make what its services expect; what lies in memory is gone with every boot."""
-    script = _PREPARE
-    if not variant.overlay:
-        script += "sed -i 's/^enable overlay = .*/enable overlay = no/' /etc/apptainer/apptainer.conf\n"
-    if not variant.squashfuse:
-        script += "rm -f /usr/bin/squashfuse /usr/bin/squashfuse_ll\n"
-    if not variant.fuse:
-        script += "chmod 600 /dev/fuse\n"
-    machine.run("sh", "-c", script)
+    machine.run("sh", "-c", _PREPARE)
+    variant.site.restrict(machine)
 
 
 def munged(machine: Machine) -> Service:

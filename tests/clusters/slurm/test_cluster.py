@@ -133,7 +133,7 @@ def test_a_user_runs_an_image_in_a_job(any_slurm: Slurm, archive: Path, tmp_path
     subprocess.run([*copy, archive, "login:a 'b\" ü.tar"], check=True)
     cluster.ssh("tar xf a*.tar")
     # Without /dev/fuse nobody but root can mount a SIF.
-    options = "" if cluster.variant.fuse else "--unsquash"
+    options = "" if cluster.variant.site.fuse else "--unsquash"
     job = run(
         cluster,
         f"""set -e
@@ -145,7 +145,7 @@ def test_a_user_runs_an_image_in_a_job(any_slurm: Slurm, archive: Path, tmp_path
     assert job.isdecimal()
     shown = cluster.ssh("cat out")
     assert "made by 2001\n" in shown, shown
-    assert ("temporary sandbox" in shown) == (not cluster.variant.squashfuse or bool(options))
+    assert ("temporary sandbox" in shown) == (not cluster.variant.site.squashfuse or bool(options))
     subprocess.run([*copy, "login:result", tmp_path], check=True)
     assert (tmp_path / "result").read_text() == "made by 2001\n"
     cluster.ssh("rm -r a*.tar image image.sif out result")
@@ -155,8 +155,8 @@ def test_an_array_runs_on_both_nodes(slurm: Slurm) -> None:
     script = 'echo "$SLURM_ARRAY_TASK_ID of $SLURM_ARRAY_TASK_COUNT on $(hostname)"'
     options = ("--array=0-3", "--cpus-per-task=2", "--gres=gpu:1")
     job = submit(slurm, f'{script} "$CUDA_VISIBLE_DEVICES"; sleep 2', *options)
-    assert wait_until(lambda: recorded(slurm, job).split() == ["COMPLETED"] * 4, 90), (
-        recorded(slurm, job)
+    assert wait_until(lambda: recorded(slurm, job).split() == ["COMPLETED"] * 4, 90), recorded(
+        slurm, job
     )
     shown = "".join(output(slurm, job, element) for element in range(4))
     assert re.findall(r"(.) of 4 on node\d [01]", shown) == list("0123"), shown
@@ -220,13 +220,19 @@ def test_jobs_are_recorded_when_the_accounting_is_back(slurm: Slurm) -> None:
 
 
 def test_a_preempted_job_runs_again(slurm: Slurm) -> None:
-    job = submit(slurm, 'echo "run $SLURM_RESTART_COUNT"; exec sleep 600', "--open-mode=append", "--nodelist=node2")
+    job = submit(
+        slurm,
+        'echo "run $SLURM_RESTART_COUNT"; exec sleep 600',
+        "--open-mode=append",
+        "--nodelist=node2",
+    )
     faults.wait_for_state(slurm, job, "RUNNING")
     urgent = faults.preempt(slurm, "node2")
     faults.wait_for_state(slurm, urgent, "RUNNING")
     faults.wait_for_state(slurm, job, "PENDING")
     slurm.control.run("scancel", urgent)
-    assert wait_until(lambda: output(slurm, job) == "run \nrun 1\n", 60), output(slurm, job)
+    assert wait_until(lambda: "run 1\n" in output(slurm, job), 90), output(slurm, job)
+    assert "DUE TO PREEMPTION" in output(slurm, job)
 
 
 def test_a_node_that_fails_is_used_again(slurm: Slurm) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.clusters.machines import apptainer
+from tests.clusters.machines.apptainer import NO_FUSE, NO_OVERLAY, NO_SQUASHFUSE, OPEN, Site
 from tests.clusters.machines.roots import Recipe
 from tests.clusters.machines.sshd import FIRST_UID
 
@@ -26,21 +27,19 @@ chroot . mariadb-install-db --no-defaults --user=mysql --datadir=/var/lib/mysql 
     --innodb-log-file-size=8M --innodb-undo-tablespaces=0
 """
 
+
 @dataclass(frozen=True)
 class Variant:
     """One kind of SLURM cluster; ``recipe`` is the root file system of all its machines.
 
-    ``accounting`` adds slurmdbd and MariaDB. The rest is what Apptainer finds on the nodes:
-    overlays allowed by its configuration, squashfuse installed, ``/dev/fuse`` open to users.
+    ``accounting`` adds slurmdbd and MariaDB; ``site`` is what Apptainer finds on the nodes.
     ``disk`` is the size of the shared volume in MiB; 0 is as much as this machine has.
     """
 
     name: str
     recipe: Recipe
     accounting: bool = True
-    overlay: bool = True
-    squashfuse: bool = True
-    fuse: bool = True
+    site: Site = OPEN
     disk: int = 0
 
 
@@ -51,9 +50,9 @@ VARIANTS = {
     for variant in (
         Variant("current", _SID),
         Variant("no-accounting", _SID, accounting=False),
-        Variant("no-overlay", _SID, overlay=False),
-        Variant("no-squashfuse", _SID, squashfuse=False),
-        Variant("no-fuse", _SID, fuse=False),
+        Variant("no-overlay", _SID, site=NO_OVERLAY),
+        Variant("no-squashfuse", _SID, site=NO_SQUASHFUSE),
+        Variant("no-fuse", _SID, site=NO_FUSE),
         Variant("small-disk", _SID, accounting=False, disk=64),
     )
 }
