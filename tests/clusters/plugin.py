@@ -21,6 +21,8 @@ FIXTURES = {
     "docker": "docker_host",
     "apptainer": "apptainer_path",
     "machines": "machine_root",
+    "slurm": "slurm",
+    "ssh": "ssh_hosts",
     "kubernetes": "kubernetes",
     "s3": "s3",
 }
