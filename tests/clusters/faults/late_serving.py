@@ -15,7 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mfusepy
+try:
+    import mfusepy
+except OSError:
+    sys.exit("libfuse3 is not installed: run 'make setup-system' as root")
 
 
 class Names:

@@ -19,6 +19,8 @@ from tests.clusters.daemon import wait_until
 from tests.clusters.faults.late import LateView
 from tests.clusters.faults.mounts import mounted
 from tests.clusters.faults.volume import Volume
+from tests.clusters.machines.machine import Machine
+from tests.clusters.machines.network import Network
 
 pytestmark = pytest.mark.machines
 
@@ -159,7 +161,7 @@ def test_it_shows_by_itself_when_its_time_has_come(view: LateView, source: Path)
 
 
 def test_a_file_that_is_written_all_the_time_shows_as_well(view: LateView, source: Path) -> None:
-    view.show_after(1.0)
+    view.show_after(HIDDEN)
     with (source / "log").open("w") as log:
 
         def shows() -> bool:
@@ -168,6 +170,7 @@ def test_a_file_that_is_written_all_the_time_shows_as_well(view: LateView, sourc
             return (view.path / "log").exists()
 
         assert not shows()
+        view.show_after(1.0)
         assert wait_until(shows, 60)
 
 
@@ -245,6 +248,41 @@ def test_a_full_disk_under_a_view_is_full_there(place: Path, volume: Volume) -> 
             assert error(lambda: file.write(b"x" * 100_000)) == errno.ENOSPC
     finally:
         view.down()
+
+
+def test_one_machine_sees_late_what_another_writes(
+    place: Path, machine_directory: Path, machine_root: Path, network: Network
+) -> None:
+    """As on a cluster: a compute node has the files, and the login node its own view of them."""
+    volume = Volume(place / "volume", 2**20, with_parent=True)
+    view = LateView(place / "late", volume.path, with_parent=True)
+    volume.up()
+    view.up()
+    there: dict[Path, str] = {volume.path: "/shared"}
+    here: dict[Path, str] = {view.path: "/shared"}
+    node = Machine("node", machine_directory / "1", machine_root, network, 2, there, True)
+    login = Machine("login", machine_directory / "2", machine_root, network, 3, here, True)
+    try:
+        for machine in (node, login):
+            machine.up()
+            machine.run("useradd", "--uid=2001", "--create-home", "alice")
+        login.run("mkdir", "/shared/run", user="alice")
+        view.show_after(HIDDEN)
+        node.run("sh", "-c", "echo done > /shared/run/.mark", user="alice")
+        node.run("mv", "/shared/run/.mark", "/shared/run/mark", user="alice")
+        assert login.run("ls", "/shared/run", user="alice").stdout == ""
+        view.show_after(0)
+        assert login.run("cat", "/shared/run/mark", user="alice").stdout == "done\n"
+        volume.fill()
+        full = "head -c 100000 /dev/zero > /shared/more"
+        for machine in (node, login):
+            done = machine.run("sh", "-c", full, user="alice", check=False)
+            assert "No space left on device" in done.stderr
+    finally:
+        node.down()
+        login.down()
+        view.down()
+        volume.down()
 
 
 START = """
