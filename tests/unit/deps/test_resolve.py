@@ -554,6 +554,7 @@ class TestThisEnvironment:
 
     def test_it_agrees_with_importlib_metadata(self) -> None:
         import importlib.metadata
+        import importlib.util
 
         from clustrix_containers.capture.installed import index
 
@@ -574,7 +575,8 @@ class TestThisEnvironment:
                 normal = {
                     importlib.metadata.Prepared.normalize(o).replace("_", "-") for o in owners
                 }
-                assert found
+                # Some say that they have a top-level module which nobody can import.
+                assert found or importlib.util.find_spec(module) is None, module
                 assert found <= normal, module
 
     def test_a_fresh_process_resolves_quickly_and_without_heavy_imports(self) -> None:
