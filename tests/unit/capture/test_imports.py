@@ -73,11 +73,16 @@ def _paths(bundle: Any) -> list[str]:
         ("for i in []:\n    import numpy\nelse:\n    import pandas", ["numpy", "pandas"]),
         ("async def g():\n    async with x:\n        import numpy", ["numpy"]),
         ("lambda: __import__('numpy')", ["numpy"]),
+        ("import nowhere_x.moves", None),
     ],
 )
-def test_imports(source: str, expected: list[str], bundle_of: Any) -> None:
-    used = "\nused = g" if "def g" in source else ""
-    assert _modules(bundle_of({"m.py": F + source + used}, "m:f")) == expected
+def test_imports(source: str, expected: list[str] | None, bundle_of: Any) -> None:
+    if expected is None:
+        with pytest.raises((DependencyError, ModuleNotFoundError)):
+            bundle_of({"m.py": F + source}, "m:f")
+    else:
+        used = "\nused = g" if "def g" in source else ""
+        assert _modules(bundle_of({"m.py": F + source + used}, "m:f")) == expected
 
 
 def test_optional_and_reasons(bundle_of: Any) -> None:

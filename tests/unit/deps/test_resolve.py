@@ -553,6 +553,7 @@ class TestThisEnvironment:
             assert resolution.why(distribution.name)[-1] in distribution.reasons
 
     def test_it_agrees_with_importlib_metadata(self) -> None:
+        import importlib.machinery
         import importlib.metadata
 
         from clustrix_containers.capture.installed import index
@@ -578,7 +579,8 @@ class TestThisEnvironment:
                 normal = {
                     importlib.metadata.Prepared.normalize(o).replace("_", "-") for o in owners
                 }
-                assert found
+                # Some say that they have a top-level module which nobody can import.
+                assert found or importlib.machinery.PathFinder.find_spec(module) is None, module
                 assert found <= normal, module
 
     def test_a_fresh_process_resolves_quickly_and_without_heavy_imports(self) -> None:
