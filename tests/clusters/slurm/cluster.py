@@ -45,6 +45,8 @@ class Slurm:
             raise StartError(
                 "only root can start a SLURM cluster: leave it out by name (--exclude slurm)"
             )
+        if self.variant.needs is not None:
+            root(self.variant.needs)
         root(self.variant.recipe)
         self.network.up()
         if not self._made():
@@ -81,9 +83,8 @@ class Slurm:
         )
 
     def logs(self) -> str:
-        shown = []
-        for name in MACHINES:
-            shown.append(f"== {name}: first process\n{self.machine(name).logs()}")
+        machines = map(self.machine, MACHINES)
+        shown = [f"== {machine.name}: first process\n{machine.logs()}" for machine in machines]
         for service in self._services():
             with contextlib.suppress(StartError):
                 shown.append(f"== {service.machine.name}: {service.name}\n{service.logs()}")

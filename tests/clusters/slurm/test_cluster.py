@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -107,16 +108,12 @@ def output(cluster: Slurm, job: str, element: int = 4294967294) -> str:
 
 def remains(directory: Path) -> list[str]:
     """What a cluster that is down has left of itself on this machine."""
-    found = [str(directory)] if directory.exists() else []
-    for file in ("/proc/mounts", "/proc/self/mountinfo"):
-        if directory.name in Path(file).read_text():
-            found.append(file)
+    found = [str(it) for it in (directory,) if it.exists()]
+    found += [it for it in Path("/proc/mounts").read_text().splitlines() if directory.name in it]
     for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if str(directory).encode() in process.read_bytes():
                 found.append(str(process))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
     return found
 
 
