@@ -316,5 +316,11 @@ def test_a_full_disk_is_the_users_error() -> None:
         cluster.ssh("cat > file", text="x" * 100_000)
         run(cluster, "wc -c < file", "--output=out")
         assert cluster.ssh("cat out") == "100000\n"
+        assert cluster.machine("node1").run("cat", "/home/alice/out").stdout == "100000\n"
         image = cluster.directory / "volume.img"
-        assert image.exists()
+        attached = subprocess.check_output(["losetup", "-n", "-O", "NAME", "-j", image], text=True)
+        assert len(attached.split()) == 1
+        cluster.machine("node2").kill()
+        faults.restore_node(cluster, "node2")
+        assert cluster.machine("node2").run("cat", "/home/alice/out").stdout == "100000\n"
+    assert str(cluster.directory) not in subprocess.check_output(["losetup", "-a"], text=True)
