@@ -40,11 +40,13 @@ class Slurm:
     # -- the four verbs
 
     def up(self) -> None:
-        """Start what does not run, and wait until both nodes take jobs (10 s)."""
+        """Start what does not run, undo pauses and cuts, and wait until both nodes take jobs (5 s)."""
         if os.geteuid() != 0:
             raise StartError(
                 "only root can start a SLURM cluster: leave it out by name (--exclude slurm)"
             )
+        if self.variant.needs is not None:
+            root(self.variant.needs)
         root(self.variant.recipe)
         self.network.up()
         if not self._made():
@@ -55,7 +57,11 @@ class Slurm:
             self._mark.write_text(self._identity)
         # A machine ends with the thread that started it: all are started by this one.
         for name in MACHINES:
-            self.machine(name).up()
+            machine = self.machine(name)
+            if machine.running():
+                machine.resume()
+                machine.mend()
+            machine.up()
         with ThreadPoolExecutor() as pool:
             started = [pool.submit(self.start_node, name) for name in NODES]
             started += [pool.submit(self.start_login), pool.submit(self.start_control)]
@@ -81,9 +87,8 @@ class Slurm:
         )
 
     def logs(self) -> str:
-        shown = []
-        for name in MACHINES:
-            shown.append(f"== {name}: first process\n{self.machine(name).logs()}")
+        machines = map(self.machine, MACHINES)
+        shown = [f"== {machine.name}: first process\n{machine.logs()}" for machine in machines]
         for service in self._services():
             with contextlib.suppress(StartError):
                 shown.append(f"== {service.machine.name}: {service.name}\n{service.logs()}")

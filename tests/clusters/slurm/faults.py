@@ -87,7 +87,15 @@ def fill_disk(cluster: Slurm) -> None:
     """Leave no block of the shared disk free; only where the variant has a small one."""
     if not cluster.variant.disk:
         raise StartError(f"the volume of the variant {cluster.variant.name} is this machine's disk")
-    script = "cat /dev/zero > /scratch/fill 2> /dev/null; sync -f /scratch; [ -s /scratch/fill ]"
+    # A large write that does not fit leaves room for small ones; and what is not on the disk
+    # yet holds more than it takes in the end.
+    script = """
+    for size in 1M 64k 4k 1k 1k; do
+        dd if=/dev/zero bs="$size" oflag=append conv=notrunc of=/scratch/fill 2> /dev/null
+        sync -f /scratch
+    done
+    [ -s /scratch/fill ]
+    """
     cluster.login.run("sh", "-c", script)
 
 

@@ -54,8 +54,10 @@ def prepare(machine: Machine, variant: Variant) -> None:
 
 
 def munged(machine: Machine) -> Service:
-    command = ("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups")
-    command += ("munged", "--foreground", f"--key-file={INSIDE}/munge.key")
+    command = (
+        *("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups"),
+        *("munged", "--foreground", f"--key-file={INSIDE}/munge.key"),
+    )
     return Service(
         "munged", machine, command, lambda: _succeeds(machine, "munge --no-input > /dev/null")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ _FOLDERS = ("home", "scratch")
 # frees the device with the last mount.
 _MOUNT = """
 set -eu
+rm -f /dev/volume
 mknod -m 600 /dev/volume b "$1" "$2"
-mkdir /run/volume
+mkdir -p /run/volume /home /scratch
 mount -t ext4 /dev/volume /run/volume
-mkdir -p /home /scratch
 mount --bind /run/volume/home /home
 mount --bind /run/volume/scratch /scratch
 """
@@ -59,12 +60,17 @@ class Volume:
 
     def attach(self, machine: Machine) -> None:
         """Mount the disk, if it is one, in a machine that was just switched on."""
-        if not self.size or machine.run("test", "-e", "/dev/volume", check=False).returncode == 0:
+        if not self.size:
             return
-        device = self._device() or _program("losetup", "--find", "--show", self._image).strip()
-        number = Path(f"/sys/class/block/{Path(device).name}/dev").read_text().strip()
-        machine.run("sh", "-c", _MOUNT, "sh", *number.split(":"))
-        _program("losetup", "--detach", device)
+        # Two devices of one image would be two file systems.
+        with self._image.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if machine.run("mountpoint", "/run/volume", check=False).returncode == 0:
+                return
+            device = self._device() or _program("losetup", "--find", "--show", self._image).strip()
+            number = Path(f"/sys/class/block/{Path(device).name}/dev").read_text().strip()
+            machine.run("sh", "-c", _MOUNT, "sh", *number.split(":"))
+            _program("losetup", "--detach", device)
 
     def down(self) -> None:
         """Give the device back; the machines are off."""
