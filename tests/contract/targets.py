@@ -7,12 +7,16 @@ target cannot do is said here too, by a field that the test asks for.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
+from tests.clusters.kubernetes.cluster import SECRET, Kubernetes
 
 
 def nothing(_address: Any) -> Mapping[str, str]:
@@ -38,19 +42,57 @@ def containers(host: str) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Target:
-    """One target: ``options`` is YAML; the others take the value of the cluster's fixture.
+    """One target: ``options`` is YAML, or gives it; all take the value of the cluster's fixture.
 
     ``variables`` are those of the environment, ``remains`` what the cluster still has of a
     test's runs: it must come to nothing after each test.
     """
 
     name: str
-    options: str
+    options: str | Callable[[Any], str]
     cluster: str | None = None
     variables: Callable[[Any], Mapping[str, str]] = nothing
     remains: Callable[[Any], Sequence[str]] = no_remains
     sizes_shm: bool = True
     """Whether ``/dev/shm`` gets the size that was asked for."""
+
+
+NAMESPACE = "contract"
+
+
+def kubernetes_options(cluster: Kubernetes) -> str:
+    """The target's lines, in a namespace that is made when it is first asked for."""
+    if NAMESPACE not in cluster.kubectl("get", "namespaces"):
+        cluster.make_namespace(NAMESPACE)
+    kubeconfig = cluster.configuration.kubeconfig("admin")
+    options = {
+        "type": "kubernetes",
+        "kubeconfig": str(kubeconfig),
+        "namespace": NAMESPACE,
+        "registry": f"{cluster.registry.address}/contract/runs",
+        "pull_secret": SECRET,
+        "ttl": "2m",
+    }
+    return json.dumps(options)
+
+
+def kubernetes_variables(cluster: Kubernetes) -> Mapping[str, str]:
+    """Where the client finds the password of the cluster's registry, and its authority."""
+    directory = cluster.directory / "docker"
+    directory.mkdir(exist_ok=True)
+    auths = base64.b64decode(cluster.pull_secret())
+    (directory / "config.json").write_bytes(auths)
+    return {"DOCKER_CONFIG": str(directory), "SSL_CERT_FILE": str(cluster.registry.ca_file)}
+
+
+def pods(cluster: Kubernetes) -> Sequence[str]:
+    """The pods of ours that wait or run."""
+    listed = json.loads(cluster.kubectl("get", "pods", "-n", NAMESPACE, "-o", "json"))
+    return [
+        item["metadata"]["name"]
+        for item in listed["items"]
+        if item["status"].get("phase") not in ("Succeeded", "Failed")
+    ]
 
 
 TARGETS = {
@@ -70,6 +112,15 @@ TARGETS = {
             "{type: local, runtime: apptainer}",
             cluster="apptainer",
             variables=lambda path: {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"},
+            sizes_shm=False,
+        ),
+        Target(
+            "k8s",
+            kubernetes_options,
+            cluster="kubernetes",
+            variables=kubernetes_variables,
+            remains=pods,
+            # Since 1.22, where a node has the kernel for it.
             sizes_shm=False,
         ),
     )

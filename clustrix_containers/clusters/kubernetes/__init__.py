@@ -136,21 +136,32 @@ class KubernetesCluster:
             watching.look()
         except ClusterError as error:
             return dict.fromkeys(ids, Status(State.UNKNOWN, message=error.message))
+        found, unsure = self._judge(ids, watching)
+        try:
+            for run in {_parse(name)[0] for name in unsure}:
+                watching.refresh(run)
+        except ClusterError:
+            return {**found, **dict.fromkeys(unsure, Status(State.UNKNOWN))}
+        return {**found, **self._judge(unsure, watching)[0]}
+
+    def _judge(
+        self, ids: Sequence[str], watching: Watcher
+    ) -> tuple[dict[str, Status], Sequence[str]]:
+        """The states, and which of them rest on the Job's word, with no pod that bears it out."""
         pods: dict[tuple[str, int], dict[int, list[PodView]]] = {}
-        found = {}
+        found: dict[str, Status] = {}
+        unsure = []
         for name in ids:
             run, attempt, element = _parse(name)
-            key = (run, attempt)
-            if key not in pods:
-                pods[key] = watching.pods(run, attempt)
-            status = judge(
-                watching.job(run, attempt, element),
-                pods[key].get(element, ()),
-                element,
-                pull_grace=self._settings.pull_grace,
-            )
+            if (run, attempt) not in pods:
+                pods[run, attempt] = watching.pods(run, attempt)
+            own = pods[run, attempt].get(element, ())
+            job = watching.job(run, attempt, element)
+            status = judge(job, own, element, pull_grace=self._settings.pull_grace)
             found[name] = self._deleted(name) if status is None else status
-        return found
+            if found[name].state.terminal and not any(pod.ended or pod.ready for pod in own):
+                unsure.append(name)
+        return found, unsure
 
     def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
         """Bring an element's mark and result into ``directory``, from wherever they are."""

@@ -55,7 +55,7 @@ class Api:
 
     def plain(self, item: Any) -> dict[str, Any]:
         """One of the client's models as the API writes it."""
-        made: dict[str, Any] = self.client.sanitize_for_serialization(item)  # type: ignore[no-untyped-call]
+        made: dict[str, Any] = self.client.sanitize_for_serialization(item)
         return made
 
     def call(self, action: str, function: Callable[..., T], *arguments: Any, **options: Any) -> T:

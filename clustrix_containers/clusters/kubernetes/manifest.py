@@ -265,10 +265,18 @@ def _environment(task: Task, settings: Settings, element: int | None) -> list[di
 def _resources(resources: Resources, settings: Settings) -> dict[str, Any]:
     amounts = {"cpu": f"{math.ceil(resources.cpus * 1000)}m"}
     if resources.memory is not None:
-        amounts["memory"] = str(resources.memory)
+        amounts["memory"] = quantity(resources.memory)
     if resources.gpus:
         amounts[settings.gpu] = str(resources.gpus)
     return {"requests": amounts, "limits": dict(amounts)}
+
+
+def quantity(size: int) -> str:
+    """Bytes as Kubernetes writes them: ``150Mi`` where that is exact."""
+    for unit, factor in (("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)):
+        if size % factor == 0:
+            return f"{size // factor}{unit}"
+    return str(size)
 
 
 def _volumes(task: Task, settings: Settings) -> list[dict[str, Any]]:
@@ -280,5 +288,8 @@ def _volumes(task: Task, settings: Settings) -> list[dict[str, Any]]:
         {"name": "run", "secret": {"secretName": secret_name(task), "defaultMode": 0o444}},
         {"name": "results", **results},
         {"name": "tmp", "emptyDir": {}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(task.resources.shm)}},
+        {
+            "name": "shm",
+            "emptyDir": {"medium": "Memory", "sizeLimit": quantity(task.resources.shm)},
+        },
     ]

@@ -43,6 +43,8 @@ class PodView:
     detail: str = ""
     pod_reason: str = ""
     disruption: str = ""
+    memory: str = ""
+    """Its memory limit, as the API writes it."""
 
     @property
     def ended(self) -> bool:
@@ -94,6 +96,7 @@ def view_pod(pod: Mapping[str, Any]) -> PodView:
         pod_reason=status.get("reason", ""),
         detail=status.get("message", ""),
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
+        memory=_memory(pod),
     )
     containers = [it for it in status.get("containerStatuses", ()) if it["name"] == CONTAINER]
     if containers:
@@ -102,6 +105,13 @@ def view_pod(pod: Mapping[str, Any]) -> PodView:
     if scheduled.get("status") == "False":
         return replace(view, reason="Unschedulable", detail=scheduled.get("message", ""))
     return view
+
+
+def _memory(pod: Mapping[str, Any]) -> str:
+    for container in pod.get("spec", {}).get("containers", ()):
+        if container["name"] == CONTAINER:
+            return str(container.get("resources", {}).get("limits", {}).get("memory", ""))
+    return ""
 
 
 def _with_container(view: PodView, state: Mapping[str, Any]) -> PodView:
@@ -221,10 +231,8 @@ def _why(pod: PodView) -> Status:
     """Why a pod did not succeed, in one sentence."""
     cause, text = Cause.DIED, ""
     if pod.reason == "OOMKilled":
-        cause, text = (
-            Cause.MEMORY_LIMIT,
-            "used more memory than its limit and was ended (OOMKilled)",
-        )
+        text = f"used more memory than its limit of {pod.memory} and was ended (OOMKilled)"
+        cause = Cause.MEMORY_LIMIT
     elif pod.pod_reason == "DeadlineExceeded":
         cause, text = Cause.TIME_LIMIT, f"its pod was ended at its deadline: {pod.detail}"
     elif pod.disruption == "PreemptionByScheduler" or pod.pod_reason == "Preempting":

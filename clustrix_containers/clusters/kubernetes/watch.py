@@ -77,6 +77,10 @@ class Watcher:
                     found.setdefault(pod.element, []).append(pod)
         return found
 
+    def refresh(self, run: str) -> None:
+        """Ask for a run's pods now: the watches of Jobs and of pods do not run in step."""
+        self._pods.refresh(run)
+
     def idle(self) -> bool:
         return time.monotonic() - self._asked > IDLE
 
@@ -174,6 +178,22 @@ class _Kind:
         self._listed.set()
         self._watcher.changed()
         return str(answer["metadata"]["resourceVersion"])
+
+    def refresh(self, run: str) -> None:
+        answer = body(
+            self._watcher._api.call(
+                f"list {self._name}",
+                self._listing,
+                self._watcher._namespace,
+                label_selector=selector(run),
+                _preload_content=False,
+            )
+        )
+        with self._watcher._lock:
+            known = self.by_run.setdefault(run, {})
+            for item in answer["items"]:
+                view = self._view(item)
+                known[view.uid] = view
 
     def _watch(self, version: str) -> str:
         answer = self._listing(
