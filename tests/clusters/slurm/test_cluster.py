@@ -204,6 +204,16 @@ def test_jobs_survive_the_controller(slurm: Slurm) -> None:
 
 
 @pytest.mark.test_all
+def test_the_controller_starts_again_after_a_power_cut(slurm: Slurm) -> None:
+    before = run(slurm, "true")
+    wait_for_record(slurm, before, "COMPLETED")
+    faults.kill_controller(slurm)
+    slurm.up()
+    wait_for_record(slurm, before, "COMPLETED")
+    wait_for_record(slurm, run(slurm, "true", "--job-name=after"), "COMPLETED")
+
+
+@pytest.mark.test_all
 def test_the_controller_notices_a_dead_node(slurm: Slurm) -> None:
     job = begin(slurm, "exec sleep 600", "--nodelist=node2", "--no-requeue")
     faults.kill_node(slurm, "node2")
