@@ -9,4 +9,5 @@ pytest_plugins = [
     "tests.clusters.slurm.fixtures",
     "tests.clusters.ssh.fixtures",
     "tests.clusters.kubernetes.fixtures",
+    "tests.clusters.s3.fixtures",
 ]

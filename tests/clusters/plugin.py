@@ -24,6 +24,7 @@ FIXTURES = {
     "slurm": "slurm",
     "ssh": "ssh_hosts",
     "kubernetes": "kubernetes",
+    "s3": "s3",
 }
 """The clusters by name, with the fixture that starts each."""
 

@@ -1,4 +1,7 @@
-"""Root file systems with Apptainer for nodes, and the ways in which sites restrict it."""
+"""Root file systems with Apptainer for nodes, and the ways in which sites restrict it.
+
+There is no setuid one: Debian builds Apptainer without its starter-suid.
+"""
 
 from __future__ import annotations
 

@@ -133,11 +133,10 @@ class Host:
         if shutil.which("ssh") is None:
             raise StartError("ssh is not installed: run 'make setup-system' as root")
         root(PLAIN_HOST)
-        hub = self._hub()
-        self.network.up()
-        if self._hub() != hub:  # what a run that was killed has left is in no network now
-            for machine in (self.machine, self.jump):
+        if not self.network.running():
+            for machine in (self.machine, self.jump):  # what a run that was killed has left
                 machine.down()
+        self.network.up()
         entries = []
         if self.variant.jump:
             self.jump.up()
@@ -195,10 +194,6 @@ class Host:
             number=number,
             with_parent=self.with_parent,
         )
-
-    def _hub(self) -> int:
-        hub = self.network.hub
-        return hub if Path(f"/proc/{hub}").exists() else 0
 
     def _prepare(self) -> None:
         self.variant.site.restrict(self.machine)

@@ -19,8 +19,8 @@ def ssh_hosts() -> Iterator[Callable[[str], Host]]:
 
     def host(variant: str) -> Host:
         if variant not in hosts:
-            # ProxyJump cannot quote a path with a space.
-            directory = Path(tempfile.mkdtemp(prefix="cx-ssh-"))
+            # Whatever TMPDIR is: ProxyJump cannot quote a space, and a socket's path is short.
+            directory = Path(tempfile.mkdtemp(prefix="cx-ssh-", dir="/tmp"))
             hosts[variant] = Host(directory, VARIANTS[variant], with_parent=True)
         try:
             hosts[variant].up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,8 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from tests.clusters.daemon import wait_until
+from tests.clusters.daemon import StartError, wait_until
+from tests.clusters.machines.sshd import Entry, Sshd, write_config
 from tests.clusters.ssh.cluster import VARIANTS, Host
 
 pytestmark = pytest.mark.ssh
@@ -65,10 +67,9 @@ def test_an_ordinary_user_runs_a_container(ssh_hosts: Hosts, variant: str, image
     assert (done.returncode, done.stdout[-18:]) == (7, b"2001\nfrom outside\n"), done.stderr
 
 
-@pytest.mark.parametrize("variant", EACH)
-def test_it_has_no_python(ssh_hosts: Hosts, variant: str) -> None:
+def test_it_has_no_python(ssh_host: Host) -> None:
     script = r"find / -xdev -name 'python*' -perm /111 -type f -o -name 'libpython*' 2> /dev/null"
-    assert not ssh_hosts(variant).machine.run("sh", "-c", script, check=False).stdout
+    assert not ssh_host.machine.run("sh", "-c", script, check=False).stdout
 
 
 @pytest.mark.test_all
@@ -130,6 +131,18 @@ def test_the_target_is_reached_through_its_jump_host_only(ssh_hosts: Hosts) -> N
     finally:
         host.up()
     assert ssh(host, "hostname").stdout == b"host\n"
+
+
+def test_a_configuration_and_keys_have_hostile_paths(ssh_host: Host, tmp_path: Path) -> None:
+    hostile = tmp_path / "it's %h \"ä\\ #x"
+    shutil.copytree(ssh_host.sshd.directory, hostile)
+    write_config(hostile / "config", [Entry("it", Sshd(ssh_host.machine, hostile))])
+    command = ["ssh", "-F", str(hostile / "config"), "it", "id -un"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "alice\n", done.stderr
+    behind = Entry("behind", Sshd(ssh_host.machine, hostile), jump="it")
+    with pytest.raises(StartError, match="ProxyJump cannot use a file with a space"):
+        write_config(hostile / "config", [behind])
 
 
 def connection(host: Host) -> paramiko.SSHClient:
@@ -339,7 +352,7 @@ def remains(name: str) -> list[str]:
 
 
 def test_after_a_killed_run_up_works_and_down_leaves_nothing() -> None:
-    directory = Path(tempfile.mkdtemp(prefix="cx-ssh-killed-"))
+    directory = Path(tempfile.mkdtemp(prefix="cx-ssh-killed-", dir="/tmp"))
     host = Host(directory, VARIANTS["jump"], with_parent=True)
     with subprocess.Popen(
         [sys.executable, "-c", START, str(directory)],
@@ -360,7 +373,7 @@ def test_after_a_killed_run_up_works_and_down_leaves_nothing() -> None:
 
 
 def test_what_is_not_up_has_logs_and_can_be_ended() -> None:
-    host = Host(Path(tempfile.mkdtemp(prefix="cx-ssh-none-")), VARIANTS["jump"])
+    host = Host(Path(tempfile.mkdtemp(prefix="cx-ssh-none-", dir="/tmp")), VARIANTS["jump"])
     assert "is off" in host.logs()
     host.down()
     host.down()
