@@ -311,7 +311,8 @@ def test_what_a_killed_test_run_leaves_goes_with_the_next_up(tmp_path: Path) -> 
         assert process.stdout.readline() == "up\n", process.wait(30)
         machines = [cluster.machine(name) for name in MACHINES]
         process.send_signal(signal.SIGKILL)
-    assert wait_until(lambda: not any(machine.running() for machine in machines), 30)
+    parts = [*machines, cluster.network]
+    assert wait_until(lambda: not any(part.running() for part in parts), 30)
     cluster.up()
     job = run(cluster, "echo new")
     assert (job, output(cluster, job)) == ("1", "new\n")
