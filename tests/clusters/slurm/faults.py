@@ -20,6 +20,14 @@ def start_controller(cluster: Slurm) -> None:
     cluster.wait_for_nodes()
 
 
+def kill_controller(cluster: Slurm) -> None:
+    """Power off the machine of the controller and the accounting; ``cluster.up()`` undoes it.
+
+    SLURM then forgets, and ends, jobs of the last few seconds, which it has not saved.
+    """
+    cluster.control.kill()
+
+
 def stop_accounting(cluster: Slurm) -> None:
     """End slurmdbd: sacct fails, jobs run. ``cluster.start_accounting()`` starts it again."""
     parts.slurmdbd(cluster.control).stop()

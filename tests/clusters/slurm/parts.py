@@ -97,10 +97,11 @@ def slurmdbd(machine: Machine) -> Service:
 
 
 def slurmctld(machine: Machine) -> Service:
+    # It writes one of its files only after a while, and without -i does not start again before.
     return Service(
         "slurmctld",
         machine,
-        ("slurmctld", "-D"),
+        ("slurmctld", "-D", "-i"),
         lambda: "is UP" in machine.run("scontrol", "ping", check=False).stdout,
         _NO_SYNC,
     )

@@ -204,6 +204,16 @@ def test_jobs_survive_the_controller(slurm: Slurm) -> None:
 
 
 @pytest.mark.test_all
+def test_the_controller_starts_again_after_a_power_cut(slurm: Slurm) -> None:
+    before = run(slurm, "true")
+    wait_for_record(slurm, before, "COMPLETED")
+    faults.kill_controller(slurm)
+    slurm.up()
+    wait_for_record(slurm, before, "COMPLETED")
+    wait_for_record(slurm, run(slurm, "true", "--job-name=after"), "COMPLETED")
+
+
+@pytest.mark.test_all
 def test_the_controller_notices_a_dead_node(slurm: Slurm) -> None:
     job = begin(slurm, "exec sleep 600", "--nodelist=node2", "--no-requeue")
     faults.kill_node(slurm, "node2")
@@ -301,7 +311,8 @@ def test_what_a_killed_test_run_leaves_goes_with_the_next_up(tmp_path: Path) -> 
         assert process.stdout.readline() == "up\n", process.wait(30)
         machines = [cluster.machine(name) for name in MACHINES]
         process.send_signal(signal.SIGKILL)
-    assert wait_until(lambda: not any(machine.running() for machine in machines), 30)
+    parts = [*machines, cluster.network]
+    assert wait_until(lambda: not any(part.running() for part in parts), 30)
     cluster.up()
     job = run(cluster, "echo new")
     assert (job, output(cluster, job)) == ("1", "new\n")
