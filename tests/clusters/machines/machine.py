@@ -192,9 +192,11 @@ class Machine:
 
     def _connect(self) -> None:
         hub, pid = self.network.hub, self.pid
+        # The same every time: others remember it, and would not find a machine that comes back.
+        hardware = ":".join(f"{int(part):02x}" for part in ("2", "0", *self.address.split(".")))
         ip(
             *("link", "add", self._port, "netns", str(hub), "type", "veth"),
-            *("peer", "name", "eth0", "netns", str(pid)),
+            *("peer", "name", "eth0", "address", hardware, "netns", str(pid)),
         )
         ip("link", "set", self._port, "master", "hub", "up", inside=hub)
         ip("link", "set", "lo", "up", inside=pid)

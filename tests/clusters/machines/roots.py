@@ -46,9 +46,14 @@ def cache() -> Path:
     return platformdirs.user_cache_path("clustrix-containers") / "tests"
 
 
+def place(recipe: Recipe) -> Path:
+    """Where the recipe's root file system is, or will be."""
+    return cache() / f"root-{recipe.name}-{recipe.key}"
+
+
 def root(recipe: Recipe) -> Path:
     """The recipe's root file system, which is made if it is not there (15 s to a minute)."""
-    directory = cache() / f"root-{recipe.name}-{recipe.key}"
+    directory = place(recipe)
     directory.parent.mkdir(parents=True, exist_ok=True)
     # Several processes want it at once, and one makes it; the kernel frees the lock of one
     # that is killed.
