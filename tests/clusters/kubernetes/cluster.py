@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import datetime
 import json
 import os
 import shutil
@@ -12,31 +12,29 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.clusters.daemon import StartError, wait_until
-from tests.clusters.kubernetes import parts
+from tests.clusters.kubernetes import answers, audit, faults, parts
+from tests.clusters.kubernetes import programs as built
+from tests.clusters.kubernetes.access import GIVEN, SECRET, Access
+from tests.clusters.kubernetes.alone import alone
 from tests.clusters.kubernetes.configuration import INSIDE, NODES, Configuration
-from tests.clusters.kubernetes.programs import programs
 from tests.clusters.machines.machine import Machine
 from tests.clusters.machines.network import Network
-from tests.clusters.machines.roots import root
+from tests.clusters.machines.roots import place, root
 from tests.clusters.machines.service import Service
 from tests.clusters.registry.cluster import Registries
 from tests.clusters.registry.cluster import Service as Registry
 
-GIVEN = "CLUSTRIX_TEST_KUBECONFIG"
-"""Names the kubeconfig of a cluster to use instead of starting one (never plain KUBECONFIG)."""
-
-SECRET = "registry"
-"""The pull secret in each namespace that :meth:`Kubernetes.make_namespace` makes."""
+_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 @dataclass(frozen=True)
 class Kubernetes:
     """An API server and two nodes, with all they have in ``directory``.
 
-    ``with_parent`` ends them when the thread that started them ends.
+    ``with_parent`` ends them when the thread that started them ends. There is no service
+    network and no name service: a pod reaches this machine and other pods by address.
     """
 
     directory: Path
@@ -45,60 +43,68 @@ class Kubernetes:
     # -- the four verbs
 
     def up(self) -> None:
-        """Start what does not run, and wait until both nodes are ready (10 s)."""
-        if os.geteuid() != 0:
-            raise StartError(
-                f"only root can start a Kubernetes: name a running one in {GIVEN},"
-                " or leave it out by name (--exclude kubernetes)"
-            )
-        fresh = not self.network.directory.exists()
-        self.network.up()
-        self.registries.up()
-        if fresh or not self.configuration.kubeconfig("admin").exists():
-            self._configure()
-        for machine in (self.control, *map(self.node, NODES)):
-            machine.up()
-        with ThreadPoolExecutor() as pool:
-            started = [pool.submit(self.start_node, name) for name in NODES]
-            self._start_control()
-            for future in started:
-                future.result()
+        """Start what does not run, put right what a fault has damaged, wait for both nodes (10 s).
+
+        The first time it builds Kubernetes, and says so (six minutes on 2 cores).
+        """
+        prepare()
+        with alone(self.directory):
+            self.network.up()
+            if not self._mark.exists():
+                # Nothing of a network that has ended can be used in this one.
+                self._remove_machines()
+                self._configure()
+                self._mark.touch()
+            # A machine ends with the thread that started it: all are started by this one.
+            for machine in self.machines:
+                if machine.running():
+                    machine.resume()
+                    machine.mend()
+                machine.up()
+            self._start()
         self.wait_for_nodes()
 
     def env(self) -> Mapping[str, str]:
-        registry = self.registry
         return {
-            GIVEN: str(self.configuration.kubeconfig("admin")),
-            "CLUSTRIX_TEST_REGISTRY_USER": registry.username,
-            "CLUSTRIX_TEST_REGISTRY_PASSWORD": registry.password,
-            "SSL_CERT_FILE": str(registry.ca_file),
+            **self.access.env(),
+            "CLUSTRIX_TEST_KUBECTL": str(built.place() / "kubectl"),
+            # What pushes images to the registry needs: the password, and whom to trust.
+            "REGISTRY_AUTH_FILE": str(self.directory / "auth.json"),
+            "SSL_CERT_FILE": str(self.directory / "authorities.pem"),
         }
 
     def target(self) -> str:
-        config = self.configuration.kubeconfig("admin")
+        access = self.access
         return (
             "targets:\n  k8s:\n    type: kubernetes\n"
-            f"    kubeconfig: {config}\n    namespace: default\n"
-            f"    registry: {self.registry.address}/me\n    pull_secret: {SECRET}"
+            f"    kubeconfig: {json.dumps(str(access.kubeconfig), ensure_ascii=False)}\n"
+            "    context: test\n    namespace: default\n"
+            f"    registry: {access.registry}/me\n    pull_secret: {SECRET}"
         )
 
     def logs(self) -> str:
-        shown = []
+        shown = [f"== {it.name}: first process\n{it.logs()}" for it in self.machines]
         for service in self._services():
-            with contextlib.suppress(StartError):
+            # A machine that is paused says nothing.
+            with contextlib.suppress(StartError, subprocess.TimeoutExpired):
                 shown.append(f"== {service.machine.name}: {service.name}\n{service.logs()}")
-        return "\n".join(shown)
+        return "\n".join([*shown, self.registries.logs()])
 
     def down(self) -> None:
         """End everything, and remove all it had."""
-        with contextlib.suppress(StartError):
-            for machine in (self.control, *map(self.node, NODES)):
-                machine.down()
-        self.registries.down()
-        self.network.down()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        with alone(self.directory):
+            self._remove_machines()
+            self.network.down()
+            shutil.rmtree(self.directory)
 
     # -- what it is made of
+
+    @property
+    def access(self) -> Access:
+        """What the tests of something else need of it."""
+        kubeconfig = self.configuration.kubeconfig("admin")
+        it = self.registry
+        return Access(kubeconfig, it.address, it.username, it.password, it.ca_file)
 
     @property
     def network(self) -> Network:
@@ -106,7 +112,7 @@ class Kubernetes:
 
     @property
     def registries(self) -> Registries:
-        return Registries(self.directory / "registries", self.with_parent, self.network.host)
+        return Registries(self._registries, self.with_parent, self.network.host)
 
     @property
     def registry(self) -> Registry:
@@ -115,7 +121,11 @@ class Kubernetes:
 
     @property
     def configuration(self) -> Configuration:
-        return Configuration(self.directory / "configuration", self.network.address(2))
+        return Configuration(self._configuration, self.network.address(2))
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        return (self.control, *map(self.node, NODES))
 
     @property
     def control(self) -> Machine:
@@ -123,7 +133,7 @@ class Kubernetes:
         return self._machine("control", 2)
 
     def node(self, name: str) -> Machine:
-        """The machine of a kubelet: ``node1`` or ``node2``."""
+        """The machine of a kubelet, ``node1`` or ``node2``: to kill, pause, cut off."""
         return self._machine(name, 3 + NODES.index(name))
 
     @property
@@ -138,13 +148,17 @@ class Kubernetes:
     def scheduler(self) -> Service:
         return parts.scheduler(self.control, self.configuration)
 
+    def kubelet(self, name: str) -> Service:
+        """A node's kubelet, to stop and start: its containers go on without it."""
+        return parts.kubelet(self.node(name), self.configuration)
+
     # -- for tests
 
     def kubectl(self, *arguments: str, text: str = "", check: bool = True) -> str:
         """What ``kubectl`` prints, as the administrator; :class:`StartError` if it fails."""
         done = subprocess.run(
             [
-                programs() / "kubectl",
+                built.place() / "kubectl",
                 f"--kubeconfig={self.configuration.kubeconfig('admin')}",
                 f"--cache-dir={self.directory / 'kubectl'}",
                 *arguments,
@@ -159,88 +173,116 @@ class Kubernetes:
             raise StartError(f"kubectl {' '.join(arguments)}: {done.stderr}")
         return done.stdout
 
-    def make_namespace(self, name: str) -> None:
-        """A namespace with the pull secret for the registry in it."""
-        objects: list[dict[str, Any]] = [
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}},
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": SECRET, "namespace": name},
-                "type": "kubernetes.io/dockerconfigjson",
-                "data": {".dockerconfigjson": self.pull_secret()},
-            },
-        ]
-        for item in objects:
-            self.kubectl("apply", "-f", "-", text=json.dumps(item))
+    def requests(
+        self, *, user: str = "", agent: str = "", since: datetime.datetime | None = None
+    ) -> list[audit.Request]:
+        """What the API server has answered to ``user``, to who says ``agent``, and from ``since`` on.
 
-    def pull_secret(self) -> str:
-        """``.dockerconfigjson`` of a pull secret, in base64."""
-        registry = self.registry
-        pair = f"{registry.username}:{registry.password}".encode()
-        auths = {registry.address: {"auth": base64.b64encode(pair).decode()}}
-        return base64.b64encode(json.dumps({"auths": auths}).encode()).decode()
+        ``user`` is a name, ``agent`` a part of the User-Agent; ``since`` has a time zone. What
+        the cluster asks of itself is not among them.
+        """
+        found = audit.requests(self.control.run("cat", audit.LOG).stdout)
+        return [
+            it
+            for it in found
+            if user in ("", it.user) and agent in it.agent and (since is None or it.at >= since)
+        ]
 
     def ready_nodes(self) -> list[str]:
         """The nodes that are Ready, as the API server sees it; none while it does not answer."""
-        path = (
-            '{range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status}'
-            '{"\\n"}{end}'
-        )
-        lines = self.kubectl("get", "nodes", "-o", f"jsonpath={path}", check=False).split()
-        return [line.partition("=")[0] for line in lines if line.endswith("=True")]
+        return answers.ready_nodes(self.configuration)
 
     def wait_for_nodes(self, *names: str, seconds: float = 120) -> None:
         """Wait until these nodes (both, if none is named) are ready, and no other is."""
         wanted = sorted(names or NODES)
-        if not wait_until(lambda: sorted(self.ready_nodes()) == wanted, seconds):
+        if not wait_until(lambda: self.ready_nodes() == wanted, seconds):
             raise StartError(f"ready: {self.ready_nodes()}, not {wanted}\n{self.logs()}")
 
-    def start_node(self, name: str) -> None:
-        """Switch a node on, or on again after :meth:`Machine.kill`; fine if it runs."""
-        machine = self.node(name)
-        machine.up()
-        if machine.run("test", "-e", "/opt/sysctl/done", check=False).returncode != 0 or (
-            machine.run("cat", "/proc/sys/net/ipv4/conf/eth0/proxy_arp").stdout.strip() != "1"
-        ):
-            machine.run("sh", "-c", parts.PREPARE, "sh", f"{INSIDE}/{name}.cni.json")
-            machine.run("touch", "/opt/sysctl/done")
-        containerd = parts.containerd(machine)
-        containerd.start()
-        containerd.wait()
-        images = machine.run("ctr", "--namespace=k8s.io", "images", "list", "--quiet").stdout
-        if "localhost/pause:1" not in images:
-            machine.run("ctr", "--namespace=k8s.io", "images", "import", f"{INSIDE}/pause.tar")
-        parts.kubelet(machine, self.configuration).start()
+    # -- faults, beside those of machines and services; `up` ends all of them
 
-    def requests(self, user: str) -> list[str]:
-        """``verb resource status`` of each request of ``user`` that the API server has answered."""
-        found = []
-        for line in self.control.run("cat", "/var/log/audit.log").stdout.splitlines():
-            event = json.loads(line)
-            if event["user"]["username"] == user:
-                what = event.get("objectRef", {})
-                name = what.get("resource", event["requestURI"])
-                if what.get("subresource"):
-                    name += f"/{what['subresource']}"
-                found.append(f"{event['verb']} {name} {event['responseStatus']['code']}")
-        return found
+    def start_node(self, name: str) -> None:
+        """Switch a node on, or on again after :meth:`Machine.kill`; fine if it runs.
+
+        With ``with_parent`` it ends with the thread that calls this.
+        """
+        self.node(name).up()
+        self._start_node(name)
+
+    def refuse_pulls(self) -> None:
+        """The registry refuses connections from the nodes. Whoever else asks it is answered."""
+        for name in NODES:
+            faults.refuse(self.node(name), self.registry.address)
+
+    def allow_pulls(self) -> None:
+        """The nodes can pull again."""
+        for name in NODES:
+            faults.accept(self.node(name))
+
+    def fill_disk(self, name: str) -> None:
+        """A node's kubelet finds too little room on its disk: it evicts pods, and takes no more.
+
+        Nothing is written: what the kubelet wants to be free is more than any disk has.
+        """
+        self._restart_kubelet(name, "1Pi")
+
+    def free_disk(self, name: str) -> None:
+        """There is room again, as the node says in about 10 s."""
+        self._restart_kubelet(name)
 
     # -- how
 
+    @property
+    def _configuration(self) -> Path:
+        return self.directory / "configuration"
+
+    @property
+    def _registries(self) -> Path:
+        return self.directory / "registries"
+
+    @property
+    def _mark(self) -> Path:
+        """Is there once all is configured, for the network that it lies with."""
+        return self.network.directory / "configured"
+
+    def _remove_machines(self) -> None:
+        for machine in self.machines:
+            machine.down()
+        # Of the network nothing may be left, and it is not needed for this.
+        Registries(self._registries).down()
+        for left in self.directory.iterdir():
+            if left != self.network.directory:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
     def _configure(self) -> None:
-        self.configuration.make()
-        first, *rest = self.network.host.rpartition(".")[0], 64, 128
-        for name, start in zip(NODES, rest, strict=True):
-            self.configuration.write_kubelet(name, f"{first}.{start}/26")
-        ca_file = self.registry.ca_file
-        assert ca_file is not None
-        self.configuration.write_containerd(self.registry.address, ca_file)
         busybox = shutil.which("busybox")
         if busybox is None:
             raise StartError("busybox is not installed: run 'make setup-system' as root")
-        archive = parts.pause_image(Path(busybox))
-        (self.configuration.directory / "pause.tar").write_bytes(archive)
+        self.configuration.make()
+        for name in NODES:
+            self.configuration.write_kubelet(name, self._pods(name))
+            for part in parts.OWN_DISK:
+                (self.directory / f"{name}-{part}").mkdir()
+        (self._configuration / "pause.tar").write_bytes(parts.pause_image(Path(busybox)))
+
+    def _start(self) -> None:
+        """Start what runs in the machines, and the registry, all at once."""
+        with ThreadPoolExecutor() as pool:
+            started = [pool.submit(self._start_control)]
+            started += [pool.submit(self._heal_node, name) for name in NODES]
+            self._start_registry()
+            for future in started:
+                future.result()
+        self.access.make_pull_secret("default")
+
+    def _start_registry(self) -> None:
+        self.registries.up()
+        registry = self.registry
+        assert registry.ca_file is not None
+        self.configuration.trust(registry.address, registry.ca_file)
+        _write(self.directory / "auth.json", self.access.auths())
+        own = registry.ca_file.read_text()
+        known = _AUTHORITIES.read_text() if _AUTHORITIES.exists() else ""
+        _write(self.directory / "authorities.pem", f"{known}\n{own}")
 
     def _start_control(self) -> None:
         etcd = parts.etcd(self.control)
@@ -251,20 +293,67 @@ class Kubernetes:
         self.controller_manager.start()
         self.scheduler.start()
 
+    def _heal_node(self, name: str) -> None:
+        self._start_node(name)
+        faults.accept(self.node(name))
+        if not self.configuration.has_room(name):
+            self.free_disk(name)
+
+    def _start_node(self, name: str) -> None:
+        machine = self.node(name)
+        machine.run("sh", "-c", parts.PREPARE, "sh", f"{INSIDE}/{name}.cni.json")
+        containerd = parts.containerd(machine)
+        containerd.start()
+        containerd.wait()
+        images = machine.run("ctr", "--namespace=k8s.io", "images", "list", "--quiet").stdout
+        if parts.PAUSE not in images:
+            machine.run("ctr", "--namespace=k8s.io", "images", "import", f"{INSIDE}/pause.tar")
+        self.kubelet(name).start()
+
+    def _restart_kubelet(self, name: str, room: str = "") -> None:
+        self.configuration.write_kubelet(name, self._pods(name), room)
+        kubelet = self.kubelet(name)
+        kubelet.stop()
+        kubelet.start()
+
+    def _pods(self, name: str) -> str:
+        """The part of the network's addresses that the pods of a node get."""
+        prefix = self.network.host.rpartition(".")[0]
+        return f"{prefix}.{64 * (1 + NODES.index(name))}/26"
+
     def _services(self) -> list[Service]:
         found = [parts.etcd(self.control), self.api_server]
         found += [self.controller_manager, self.scheduler]
         for name in NODES:
-            node = self.node(name)
-            found += [parts.containerd(node), parts.kubelet(node, self.configuration)]
+            found += [parts.containerd(self.node(name)), self.kubelet(name)]
         return found
 
     def _machine(self, name: str, number: int) -> Machine:
         own = self.directory / name
-        binds = {self.configuration.directory: INSIDE, programs(): parts.PROGRAMS}
+        binds = {self._configuration: INSIDE, built.place(): parts.PROGRAMS}
         if name in NODES:
-            # Neither can lie on an overlay.
-            for place in ("containerd", "kubelet"):
-                (self.directory / f"{name}-{place}").mkdir(parents=True, exist_ok=True)
-                binds[self.directory / f"{name}-{place}"] = f"/var/lib/{place}"
-        return Machine(name, own, root(parts.RECIPE), self.network, number, binds, self.with_parent)
+            for part in parts.OWN_DISK:
+                binds[self.directory / f"{name}-{part}"] = f"/var/lib/{part}"
+        return Machine(
+            name, own, place(parts.RECIPE), self.network, number, binds, self.with_parent
+        )
+
+
+def prepare() -> None:
+    """Make what is expensive and kept: Kubernetes' programs, and the machines' root file system."""
+    if os.geteuid() != 0:
+        raise StartError(
+            f"only root can start a Kubernetes: name a running one in {GIVEN},"
+            " or leave it out by name (--exclude kubernetes)"
+        )
+    with ThreadPoolExecutor() as pool:
+        for future in [pool.submit(root, parts.RECIPE), pool.submit(built.programs)]:
+            future.result()
+
+
+def _write(path: Path, text: str) -> None:
+    """A file that only its owner reads, at once or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.touch(0o600)
+    part.write_text(text)
+    part.replace(path)

@@ -57,7 +57,7 @@ class Configuration:
             self.write_kubeconfig(user, group)
         self._make_account_key()
         self._write("audit.yaml", _AUDIT)
-        self._write("pause.json", {})
+        (self.directory / "containerd.toml").write_text(_CONTAINERD)
 
     def write_kubeconfig(
         self, user: str, group: str = "", *, namespace: str = "default", days: float = 30
@@ -96,14 +96,22 @@ class Configuration:
         }
         return self._write(self.kubeconfig(user).name, config)
 
-    def write_kubelet(self, name: str, pods: str) -> None:
-        """The configuration of a node's kubelet, whose pods get addresses of the subnet ``pods``."""
-        self._write(f"{name}.kubelet.json", {**_KUBELET, "podCIDR": pods})
+    def write_kubelet(self, name: str, pods: str, room: str = "") -> None:
+        """The configuration of a node's kubelet, whose pods get addresses of the subnet ``pods``.
+
+        With less than ``room`` of the disk free it evicts pods.
+        """
+        limits = {**_KUBELET["evictionHard"], **({"nodefs.available": room} if room else {})}
+        self._write(f"{name}.kubelet.json", {**_KUBELET, "podCIDR": pods, "evictionHard": limits})
         self._write(f"{name}.cni.json", _cni(pods))
 
-    def write_containerd(self, registry: str, authority: Path) -> None:
-        """containerd's configuration; it trusts ``authority`` for ``registry`` (``host:port``)."""
-        (self.directory / "containerd.toml").write_text(_CONTAINERD)
+    def has_room(self, name: str) -> bool:
+        """Whether the kubelet is told the usual limits."""
+        told = json.loads((self.directory / f"{name}.kubelet.json").read_text())
+        return bool(told["evictionHard"] == _KUBELET["evictionHard"])
+
+    def trust(self, registry: str, authority: Path) -> None:
+        """containerd trusts ``authority`` for ``registry`` (``HOST:PORT``) from its next pull on."""
         hosts = self.directory / "certs.d" / registry
         hosts.mkdir(parents=True, exist_ok=True)
         (hosts / "ca.crt").write_bytes(authority.read_bytes())
@@ -123,10 +131,11 @@ class Configuration:
 
     def _write(self, name: str, value: Mapping[str, Any]) -> Path:
         path = self.directory / name
-        path.touch(0o600)
+        part = path.with_name(f".{name}.part")
+        part.touch(0o600)
         # JSON is YAML.
-        path.write_text(json.dumps(value, indent=1))
-        return path
+        part.write_text(json.dumps(value, indent=1))
+        return part.replace(path)
 
 
 def _base64(path: Path) -> str:
@@ -154,7 +163,7 @@ _AUDIT = {
     ],
 }
 
-_KUBELET = {
+_KUBELET: Mapping[str, Any] = {
     "apiVersion": "kubelet.config.k8s.io/v1beta1",
     "kind": "KubeletConfiguration",
     "authentication": {
@@ -167,6 +176,7 @@ _KUBELET = {
     "failSwapOn": False,
     # A machine for tests may have little space left, and that is no reason to evict.
     "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1Mi"},
+    "evictionPressureTransitionPeriod": "5s",
     "imageGCHighThresholdPercent": 100,
     "enforceNodeAllocatable": [],
     "resolvConf": "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -10,29 +11,83 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.daemon import StartError
-from tests.clusters.kubernetes.cluster import Kubernetes
+from tests.clusters.kubernetes.access import GIVEN, Access, given
+from tests.clusters.kubernetes.cluster import Kubernetes, prepare
+
+_FAILED = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # What damages a cluster, or looks into it, needs one of our own.
+    if not os.environ.get(GIVEN):
+        return
+    own = [item for item in items if "own_kubernetes" in getattr(item, "fixturenames", ())]
+    items[:] = [item for item in items if item not in own]
+    config.hook.pytest_deselected(items=own)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # The first time this takes longer than any test may.
+    config = session.config
+    if os.environ.get(GIVEN) or config.getoption("collectonly"):
+        return
+    if any(item.get_closest_marker("kubernetes") for item in session.items):
+        capture = config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            try:
+                prepare()
+            except StartError as error:
+                config.stash[_FAILED] = str(error)
 
 
 @pytest.fixture(scope="session")
-def kubernetes() -> Iterator[Kubernetes]:
-    """An API server, two nodes and a registry. They start in 10 s: each worker has its own."""
+def kubernetes(request: pytest.FixtureRequest) -> Access:
+    """A Kubernetes: the one that the environment names, else one of our own.
+
+    One of our own takes 10 s to start: each worker process has its own. It has an API server,
+    two nodes and a registry.
+    """
+    try:
+        access = given()
+    except StartError as error:
+        pytest.fail(str(error))
+    if access is None:
+        own: Kubernetes = request.getfixturevalue("_own_kubernetes")
+        return own.access
+    if not access.answers():
+        pytest.fail(f"no Kubernetes answers to {access.kubeconfig} ({GIVEN})")
+    return access
+
+
+@pytest.fixture(scope="session")
+def _own_kubernetes(request: pytest.FixtureRequest) -> Iterator[Kubernetes]:
+    if _FAILED in request.config.stash:
+        pytest.fail(request.config.stash[_FAILED])
     cluster = Kubernetes(Path(tempfile.mkdtemp(prefix="cx kubernetes ' ")), with_parent=True)
     try:
-        cluster.up()
-    except StartError as error:
-        text = f"{error}\n{cluster.logs()}"
-        cluster.down()
-        pytest.fail(text)
-    try:
+        try:
+            cluster.up()
+        except StartError as error:
+            pytest.fail(f"{error}\n{cluster.logs()}")
         yield cluster
     finally:
         cluster.down()
 
 
 @pytest.fixture
-def namespace(kubernetes: Kubernetes) -> Iterator[str]:
-    """A namespace of this test's own, with the pull secret in it."""
+def namespace(kubernetes: Access) -> Iterator[str]:
+    """A namespace of this test's own, with the pull secret :data:`SECRET` in it."""
     name = f"test-{secrets.token_hex(4)}"
     kubernetes.make_namespace(name)
     yield name
-    kubernetes.kubectl("delete", "namespace", name, "--wait=false", check=False)
+    kubernetes.delete_namespace(name)
+
+
+@pytest.fixture
+def own_kubernetes(_own_kubernetes: Kubernetes, namespace: str) -> Iterator[Kubernetes]:
+    """The cluster of :func:`kubernetes`, which a test may damage: it is put right afterwards.
+
+    After that, too, the test's namespace can be deleted: it is made first.
+    """
+    yield _own_kubernetes
+    _own_kubernetes.up()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import ssl
 import tarfile
 from pathlib import Path
 
+from tests.clusters.kubernetes.answers import ready
+from tests.clusters.kubernetes.audit import LOG
 from tests.clusters.kubernetes.configuration import INSIDE, Configuration
 from tests.clusters.machines.machine import Machine
 from tests.clusters.machines.roots import Recipe
@@ -21,12 +23,15 @@ RECIPE = Recipe(
         *("iproute2", "iptables", "mount", "passwd", "procps", "runc"),
     ),
 )
+PAUSE = "localhost/pause:1"
+"""The image of the process that holds a pod's namespaces."""
+
 PROGRAMS = "/opt/kubernetes"
 """Where the built programs are seen in the machines."""
 
 
 def etcd(machine: Machine) -> Service:
-    """Keeps nothing over a power cut: that makes it fast."""
+    """It does not wait for the disk: what it knows survives its machine's end, not this one's."""
     command = ("etcd", "--data-dir=/var/lib/etcd/data", "--unsafe-no-fsync", "--log-level=warn")
     health = ("sh", "-c", "exec 3<>/dev/tcp/127.0.0.1/2379")
     return Service(
@@ -61,12 +66,10 @@ def api_server(machine: Machine, configuration: Configuration) -> Service:
         "--default-not-ready-toleration-seconds=4",
         "--default-unreachable-toleration-seconds=4",
         f"--audit-policy-file={INSIDE}/audit.yaml",
-        "--audit-log-path=/var/log/audit.log",
+        f"--audit-log-path={LOG}",
         "--profiling=false",
     )
-    return Service(
-        "kube-apiserver", machine, command, lambda: _ready(machine.address, configuration)
-    )
+    return Service("kube-apiserver", machine, command, lambda: ready(configuration))
 
 
 def controller_manager(machine: Machine, configuration: Configuration) -> Service:
@@ -125,13 +128,22 @@ def kubelet(machine: Machine, configuration: Configuration) -> Service:
         "--network-plugin=cni",
         "--cni-bin-dir=/usr/lib/cni",
         "--oom-score-adj=0",
+        # Never removed to make room.
+        f"--pod-infra-container-image={PAUSE}",
+        # How often it looks what each container uses.
+        "--housekeeping-interval=30s",
     )
     return Service("kubelet", machine, command, lambda: True)
 
 
+OWN_DISK = ("containerd", "kubelet")
+"""What of a node's ``/var/lib`` cannot lie on an overlay."""
+
 PREPARE = """
 set -e
-mkdir -p /etc/cni/net.d /var/lib/kubelet /opt/sysctl
+done=/run/prepared
+[ ! -e $done ] || exit 0
+mkdir -p /etc/cni/net.d /run/sysctl
 cp "$1" /etc/cni/net.d/pods.conflist
 [ -e /dev/kmsg ] || mknod -m 600 /dev/kmsg c 1 11
 [ -s /etc/machine-id ] || tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id
@@ -140,7 +152,7 @@ echo 1 > /proc/sys/net/ipv4/ip_forward
 echo 1 > /proc/sys/net/ipv4/conf/eth0/proxy_arp
 # The kubelet sets what belongs to the whole kernel: it finds it set, and changes nothing.
 while read -r name value; do
-    file=/opt/sysctl/$(echo "$name" | tr / _)
+    file=/run/sysctl/$(echo "$name" | tr / _)
     echo "$value" > "$file"
     mount --bind "$file" "/proc/sys/$name"
 done << SYSCTL
@@ -151,7 +163,9 @@ kernel/panic_on_oops 1
 kernel/keys/root_maxkeys 1000000
 kernel/keys/root_maxbytes 25000000
 SYSCTL
+: > $done
 """
+"""Makes a machine a node, once after each start of it: ``sh -c PREPARE sh CNI-CONFIGURATION``."""
 
 
 def pause_image(busybox: Path) -> bytes:
@@ -165,9 +179,7 @@ def pause_image(busybox: Path) -> bytes:
         "config": {"Entrypoint": ["/busybox", "sleep", "2147483647"]},
         "rootfs": {"type": "layers", "diff_ids": [_digest(layer.getvalue())]},
     }
-    manifest = [
-        {"Config": "config.json", "RepoTags": ["localhost/pause:1"], "Layers": ["layer.tar"]}
-    ]
+    manifest = [{"Config": "config.json", "RepoTags": [PAUSE], "Layers": ["layer.tar"]}]
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for name, data in (
@@ -188,27 +200,8 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _digest(data: bytes) -> str:
-    import hashlib
-
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _kubeconfig(configuration: Configuration, user: str) -> str:
     return f"--kubeconfig={INSIDE}/{configuration.kubeconfig(user).name}"
-
-
-def _ready(address: str, configuration: Configuration) -> bool:
-    import http.client
-
-    authority = configuration.authority
-    context = ssl.create_default_context(cafile=authority.pair.certificate)
-    own = authority.directory
-    context.load_cert_chain(own / "admin.pem", own / "admin.key")
-    connection = http.client.HTTPSConnection(address, 6443, timeout=5, context=context)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except (TimeoutError, OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()

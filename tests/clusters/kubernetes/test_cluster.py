@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import datetime
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -10,163 +10,291 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.client import BatchV1Api, CoreV1Api
 
-from clustrix_containers.credentials import Credential
 from clustrix_containers.oci import Image
-from clustrix_containers.registry import Remote
 from tests.clusters.daemon import StartError, wait_until
-from tests.clusters.kubernetes.cluster import SECRET, Kubernetes
+from tests.clusters.kubernetes.access import GIVEN, REGISTRY, SECRET, Access, given
+from tests.clusters.kubernetes.cluster import Kubernetes
 from tests.samples import image, layer
 
 pytestmark = pytest.mark.kubernetes
 
 
-@pytest.fixture(scope="module")
-def busybox(kubernetes: Kubernetes) -> str:
-    """An image in the cluster's registry, by digest."""
+def busybox_image() -> Image:
+    """An image with a digest that no node has seen."""
     program = shutil.which("busybox")
     assert program
-    made: Image = image(layer({"busybox": Path(program).read_bytes()}, mode=0o755))
-    registry = kubernetes.registry
-    name = f"{registry.address}/test/busybox"
-    credentials = Credential(registry.username, registry.password)
-    Remote(name, ca_file=registry.ca_file, credentials=lambda *_: credentials).push(made)
-    return f"{name}@{made.digest}"
+    files = {"busybox": Path(program).read_bytes(), "unique": secrets.token_bytes(8)}
+    made: Image = image(layer(files, mode=0o755))
+    return made
+
+
+@pytest.fixture(scope="module")
+def busybox(kubernetes: Access) -> str:
+    return kubernetes.push("test/busybox", busybox_image())
 
 
 @pytest.fixture
-def healed(kubernetes: Kubernetes) -> Iterator[Kubernetes]:
-    """The cluster, which a test may damage."""
-    yield kubernetes
-    kubernetes.control.mend()
-    kubernetes.control.resume()
-    kubernetes.up()
+def jobs(kubernetes: Access, namespace: str) -> Iterator[Jobs]:
+    with kubernetes.client() as client:
+        yield Jobs(client, namespace)
 
 
-def start(cluster: Kubernetes, namespace: str, image: str, script: str, **pod: Any) -> str:
-    """Make a Job that runs a shell script; its name."""
-    name = f"job-{secrets.token_hex(4)}"
-    memory = pod.pop("memory", "32Mi")
-    container = {
-        "name": "main",
-        "image": image,
-        "command": ["/busybox", "sh", "-c", script],
-        "resources": {"limits": {"memory": memory}},
-        "terminationMessagePath": "/dev/termination-log",
-    }
-    spec = {
-        "restartPolicy": "Never",
-        "imagePullSecrets": [{"name": SECRET}],
-        "automountServiceAccountToken": False,
-        "terminationGracePeriodSeconds": 1,
-        "containers": [container],
-        **pod,
-    }
-    job = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {"backoffLimit": 0, "template": {"spec": spec}},
-    }
-    cluster.kubectl("create", "-f", "-", text=json.dumps(job))
-    return name
+class Jobs:
+    """The Jobs of one namespace."""
+
+    def __init__(self, client: Any, namespace: str) -> None:
+        # Its types say of everything that it may be missing.
+        self.batch: Any = BatchV1Api(client)
+        self.core: Any = CoreV1Api(client)
+        self.namespace = namespace
+
+    def start(self, image: str, script: str, *, memory: str = "32Mi", **pod: Any) -> str:
+        """Make a Job that runs a shell script; its name. ``pod`` adds to the pod's spec."""
+        name = f"job-{secrets.token_hex(4)}"
+        container = {
+            "name": "main",
+            "image": image,
+            "command": ["/busybox", "sh", "-c", script],
+            "resources": {"limits": {"memory": memory}},
+        }
+        spec = {
+            "restartPolicy": "Never",
+            "imagePullSecrets": [{"name": SECRET}],
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 1,
+            "containers": [container],
+            **pod,
+        }
+        job = {"metadata": {"name": name}, "spec": {"backoffLimit": 0, "template": {"spec": spec}}}
+        self.batch.create_namespaced_job(self.namespace, job)
+        return name
+
+    def pod(self, job: str) -> Any:
+        """Its newest pod; None while there is none."""
+        pods = self.core.list_namespaced_pod(self.namespace, label_selector=f"job-name={job}").items
+        return max(pods, key=lambda pod: pod.metadata.creation_timestamp, default=None)
+
+    def phase(self, job: str) -> str:
+        pod = self.pod(job)
+        return pod.status.phase if pod else ""
+
+    def waiting(self, job: str) -> str:
+        """Why its container does not run yet."""
+        pod = self.pod(job)
+        statuses = pod.status.container_statuses if pod else None
+        return statuses[0].state.waiting.reason if statuses and statuses[0].state.waiting else ""
+
+    def told(self, job: str) -> str:
+        """What is known of its pod, for a test that fails."""
+        pod = self.pod(job)
+        events = self.core.list_namespaced_event(self.namespace).items
+        return f"{pod and pod.status}\n" + "\n".join(str(event.message) for event in events)
+
+    def wait_running(self, job: str) -> None:
+        known = ("Running", "Succeeded", "Failed")
+        assert wait_until(lambda: self.phase(job) in known, 90), self.told(job)
+        assert self.phase(job) == "Running", self.told(job)
+
+    def ended(self, job: str) -> Any:
+        """How its only container ended."""
+        over = ("Succeeded", "Failed")
+        assert wait_until(lambda: self.phase(job) in over, 90), self.told(job)
+        return self.pod(job).status.container_statuses[0].state.terminated
+
+    def complete(self, job: str) -> bool:
+        status = self.batch.read_namespaced_job_status(job, self.namespace).status
+        return any(it.type == "Complete" and it.status == "True" for it in status.conditions or ())
 
 
-def pod(cluster: Kubernetes, namespace: str, job: str) -> Any:
-    listed = cluster.kubectl("get", "pods", "-n", namespace, "-l", f"job-name={job}", "-o", "json")
-    items = json.loads(listed)["items"]
-    return items[-1] if items else {"status": {"phase": "none"}}
+def test_a_job_by_digest_runs_and_its_message_comes_back(jobs: Jobs, busybox: str) -> None:
+    job = jobs.start(busybox, "echo out; echo -n done > /dev/termination-log")
+    state = jobs.ended(job)
+    assert (state.exit_code, state.message) == (0, "done")
+    log = jobs.core.read_namespaced_pod_log(jobs.pod(job).metadata.name, jobs.namespace)
+    assert log == "out\n"
+    assert wait_until(lambda: jobs.complete(job), 60)
 
 
-def ended(cluster: Kubernetes, namespace: str, job: str) -> Any:
-    """How the Job's only container ended."""
-    done = wait_until(
-        lambda: pod(cluster, namespace, job)["status"]["phase"] in ("Succeeded", "Failed"), 90
+def test_a_pod_can_be_made_as_soon_as_its_namespace_is_there(
+    kubernetes: Access, busybox: str
+) -> None:
+    with kubernetes.client() as client:
+        core: Any = CoreV1Api(client)
+        for _ in range(5):
+            name = f"test-{secrets.token_hex(4)}"
+            kubernetes.make_namespace(name)
+            container = {"name": "main", "image": busybox, "command": ["/busybox", "true"]}
+            pod = {
+                "metadata": {"name": "first"},
+                "spec": {"containers": [container], "restartPolicy": "Never"},
+            }
+            core.create_namespaced_pod(name, pod)
+            kubernetes.delete_namespace(name)
+
+
+def test_without_the_pull_secret_the_image_cannot_be_pulled(kubernetes: Access, jobs: Jobs) -> None:
+    # Of a node that has the image nobody asks for a password.
+    fresh = kubernetes.push("test/secret", busybox_image())
+    job = jobs.start(fresh, "true", imagePullSecrets=[])
+    assert wait_until(lambda: jobs.waiting(job) in ("ErrImagePull", "ImagePullBackOff"), 60)
+
+
+def test_a_container_over_its_memory_is_killed(jobs: Jobs, busybox: str) -> None:
+    state = jobs.ended(jobs.start(busybox, "tail /dev/zero", memory="16Mi"))
+    assert (state.reason, state.exit_code) == ("OOMKilled", 137)
+
+
+def test_each_node_runs_pods_which_reach_this_machine_and_each_other(
+    kubernetes: Access, own_kubernetes: Kubernetes, jobs: Jobs, busybox: str
+) -> None:
+    host, _, port = kubernetes.registry.partition(":")
+    listen = "while :; do /busybox nc -l -p 80 < /dev/null; done"
+    server = jobs.start(busybox, listen, nodeName="node1")
+    jobs.wait_running(server)
+    peer = jobs.pod(server).status.pod_ip
+    probe = (
+        f"/busybox nc -w 20 {host} {port} < /dev/null &&"
+        f" until /busybox nc -w 20 {peer} 80 < /dev/null; do /busybox usleep 100000; done"
     )
-    found = pod(cluster, namespace, job)
-    assert done, json.dumps(found["status"], indent=1)
-    return found["status"]["containerStatuses"][0]["state"]["terminated"]
-
-
-def test_a_job_by_digest_runs_and_its_message_comes_back(
-    kubernetes: Kubernetes, namespace: str, busybox: str
-) -> None:
-    job = start(kubernetes, namespace, busybox, "echo out; echo -n done > /dev/termination-log")
-    state = ended(kubernetes, namespace, job)
-    assert (state["exitCode"], state["message"]) == (0, "done")
-    assert kubernetes.kubectl("logs", "-n", namespace, f"job/{job}") == "out\n"
-    wait = ("wait", "--for=condition=complete", "--timeout=60s")
-    kubernetes.kubectl(*wait, "-n", namespace, f"job/{job}")
-
-
-def test_without_the_pull_secret_the_image_cannot_be_pulled(
-    kubernetes: Kubernetes, namespace: str, busybox: str
-) -> None:
-    # A node that has the image asks nobody: one of its own.
-    fresh = busybox.partition("@")[0]
-    job = start(kubernetes, namespace, f"{fresh}:never", "true", imagePullSecrets=[])
-
-    def reason() -> str:
-        statuses = pod(kubernetes, namespace, job)["status"].get("containerStatuses", [{}])
-        return str(statuses[0].get("state", {}).get("waiting", {}).get("reason", ""))
-
-    assert wait_until(lambda: reason() in ("ErrImagePull", "ImagePullBackOff"), 60)
-
-
-def test_a_container_over_its_memory_is_killed(
-    kubernetes: Kubernetes, namespace: str, busybox: str
-) -> None:
-    job = start(kubernetes, namespace, busybox, "tail /dev/zero", memory="16Mi")
-    state = ended(kubernetes, namespace, job)
-    assert (state["reason"], state["exitCode"]) == ("OOMKilled", 137)
-
-
-def test_a_pod_reaches_this_machine(kubernetes: Kubernetes, namespace: str, busybox: str) -> None:
-    host, _, port = kubernetes.registry.address.partition(":")
-    job = start(kubernetes, namespace, busybox, f"/busybox nc -w 20 {host} {port} < /dev/null")
-    assert ended(kubernetes, namespace, job)["exitCode"] == 0
+    for node in ("node1", "node2"):
+        assert jobs.ended(jobs.start(busybox, probe, nodeName=node)).exit_code == 0
 
 
 def test_a_node_that_loses_power_is_noticed_and_comes_back(
-    healed: Kubernetes, namespace: str, busybox: str
+    own_kubernetes: Kubernetes, jobs: Jobs, busybox: str
 ) -> None:
-    job = start(healed, namespace, busybox, "sleep 1000", nodeName="node2")
-    assert wait_until(lambda: pod(healed, namespace, job)["status"]["phase"] == "Running", 90)
-    healed.node("node2").kill()
-    healed.wait_for_nodes("node1")
-    assert wait_until(lambda: "deletionTimestamp" in pod(healed, namespace, job)["metadata"], 90)
-    healed.start_node("node2")
-    healed.wait_for_nodes()
+    job = jobs.start(busybox, "sleep 1000", nodeName="node2")
+    jobs.wait_running(job)
+    own_kubernetes.node("node2").kill()
+    own_kubernetes.wait_for_nodes("node1")
+    # The pod is given up, and the Job has another one made.
+    first = jobs.core.list_namespaced_pod(jobs.namespace).items[0].metadata.name
+
+    def given_up() -> bool:
+        found = jobs.core.read_namespaced_pod(first, jobs.namespace)
+        return found.metadata.deletion_timestamp is not None
+
+    assert wait_until(given_up, 90)
+    own_kubernetes.start_node("node2")
+    own_kubernetes.wait_for_nodes()
+    again = jobs.start(busybox, "true", nodeName="node2")
+    assert jobs.ended(again).exit_code == 0
+
+
+def test_what_is_paused_and_cut_off_is_put_right(own_kubernetes: Kubernetes) -> None:
+    own_kubernetes.node("node1").pause()
+    own_kubernetes.node("node2").cut()
+    own_kubernetes.controller_manager.stop("KILL")
+    own_kubernetes.up()
+    assert own_kubernetes.ready_nodes() == ["node1", "node2"]
+    assert own_kubernetes.controller_manager.running()
+
+
+def test_a_cut_off_node_is_noticed(own_kubernetes: Kubernetes) -> None:
+    own_kubernetes.node("node1").cut()
+    own_kubernetes.wait_for_nodes("node2")
+    own_kubernetes.node("node1").mend()
+    own_kubernetes.wait_for_nodes()
 
 
 def test_the_api_server_stops_and_comes_back_with_what_it_knew(
-    healed: Kubernetes, namespace: str
+    kubernetes: Access, own_kubernetes: Kubernetes, namespace: str
 ) -> None:
-    healed.api_server.stop("KILL")
+    own_kubernetes.api_server.stop("KILL")
+    assert not kubernetes.answers()
     with pytest.raises(StartError, match="refused"):
-        healed.kubectl("get", "pods")
-    healed.api_server.start()
-    healed.api_server.wait()
-    assert namespace in healed.kubectl("get", "namespaces")
-    healed.wait_for_nodes()
+        own_kubernetes.kubectl("get", "pods")
+    own_kubernetes.api_server.start()
+    own_kubernetes.api_server.wait()
+    assert namespace in own_kubernetes.kubectl("get", "namespaces")
+    own_kubernetes.wait_for_nodes()
 
 
-def test_requests_are_counted_by_user(kubernetes: Kubernetes, namespace: str) -> None:
-    kubernetes.kubectl("get", "pods", "-n", namespace)
-    assert wait_until(lambda: "list pods 200" in kubernetes.requests("admin"), 20)
-    assert not [line for line in kubernetes.requests("admin") if "leases" in line]
+def test_the_machine_of_the_api_server_loses_power_and_comes_back_with_what_it_knew(
+    own_kubernetes: Kubernetes, namespace: str, jobs: Jobs, busybox: str
+) -> None:
+    job = jobs.start(busybox, "sleep 1000")
+    jobs.wait_running(job)
+    own_kubernetes.control.kill()
+    assert not own_kubernetes.ready_nodes()
+    own_kubernetes.up()
+    assert jobs.phase(job) == "Running"
+    assert jobs.ended(jobs.start(busybox, "true")).exit_code == 0
 
 
-@pytest.mark.test_all
-def test_two_side_by_side_and_nothing_left(tmp_path: Path, kubernetes: Kubernetes) -> None:
-    directory = Path("/tmp") / f"cxk-{secrets.token_hex(4)}"
-    other = Kubernetes(directory, with_parent=True)
-    try:
-        other.up()
-        assert other.configuration.url != kubernetes.configuration.url
-        assert other.ready_nodes() == kubernetes.ready_nodes() == ["node1", "node2"]
-    finally:
-        other.down()
-    assert not directory.exists()
-    assert str(directory) not in Path("/proc/self/mountinfo").read_text()
-    assert len(kubernetes.ready_nodes()) == 2
+def test_without_a_scheduler_pods_wait(
+    own_kubernetes: Kubernetes, jobs: Jobs, busybox: str
+) -> None:
+    own_kubernetes.scheduler.stop()
+    job = jobs.start(busybox, "true")
+    assert wait_until(lambda: jobs.phase(job) == "Pending", 60)
+    assert not jobs.pod(job).spec.node_name
+    own_kubernetes.scheduler.start()
+    assert jobs.ended(job).exit_code == 0
+
+
+def test_pulls_are_refused_and_heal(
+    kubernetes: Access, own_kubernetes: Kubernetes, jobs: Jobs
+) -> None:
+    own_kubernetes.refuse_pulls()
+    fresh = kubernetes.push("test/refused", busybox_image())
+    job = jobs.start(fresh, "true")
+    assert wait_until(lambda: jobs.waiting(job) in ("ErrImagePull", "ImagePullBackOff"), 60)
+    events = jobs.core.list_namespaced_event(jobs.namespace).items
+    assert any("connection refused" in (event.message or "") for event in events)
+    own_kubernetes.allow_pulls()
+    assert jobs.ended(job).exit_code == 0
+
+
+def test_a_node_with_a_full_disk_evicts_its_pods(
+    own_kubernetes: Kubernetes, jobs: Jobs, busybox: str
+) -> None:
+    job = jobs.start(busybox, "sleep 1000", nodeName="node2")
+    jobs.wait_running(job)
+    first = jobs.pod(job).metadata.name
+    own_kubernetes.fill_disk("node2")
+
+    def status() -> Any:
+        return jobs.core.read_namespaced_pod(first, jobs.namespace).status
+
+    assert wait_until(lambda: status().phase == "Failed", 90), status()
+    assert status().reason == "Evicted"
+    assert "low on resource" in status().message
+    own_kubernetes.free_disk("node2")
+
+    def pressed() -> bool:
+        conditions = jobs.core.read_node_status("node2").status.conditions
+        return any(it.type == "DiskPressure" and it.status == "True" for it in conditions)
+
+    assert wait_until(lambda: not pressed(), 90)
+    assert jobs.ended(jobs.start(busybox, "true", nodeName="node2")).exit_code == 0
+
+
+def test_requests_are_counted_by_user_agent_and_time(
+    kubernetes: Access, own_kubernetes: Kubernetes, namespace: str
+) -> None:
+    agent = f"test-{secrets.token_hex(4)}/1"
+    with kubernetes.client() as client:
+        client.user_agent = agent
+        CoreV1Api(client).list_namespaced_pod(namespace)
+        assert wait_until(lambda: bool(own_kubernetes.requests(agent=agent)), 20)
+        now = datetime.datetime.now(datetime.timezone.utc)
+        CoreV1Api(client).list_namespaced_secret(namespace)
+        assert wait_until(lambda: len(own_kubernetes.requests(agent=agent)) == 2, 20)
+    found = own_kubernetes.requests(agent=agent)
+    assert list(map(str, found)) == ["list pods 200", "list secrets 200"]
+    assert list(map(str, own_kubernetes.requests(user="admin", agent=agent, since=now))) == [
+        "list secrets 200"
+    ]
+    assert not own_kubernetes.requests(user="nobody", agent=agent)
+
+
+def test_a_given_cluster_is_used_and_named_by_its_environment(kubernetes: Access) -> None:
+    access = given(kubernetes.env())
+    assert access == kubernetes
+    assert access.answers()
+    with pytest.raises(StartError, match=REGISTRY):
+        given({GIVEN: "/some/file"})
+    assert given({"KUBECONFIG": "/production"}) is None
