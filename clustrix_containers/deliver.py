@@ -399,16 +399,18 @@ class Sender:
         self._timeout = float(store.get("timeout") or TIMEOUT)
         self._context: Optional[ssl.SSLContext] = None
 
-    def insist(self, action: Callable[[bool], Any]) -> Any:
-        """``action(whether_again)`` until it works, fails for good, or has failed too often."""
+    def insist(self, action: Callable[[], Any]) -> Any:
+        """``action()`` until it works, fails for good, or has failed too often."""
         import random
 
         for number in range(1, self._tries + 1):
             try:
-                return action(number > 1)
+                return action()
             except Passing as failure:
                 if number == self._tries:
-                    raise Undelivered("%s (tried %d times)" % (failure, number)) from None
+                    raise Undelivered(
+                        "%s (tried %d times)" % (failure, number) if number > 1 else str(failure)
+                    ) from None
                 longest = min(LONGEST_WAIT, 0.5 * 2**number)
                 wait = random.uniform(0.5, 1.0) * longest  # noqa: S311
                 if failure.after is not None:
@@ -592,7 +594,7 @@ def _post(sender: Sender, name: str, size: int, read: Read) -> None:
         "Content-Length": str(len(head) + size + len(tail)),
     }
 
-    def once(_again: bool) -> None:
+    def once() -> None:
         # A young bucket's name leads to the wrong region for a while: S3 says 307 then.
         url = store["url"]
         for _ in range(REDIRECTS):
@@ -650,7 +652,7 @@ def _push(sender: Sender, outcome: Outcome) -> str:
     tag = "%s-%d-%d" % (sender.store["tag"], outcome.attempt, outcome.element)
     headers = {"Content-Type": MANIFEST, "Content-Length": str(len(data)), **_bearer(sender)}
     url = "%s/manifests/%s" % (_api(sender), tag)
-    sender.insist(lambda _again: sender.request("PUT", url, headers, lambda: [data]))
+    sender.insist(lambda: sender.request("PUT", url, headers, lambda: [data]))
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
@@ -664,12 +666,12 @@ def _blobs(outcome: Outcome) -> Iterator[Tuple[str, str, int, Read]]:
 
 
 def _push_blob(sender: Sender, digest: str, size: int, read: Read) -> None:
-    def once(again: bool) -> None:
-        if again:
-            # An answer may have been lost, and not what it answered.
-            url = "%s/blobs/%s" % (_api(sender), digest)
-            if sender.request("HEAD", url, _bearer(sender), fine=(200, 404)).status == 200:
-                return
+    sent: List[bool] = []
+
+    def once() -> None:
+        # The answer may have been lost, and not what it answered.
+        if sent and _holds(sender, digest):
+            return
         start = "%s/blobs/uploads/" % _api(sender)
         found = sender.request("POST", start, {"Content-Length": "0", **_bearer(sender)})
         where = _next(start, found)
@@ -677,11 +679,21 @@ def _push_blob(sender: Sender, digest: str, size: int, read: Read) -> None:
         if _origin(where) == _origin(start):
             headers.update(_bearer(sender))
         url = "%s%sdigest=%s" % (where, "&" if "?" in where else "?", digest)
+        sent.append(True)
         answer = sender.request("PUT", url, headers, read, (200, 201, 202, 204, 404))
         if answer.status == 404:
             raise Passing("%s has forgotten an upload that it had begun" % host_of(start))
 
     sender.insist(once)
+
+
+def _holds(sender: Sender, digest: str) -> bool:
+    url = "%s/blobs/%s" % (_api(sender), digest)
+    try:
+        return sender.request("HEAD", url, _bearer(sender), fine=(200, 404)).status == 200
+    except Passing:
+        # What is sent anyway tells more of what is wrong than this answer, which has no body.
+        return False
 
 
 def _api(sender: Sender) -> str:
