@@ -502,7 +502,10 @@ class Sender:
                 for path in filter(os.path.exists, AUTHORITIES):
                     context.load_verify_locations(path)
             if self.store.get("ca"):
-                context.load_verify_locations(cadata=self.store["ca"])
+                try:
+                    context.load_verify_locations(cadata=self.store["ca"])
+                except ssl.SSLError:
+                    raise Undelivered("the store's own authority is no certificate") from None
             self._context = context
         return self._context
 

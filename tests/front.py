@@ -83,12 +83,14 @@ class Front:
         self._acts = list(acts)
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.requests = 0
         """How many connections have come."""
 
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+    def then(self, *acts: Act) -> None:
+        """What to do with the requests that come next."""
+        with self._lock:
+            self._acts.extend(acts)
 
     def __enter__(self) -> Front:
         threading.Thread(target=self._accept, daemon=True).start()
