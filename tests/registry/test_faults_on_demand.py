@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from tests.clusters.daemon import StartError
 from tests.clusters.registry.cluster import Registries, Service
 from tests.clusters.relay import Relay
+from tests.samples import noise
 
 from .users import User
 
