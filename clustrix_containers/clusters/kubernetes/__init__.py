@@ -110,7 +110,9 @@ class KubernetesCluster:
 
     def describe(self, count: int) -> str:
         """How an array of ``count`` elements runs there, and where its results go."""
-        return f"{self._api.server.describe(count)}. {_describe_results(self._settings)}"
+        from . import stores
+
+        return f"{self._api.server.describe(count)}. {stores.describe(self._settings)}"
 
     def manifests(self, task: Task) -> list[dict[str, Any]]:
         """The objects that :meth:`submit` would make, without what is secret."""
@@ -165,16 +167,31 @@ class KubernetesCluster:
 
     def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
         """Bring an element's mark and result into ``directory``, from wherever they are."""
-        from . import take
+        from clustrix_containers.results import inline
+
+        from . import stores, take
 
         run, attempt, element = _parse(id)
-        api = self._api
-        for pod in self._pods(run, attempt, element):
-            if take.from_message(pod, directory, run):
+        api, key = self._api, (directory / "key").read_bytes()
+        pods = self._pods(run, attempt, element)
+        if not any(pod.ended or pod.ready for pod in pods):
+            self._watcher.refresh(run)
+            pods = self._pods(run, attempt, element)
+        image = ""
+        for pod in pods:
+            image = pod.image
+            said = take.said_by(pod, run)
+            if isinstance(said, inline.Inline):
+                inline.put(directory, element, attempt, said.mark, said.result, key=key, run=run)
+                return
+            if said is not None:
+                stores.fetch(self._settings, image, run, said, element, attempt, directory, key)
                 return
             if pod.ready and not pod.ended:
-                take.from_pod(api, api.namespace, pod, directory)
+                take.from_pod(api, api.namespace, pod, directory, run=run, key=key)
                 return
+        # No pod tells of it any more; a store keeps it all the same.
+        stores.fetch(self._settings, image, run, None, element, attempt, directory, key)
 
     def logs(self, id: str, *, follow: bool = False) -> Iterator[bytes]:  # noqa: A002
         from . import logs
@@ -223,14 +240,6 @@ class KubernetesCluster:
             return Status(State.PENDING)
         text = "its Job was deleted, and not by this client"
         return Status(State.FAILED, Cause.DELETED, None, text)
-
-
-def _describe_results(settings: Settings) -> str:
-    kind = settings.results["kind"]
-    small = "Results of a few kilobytes come with the pod's termination message"
-    if kind in ("auto", "hold"):
-        return f"{small}; a pod keeps a larger one for {settings.hold} s until the client takes it."
-    return f"{small}; larger ones go to the store {kind!r}."
 
 
 def _parse(name: str) -> tuple[str, int, int]:

@@ -183,7 +183,7 @@ def _template(
         "terminationGracePeriodSeconds": math.ceil(settings.grace) + 5,
         "securityContext": _pod_security(settings),
         "containers": [_container(task, settings, element, held)],
-        "volumes": _volumes(task, settings),
+        "volumes": _volumes(task),
     }
     if task.resources.timeout is not None:
         # The worker ends the function in time and says so; this is for a worker that cannot.
@@ -279,14 +279,11 @@ def quantity(size: int) -> str:
     return str(size)
 
 
-def _volumes(task: Task, settings: Settings) -> list[dict[str, Any]]:
-    results: dict[str, Any] = {"emptyDir": {}}
-    if settings.results.get("kind") == "volume":
-        results = {"persistentVolumeClaim": {"claimName": settings.results["claim"]}}
+def _volumes(task: Task) -> list[dict[str, Any]]:
     return [
         # Whatever uid the cluster forces on the pod, it can read its own run's key.
         {"name": "run", "secret": {"secretName": secret_name(task), "defaultMode": 0o444}},
-        {"name": "results", **results},
+        {"name": "results", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {
             "name": "shm",

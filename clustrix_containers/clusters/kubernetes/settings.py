@@ -9,7 +9,7 @@ from typing import Any
 from clustrix_containers.errors import ClusterError, ConfigError
 from clustrix_containers.quantities import parse_duration
 
-STORES = ("auto", "hold", "s3", "registry", "volume")
+STORES = ("auto", "hold", "s3", "registry")
 
 
 @dataclass(frozen=True, slots=True)

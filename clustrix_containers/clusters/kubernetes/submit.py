@@ -11,7 +11,7 @@ from typing import Any
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.jobs import Found, Task
 
-from . import manifest
+from . import manifest, stores
 from .api import Api
 from .settings import Settings
 from .verdict import view_job
@@ -23,7 +23,7 @@ MOST_OWNERS = 2
 def plan(api: Api, settings: Settings, task: Task) -> list[dict[str, Any]]:
     """The Secret, its values left out, and the Jobs."""
     server = api.server
-    _refuse(task, settings, api)
+    _refuse(task, api)
     secret = manifest.secret(task, settings, {}, b"")
     secret["data"] = dict.fromkeys(secret["data"], "")
     return [secret, *manifest.jobs(task, settings, server, held=_held(settings))]
@@ -36,9 +36,9 @@ def submit(api: Api, settings: Settings, task: Task) -> None:
     Where not, the Secret comes first, so that no pod waits for it.
     """
     server = api.server
-    _refuse(task, settings, api)
+    _refuse(task, api)
     key = (task.directory / "key").read_bytes()
-    secret = manifest.secret(task, settings, _deliver(settings), key)
+    secret = manifest.secret(task, settings, stores.deliver(settings, task), key)
     jobs = manifest.jobs(task, settings, server, held=_held(settings))
     if server.indexed:
         made = _each(lambda job: _make_job(api, settings, job, task), jobs)
@@ -111,23 +111,16 @@ def find(api: Api, namespace: str, run: str) -> Found | None:
     )
 
 
-def _refuse(task: Task, settings: Settings, api: Api) -> None:
+def _refuse(task: Task, api: Api) -> None:
     if task.max_parallel and len(task.elements) > task.max_parallel and not api.server.indexed:
         raise ClusterError(
             f"max_parallel cannot be kept by {api.server.describe(len(task.elements))}",
             hint="Leave max_parallel out, or give the namespace a ResourceQuota.",
         )
-    if settings.results["kind"] == "volume" and not settings.results.get("claim"):
-        raise ClusterError("results: volume needs the name of a claim", option="results")
 
 
 def _held(settings: Settings) -> bool:
     return settings.results["kind"] in ("auto", "hold")
-
-
-def _deliver(settings: Settings) -> Mapping[str, Any]:
-    store = {"kind": "hold", "port": manifest.HOLD_PORT, "seconds": settings.hold}
-    return {"message": manifest.MESSAGE_PATH, "limit": 4096, "store": store}
 
 
 def _make_job(api: Api, settings: Settings, job: dict[str, Any], task: Task) -> dict[str, Any]:

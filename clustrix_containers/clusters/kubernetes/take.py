@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clustrix_containers import contract
-from clustrix_containers.errors import ClusterError, ResultError, ResultLost
+from clustrix_containers.errors import ClusterError, ResultLost
 from clustrix_containers.results import inline
 
 from .api import Api
@@ -15,32 +15,23 @@ from .manifest import CONTAINER, NOTE_COMMAND
 from .verdict import PodView
 
 
-def from_message(pod: PodView, directory: Path, run: str) -> bool:
-    """Put the outcome that a pod's termination message holds, or points at, into ``directory``.
+def said_by(pod: PodView, run: str) -> inline.Inline | inline.Stored | None:
+    """What a pod's termination message says of the outcome; ``None`` if it is not our worker's.
 
-    False if the message is none of the worker's. ``ResultLost`` if it was not delivered.
+    ``ResultLost`` if the worker could not deliver it.
     """
-    element, attempt = pod.element or 0, pod.attempt
-    if not pod.message or not pod.message.startswith(
-        (contract.INLINE, contract.STORED, contract.FAILED)
-    ):
-        return False
-    said = inline.read(pod.message)
-    if isinstance(said, inline.Inline):
-        inline.put(directory, element, attempt, said.mark, said.result)
-        return True
+    if not (pod.message or "").startswith((contract.INLINE, contract.STORED, contract.FAILED)):
+        return None
+    said = inline.read(pod.message or "")
     if isinstance(said, inline.Undelivered):
-        raise ResultLost(
-            f"element {element}: its result was not delivered: {said.reason}",
-            run=run,
-            element=element,
-        )
-    if said.kind != "hold":
-        raise ResultError(f"element {element}: its result is in a store {said.kind!r}", run=run)
-    return False
+        text = f"element {pod.element}: its result was not delivered: {said.reason}"
+        raise ResultLost(text, run=run, element=pod.element)
+    return said
 
 
-def from_pod(api: Api, namespace: str, pod: PodView, directory: Path) -> None:
+def from_pod(
+    api: Api, namespace: str, pod: PodView, directory: Path, *, run: str, key: bytes
+) -> None:
     """Take the outcome that a pod holds through an exec stream, and tell it that it may end."""
     from kubernetes.stream import stream
 
@@ -62,7 +53,7 @@ def from_pod(api: Api, namespace: str, pod: PodView, directory: Path) -> None:
         _preload_content=False,
     )
     try:
-        inline.receive(_output(connection), directory, element, attempt)
+        inline.receive(_output(connection), directory, element, attempt, key=key, run=run)
         connection.write_stdin(b"taken\n")
         connection.run_forever(timeout=30)
     finally:

@@ -45,6 +45,7 @@ class PodView:
     disruption: str = ""
     memory: str = ""
     """Its memory limit, as the API writes it."""
+    image: str = ""
 
     @property
     def ended(self) -> bool:
@@ -96,7 +97,8 @@ def view_pod(pod: Mapping[str, Any]) -> PodView:
         pod_reason=status.get("reason", ""),
         detail=status.get("message", ""),
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
-        memory=_memory(pod),
+        memory=_container(pod).get("resources", {}).get("limits", {}).get("memory", ""),
+        image=_container(pod).get("image", ""),
     )
     containers = [it for it in status.get("containerStatuses", ()) if it["name"] == CONTAINER]
     if containers:
@@ -107,11 +109,9 @@ def view_pod(pod: Mapping[str, Any]) -> PodView:
     return view
 
 
-def _memory(pod: Mapping[str, Any]) -> str:
-    for container in pod.get("spec", {}).get("containers", ()):
-        if container["name"] == CONTAINER:
-            return str(container.get("resources", {}).get("limits", {}).get("memory", ""))
-    return ""
+def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = [it for it in pod.get("spec", {}).get("containers", ()) if it["name"] == CONTAINER]
+    return found[0] if found else {}
 
 
 def _with_container(view: PodView, state: Mapping[str, Any]) -> PodView:

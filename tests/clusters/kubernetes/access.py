@@ -52,7 +52,7 @@ class Access:
         from kubernetes.config import new_client_from_config
 
         config = str(self.kubeconfig)
-        return new_client_from_config(config)  # type: ignore[no-untyped-call]
+        return new_client_from_config(config)
 
     def answers(self) -> bool:
         """Whether the API server takes requests of this user."""
