@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.daemon import StartError, wait_until
+from tests.clusters.machines.machine import Machine
+from tests.clusters.machines.network import Network
 from tests.clusters.slurm import faults
 from tests.clusters.slurm.cluster import MACHINES, Slurm
 from tests.clusters.slurm.fixtures import started
@@ -311,7 +313,7 @@ def test_what_a_killed_test_run_leaves_goes_with_the_next_up(tmp_path: Path) -> 
         assert process.stdout.readline() == "up\n", process.wait(30)
         machines = [cluster.machine(name) for name in MACHINES]
         process.send_signal(signal.SIGKILL)
-    parts = [*machines, cluster.network]
+    parts: list[Machine | Network] = [*machines, cluster.network]
     assert wait_until(lambda: not any(part.running() for part in parts), 30)
     cluster.up()
     job = run(cluster, "echo new")
