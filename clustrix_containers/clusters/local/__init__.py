@@ -89,6 +89,13 @@ class LocalCluster:
             lines += [f"not {name}: {check(name).reason}" for name in before]
         return "\n".join(lines)
 
+    def preview(self, task: Task) -> str:
+        """ClusterError: nothing is made here that a person could write."""
+        raise ClusterError(
+            f"{task.name} would run on this machine: a dry run has nothing to show",
+            hint="Name a target that has manifests (--on).",
+        )
+
     def submit(self, task: Task) -> Sequence[str]:
         """Start the task's supervisor, unless this run and attempt has had one."""
         directory = task.directory.resolve()
