@@ -7,16 +7,17 @@ target cannot do is said here too, by a field that the test asks for.
 
 from __future__ import annotations
 
-import base64
+import functools
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from tests.clusters.kubernetes.cluster import SECRET, Kubernetes
+from tests.clusters.kubernetes.access import SECRET, Access
 
 
 def nothing(_address: Any) -> Mapping[str, str]:
@@ -57,42 +58,45 @@ class Target:
     """Whether ``/dev/shm`` gets the size that was asked for."""
 
 
-NAMESPACE = "contract"
+NAMESPACE = f"contract-{secrets.token_hex(4)}"
+"""One for all tests of this process."""
 
 
-def kubernetes_options(cluster: Kubernetes) -> str:
+def kubernetes_options(access: Access) -> str:
     """The target's lines, in a namespace that is made when it is first asked for."""
-    if NAMESPACE not in cluster.kubectl("get", "namespaces"):
-        cluster.make_namespace(NAMESPACE)
-    kubeconfig = cluster.configuration.kubeconfig("admin")
+    _make_namespace(access)
     options = {
         "type": "kubernetes",
-        "kubeconfig": str(kubeconfig),
+        "kubeconfig": str(access.kubeconfig),
         "namespace": NAMESPACE,
-        "registry": f"{cluster.registry.address}/contract/runs",
+        "registry": f"{access.registry}/contract/runs",
         "pull_secret": SECRET,
         "ttl": "2m",
     }
     return json.dumps(options)
 
 
-def kubernetes_variables(cluster: Kubernetes) -> Mapping[str, str]:
+@functools.cache
+def _make_namespace(access: Access) -> None:
+    access.make_namespace(NAMESPACE)
+
+
+def kubernetes_variables(access: Access) -> Mapping[str, str]:
     """Where the client finds the password of the cluster's registry, and its authority."""
-    directory = cluster.directory / "docker"
+    directory = access.kubeconfig.parent / "docker"
     directory.mkdir(exist_ok=True)
-    auths = base64.b64decode(cluster.pull_secret())
-    (directory / "config.json").write_bytes(auths)
-    return {"DOCKER_CONFIG": str(directory), "SSL_CERT_FILE": str(cluster.registry.ca_file)}
+    (directory / "config.json").write_text(access.auths())
+    authority = {"SSL_CERT_FILE": str(access.ca_file)} if access.ca_file else {}
+    return {"DOCKER_CONFIG": str(directory), **authority}
 
 
-def pods(cluster: Kubernetes) -> Sequence[str]:
+def pods(access: Access) -> Sequence[str]:
     """The pods of ours that wait or run."""
-    listed = json.loads(cluster.kubectl("get", "pods", "-n", NAMESPACE, "-o", "json"))
-    return [
-        item["metadata"]["name"]
-        for item in listed["items"]
-        if item["status"].get("phase") not in ("Succeeded", "Failed")
-    ]
+    from kubernetes.client import CoreV1Api
+
+    with access.client() as client:
+        listed = CoreV1Api(client).list_namespaced_pod(NAMESPACE).items
+    return [it.metadata.name for it in listed if it.status.phase not in ("Succeeded", "Failed")]
 
 
 TARGETS = {
