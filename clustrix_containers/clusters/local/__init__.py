@@ -98,6 +98,11 @@ class LocalCluster:
 
     def submit(self, task: Task) -> Sequence[str]:
         """Start the task's supervisor, unless this run and attempt has had one."""
+        if task.retries:
+            raise ClusterError(
+                "the local target does not run a call again that failed",
+                hint="Leave retries out, or submit to a target that has them (kubernetes).",
+            )
         directory = task.directory.resolve()
         place = control(directory, task.attempt)
         known = _read_plan(place)
