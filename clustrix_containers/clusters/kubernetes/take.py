@@ -33,14 +33,34 @@ def from_pod(
     api: Api, namespace: str, pod: PodView, directory: Path, *, run: str, key: bytes
 ) -> None:
     """Take the outcome that a pod holds through an exec stream, and tell it that it may end."""
-    from kubernetes.stream import stream
-
     element, attempt = pod.element or 0, pod.attempt
     full = api.call("read a pod", api.core.read_namespaced_pod, pod.name, namespace)
     python = _interpreter(api, namespace, full)
     command = [python, contract.GIVER, "give", contract.RESULTS, str(element), str(attempt)]
-    connection = stream(
-        api.core.connect_get_namespaced_pod_exec,
+    connection = _exec(api, namespace, pod, command)
+    try:
+        inline.receive(_output(connection), directory, element, attempt, key=key, run=run)
+        connection.write_stdin(b"taken\n")
+        connection.run_forever(timeout=30)
+    finally:
+        connection.close()
+
+
+def _exec(api: Api, namespace: str, pod: PodView, command: list[str]) -> Any:
+    """Run a command in a pod; gives the client's open WebSocket.
+
+    What ``kubernetes.stream`` does, on a client of its own: that function changes the client that
+    it is given while it runs, and others use ours. Nothing of what arrives is kept.
+    """
+    from functools import partial
+
+    from kubernetes.client import ApiClient, CoreV1Api
+    from kubernetes.stream.ws_client import websocket_call
+
+    configuration = api.client.configuration
+    client = ApiClient(configuration)
+    client.request = partial(websocket_call, configuration, binary=True, capture_all=False)
+    return CoreV1Api(client).connect_get_namespaced_pod_exec(
         pod.name,
         namespace,
         container=CONTAINER,
@@ -49,15 +69,8 @@ def from_pod(
         stdout=True,
         stderr=True,
         tty=False,
-        binary=True,
         _preload_content=False,
     )
-    try:
-        inline.receive(_output(connection), directory, element, attempt, key=key, run=run)
-        connection.write_stdin(b"taken\n")
-        connection.run_forever(timeout=30)
-    finally:
-        connection.close()
 
 
 def _interpreter(api: Api, namespace: str, pod: Any) -> str:
