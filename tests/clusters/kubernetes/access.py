@@ -49,10 +49,10 @@ class Access:
 
     def client(self) -> Any:
         """The official client's ``ApiClient``: to be used in a ``with``."""
-        from kubernetes.config import new_client_from_config
+        from kubernetes import config
 
-        config = str(self.kubeconfig)
-        return new_client_from_config(config)  # type: ignore[no-untyped-call]
+        load: Any = config.new_client_from_config
+        return load(config_file=str(self.kubeconfig))
 
     def answers(self) -> bool:
         """Whether the API server takes requests of this user."""
@@ -99,7 +99,7 @@ class Access:
                 raise StartError(f"the namespace {name} has no service account after 60 s")
 
     def make_pull_secret(self, namespace: str) -> None:
-        """Make it there, or renew it."""
+        """Make it there, or renew it; a namespace that comes into being is waited for."""
         from kubernetes.client import ApiException, CoreV1Api
 
         secret = {
@@ -109,12 +109,20 @@ class Access:
         }
         with self.client() as client:
             core: Any = CoreV1Api(client)
-            try:
-                core.create_namespaced_secret(namespace, secret)
-            except ApiException as error:
-                if error.status != 409:
-                    raise
-                core.patch_namespaced_secret(SECRET, namespace, secret)
+
+            def made() -> bool:
+                try:
+                    core.create_namespaced_secret(namespace, secret)
+                except ApiException as error:
+                    if error.status == 404:
+                        return False
+                    if error.status != 409:
+                        raise
+                    core.patch_namespaced_secret(SECRET, namespace, secret)
+                return True
+
+            if not wait_until(made, 60):
+                raise StartError(f"there is no namespace {namespace} after 60 s")
 
     def delete_namespace(self, name: str) -> None:
         """Delete it and all that is in it, without waiting for the end; fine if it is not there."""

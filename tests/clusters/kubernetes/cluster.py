@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import json
 import os
 import shutil
@@ -270,6 +271,7 @@ class Kubernetes:
             started = [pool.submit(self._start_control)]
             started += [pool.submit(self._heal_node, name) for name in NODES]
             self._start_registry()
+            importlib.import_module("kubernetes.config")  # takes as long as this thread must wait
             for future in started:
                 future.result()
         self.access.make_pull_secret("default")

@@ -150,6 +150,8 @@ cp "$1" /etc/cni/net.d/pods.conflist
 # Pods have addresses of the machines' own network: whoever asks for one is told this machine.
 echo 1 > /proc/sys/net/ipv4/ip_forward
 echo 1 > /proc/sys/net/ipv4/conf/eth0/proxy_arp
+# Where clouds answer: the kubelet would wait for it, and nobody here may ask a real one.
+ip route add unreachable 169.254.0.0/16
 # The kubelet sets what belongs to the whole kernel: it finds it set, and changes nothing.
 while read -r name value; do
     file=/run/sysctl/$(echo "$name" | tr / _)
