@@ -6,5 +6,8 @@ pytest_plugins = [
     "tests.clusters.docker.fixtures",
     "tests.clusters.apptainer.fixtures",
     "tests.clusters.machines.fixtures",
+    "tests.clusters.slurm.fixtures",
+    "tests.clusters.ssh.fixtures",
     "tests.clusters.kubernetes.fixtures",
+    "tests.clusters.s3.fixtures",
 ]

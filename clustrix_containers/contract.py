@@ -58,17 +58,30 @@ In the image
 
     ``message`` is the file that becomes the termination message (Kubernetes), which begins with
 
-    * ``CXM1``: then base85 (RFC 1924, as Python's) of zlib of the mark's length (u32), mark and result;
+    * ``CXM1``: then base85 (RFC 1924, as Python's) of zlib of the mark's length (u32), mark and
+      result: unpacked no more than 64 times ``limit``;
     * ``CXM2``: then JSON ``{"store": kind, "mark": name, "result": name|null}`` and, from a registry,
       ``"manifest"``: the digest of the artifact. The names are those in the store:
-      ``{element}.{attempt}.{first 16 hex digits of the file's sha256}.mark`` or ``.result``;
+      ``{element}.{attempt}.{first 16 hex digits of the file's sha256}.mark`` or ``.result``
+      (in a volume the mark keeps its name ``{element}.{attempt}.mark``);
     * ``CXM3``: then why the outcome could not be delivered.
 
-    Stores: ``hold`` (``port``, ``seconds``): the container waits, and the port answers, until the
-    client has taken the outcome through ``deliver.py give``; ``s3`` (``url``, ``fields``,
-    ``prefix``, ``ca``): POST under a signed policy; ``registry`` (``base``, ``repository``,
-    ``token``, ``tag``, ``subject``, ``ca``): an OCI artifact under the tag
-    ``{tag}-{attempt}-{element}``; ``volume``.
+    Where no store takes the outcome of a call that did *not* return, ``CXM1`` carries another mark
+    of it: ``message``, ``traceback`` and ``type`` are cut in their middle (``[… n characters …]``),
+    the exception's pickle is left out (``size`` 0) unless there is room for it, and ``mac`` is
+    made anew.
+
+    Stores, all with optional ``tries`` and ``timeout`` (seconds of one read or write):
+
+    * ``hold`` (``port``, ``seconds``): the container waits, and the port answers, until the client
+      has taken the outcome through ``deliver.py give``; so many seconds since it began, or since
+      the last piece went out;
+    * ``s3`` (``url``, ``fields``, ``prefix``, ``ca``): POST under a signed policy;
+    * ``registry`` (``base``, ``repository``, ``token``, ``tag``, ``subject``, ``ca``): an OCI
+      artifact under the tag ``{tag}-{attempt}-{element}``;
+    * ``volume``.
+
+    ``ca`` (PEM, or null) is trusted beside the image's own authorities.
 """
 
 from __future__ import annotations
@@ -132,6 +145,9 @@ INLINE = "CXM1"
 STORED = "CXM2"
 FAILED = "CXM3"
 MESSAGE_LIMIT = 4096
+PACKED_LIMIT = 64
+"""How many times larger than the message its contents may be when unpacked."""
+
 RESULT_ARTIFACT = "application/vnd.clustrix-containers.result.v1"
 
 LAYER_KIND = "io.clustrix-containers.layer"

@@ -241,11 +241,15 @@ def image_directory() -> str:
     return str(prepare.layout().directory)
 
 
-def attach(run_id: str) -> Job | JobArray:
-    """The handle of a run again, in any process of this user: a Job, or a JobArray for a ``map``."""
+def attach(run_id: str, *, on: str | None = None) -> Job | JobArray:
+    """The handle of a run again, in any process: a Job, or a JobArray for a ``map``.
+
+    A run that this user's record does not know is looked for on the target ``on``; its results
+    stay bytes until they are trusted.
+    """
     from . import runs
 
-    return runs.handle(runs.attach(run_id))
+    return runs.handle(runs.attach(run_id, on=on))
 
 
 __all__ = [

@@ -35,6 +35,15 @@ class Cause(enum.Enum):
     MEMORY_LIMIT = "memory limit"
     DIED = "died"
     REFUSED = "refused"
+    EVICTED = "evicted"
+    NODE_LOST = "node lost"
+    PREEMPTED = "preempted"
+    DELETED = "deleted"
+
+    @property
+    def infrastructure(self) -> bool:
+        """Not the function's fault: it is run again, and that is not one of the user's retries."""
+        return self in (Cause.EVICTED, Cause.NODE_LOST, Cause.PREEMPTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +78,8 @@ class Task:
 
     ``image`` is ``repository@sha256:…`` or, for an image layout directory,
     ``oci:DIRECTORY@sha256:…``. ``elements`` are the indices to run (usually
-    ``range(count)``). ``directory`` is the run's own directory on the client:
+    ``range(count)``), ``command`` the image's entry point, ``array`` whether the run came from
+    ``map``. ``retries`` is how often an element that fails may run again. ``directory`` is the run's own directory on the client:
     ``results/`` in it is where marks and results are to arrive, ``logs/`` where
     output goes, ``key`` (0600) holds the run's key.
     """
@@ -82,4 +92,23 @@ class Task:
     directory: Path
     attempt: int = 0
     max_parallel: int | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    array: bool = False
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a cluster itself knows of a run, without this user's record.
+
+    ``image`` is ``repository@sha256:…``, ``key`` the run's key, ``ids`` those of its elements.
+    """
+
+    run: str
+    name: str
+    image: str
+    count: int
+    array: bool
+    key: bytes
+    ids: tuple[str, ...]
+    command: tuple[str, ...] = ()

@@ -51,7 +51,6 @@ def launch(
             LABEL_ARRAY: str(int(array)),
         }
         image = image.append(layer).configure(Labels=labels)
-        prepare.push_here(image)
     main = plan.bundle.main
 
     def main_module() -> ModuleType:

@@ -32,7 +32,8 @@ class Options:
         image reference, or a path of a Dockerfile), ``python`` (where the base has its Python, if its
         environment does not say), ``allow_secrets``.
     Runs
-        ``on`` (a target of clustrix.yml), ``max_parallel`` (elements at once), ``registry``.
+        ``on`` (a target of clustrix.yml), ``max_parallel`` (elements at once), ``retries`` (how often
+        an element that fails runs again), ``registry`` (the repository that images are pushed to).
     """
 
     cpus: float | None = None
@@ -51,6 +52,7 @@ class Options:
     allow_secrets: bool = False
     on: str | None = None
     max_parallel: int | None = None
+    retries: int = 0
     registry: str | None = None
 
     def but(self, **changes: Any) -> Options:
@@ -85,6 +87,8 @@ class Options:
             raise ConfigError(f"cpus must be a positive number, not {self.cpus!r}", key="cpus")
         if self.gpus < 0:
             raise ConfigError(f"gpus must not be negative, not {self.gpus!r}", key="gpus")
+        if not isinstance(self.retries, int) or not 0 <= self.retries <= 100:
+            raise ConfigError(f"retries must be 0 to 100, not {self.retries!r}", key="retries")
         if self.max_parallel is not None and self.max_parallel < 1:
             raise ConfigError(
                 f"max_parallel must be at least 1, not {self.max_parallel!r}", key="max_parallel"

@@ -103,9 +103,10 @@ class Record:
         """Where a run's key, results and logs lie on this machine."""
         return self.directory / "runs" / run
 
-    def intend(self, run: Run, *, built: bool) -> Path:
-        """Record that ``run`` is about to be submitted; gives its directory (0700, with a new 0600 key).
+    def intend(self, run: Run, *, built: bool, key: bytes | None = None) -> Path:
+        """Record that ``run`` is about to be submitted; gives its directory (0700, with a 0600 key).
 
+        The key is a new one, unless the run has been submitted elsewhere with ``key``.
         ``built`` says that this user made the run's image: its results are trusted from now on.
         """
         directory = self.run_directory(run.id)
@@ -114,7 +115,7 @@ class Record:
             (directory / name).mkdir(mode=0o700)
         descriptor = os.open(directory / "key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(os.urandom(32))
+            file.write(key or os.urandom(32))
         now = time.time()
         with self._transaction() as db:
             db.execute(
@@ -147,6 +148,17 @@ class Record:
                 "UPDATE run SET details = ?, state = ?, updated = ? WHERE id = ?",
                 (json.dumps(merged), state or row[1], time.time(), run),
             )
+
+    def move(self, run: str, ids: Mapping[int, str], attempt: int) -> None:
+        """Record that elements run again, under these ids."""
+        known = self.run(run).details.get("moved") or {}
+        more = {str(element): [attempt, name] for element, name in ids.items()}
+        self.update(run, moved={**known, **more})
+
+    def moved(self, run: Run) -> dict[int, tuple[int, str]]:
+        """Attempt and id of each element of a run that runs again."""
+        moved = run.details.get("moved") or {}
+        return {int(element): (attempt, name) for element, (attempt, name) in moved.items()}
 
     def runs(self, *, limit: int | None = None) -> list[Run]:
         """The runs, newest first."""

@@ -7,7 +7,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,7 @@ from .futures import Job, JobArray
 from .jobs import Resources, Task
 from .oci import Image
 from .options import Options
+from .progress import shown
 from .record import Record, Run
 from .session import Session
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 RESOURCES = ("cpus", "memory", "timeout", "gpus", "shm", "env")
 """The options of a target that say what its elements get."""
+
+_OURS = (*RESOURCES, "registry")
+"""The options of a target that its cluster does not know."""
 
 
 def record() -> Record:
@@ -67,9 +71,10 @@ def launch(
     built: bool,
     trust: bool = True,
 ) -> Session:
-    """Record, submit and watch a run of ``image``, which lies in the layout."""
+    """Push, record, submit and watch a run of ``image``."""
     refuse_inside()
     target, cluster, resources = choose(options)
+    reference = _place(image, cluster, target, options)
     run = Run(
         id=new_id(name),
         name=name,
@@ -82,6 +87,9 @@ def launch(
             "resources": _plain(asdict(resources)),
             "main": str(main) if main else None,
             "max_parallel": options.max_parallel,
+            "retries": options.retries,
+            "reference": reference,
+            "command": list(image.settings.get("Entrypoint") or ()),
             "array": array,
             "client": os.getpid(),
             "argv": sys.argv[:1],
@@ -91,10 +99,47 @@ def launch(
     directory = book.intend(run, built=built)
     ids = cluster.submit(_task(run, directory))
     book.update(run.id, state="submitted", ids=_pack(ids))
-    done = partial(book.update, run.id, state="done")
-    session = Session(run, cluster, ids, directory, main_module, trust, done)
+    session = _session(run, cluster, ids, main_module, trust)
     session.watch()
     return session
+
+
+def _session(
+    run: Run,
+    cluster: Cluster,
+    ids: Sequence[str],
+    main_module: Callable[[], ModuleType],
+    trust: bool,
+) -> Session:
+    book = record()
+    directory = book.run_directory(run.id)
+
+    def again(elements: tuple[int, ...], attempt: int) -> Sequence[str]:
+        task = replace(_task(run, directory), elements=elements, attempt=attempt)
+        new = cluster.submit(task)
+        book.move(run.id, dict(zip(elements, new, strict=True)), attempt)
+        return new
+
+    done = partial(book.update, run.id, state="done")
+    return Session(run, cluster, ids, directory, main_module, trust, done, again)
+
+
+def _place(image: Image, cluster: Cluster, target: configuration.Target, options: Options) -> str:
+    """Put the image where the target finds it; the reference that it runs it by."""
+    if not cluster.pulls:
+        prepare.push_here(image)
+        return f"oci:{prepare.layout().directory}@{image.digest}"
+    repository = options.registry or target.options.get("registry") or configuration.load().registry
+    if not repository:
+        raise target.error(
+            "registry",
+            "images are pulled from a registry there, and none is named",
+            "Set registry: (host[:port]/name) for the target or at the top of clustrix.yml,"
+            " or CLUSTRIX_REGISTRY.",
+        )
+    prepare.keep_here(image)
+    with shown() as progress:
+        return prepare.push(image, str(repository), progress=progress)
 
 
 def choose(options: Options) -> tuple[configuration.Target, Cluster, Resources]:
@@ -105,11 +150,11 @@ def choose(options: Options) -> tuple[configuration.Target, Cluster, Resources]:
     return target, open_target(target), resources
 
 
-def attach(run_id: str, *, watch: bool = True) -> Session:
-    """The session of a run in this user's record, from any process."""
+def attach(run_id: str, *, on: str | None = None, watch: bool = True) -> Session:
+    """The session of a run, from any process: of this user's record, or found on the target ``on``."""
     refuse_inside()
     book = record()
-    run = book.run(run_id)
+    run = _known(run_id, on, book)
     target = configuration.Target(run.target, run.type, run.details.get("options") or {})
     cluster = open_target(target)
     packed = run.details.get("ids")
@@ -120,29 +165,68 @@ def attach(run_id: str, *, watch: bool = True) -> Session:
         book.update(run.id, state="submitted", ids=_pack(ids))
     else:
         ids = _unpack(packed, run.count)
-    session = Session(
+    session = _session(
         run,
         cluster,
         ids,
-        directory,
         lambda: load_main(run.image, run.details.get("main")),
         book.built(run.image),
-        partial(book.update, run.id, state="done"),
     )
+    session.move(book.moved(run))
     if watch:
         session.watch()
     return session
 
 
+def _known(run_id: str, on: str | None, book: Record) -> Run:
+    """The run as the record has it; one that only its cluster knows is recorded first."""
+    try:
+        return book.run(run_id)
+    except ClusterError:
+        if on is None:
+            raise
+    target = configuration.load().target(on)
+    found = open_target(target).find(run_id)
+    if found is None:
+        raise ClusterError(
+            f"neither this user's record nor the target {target.name!r} knows a run {run_id!r}",
+            run=run_id,
+        )
+    details = {
+        "options": _plain(target.options),
+        "resources": _plain(asdict(Resources())),
+        "reference": found.image,
+        "command": list(found.command),
+        "array": found.array,
+        "ids": _pack(found.ids),
+    }
+    run = Run(
+        id=found.run,
+        name=found.name,
+        image=found.image.rpartition("@")[2],
+        count=found.count,
+        target=target.name,
+        type=target.type,
+        details=details,
+        state="submitted",
+    )
+    book.intend(run, built=False, key=found.key)
+    return run
+
+
 def _task(run: Run, directory: Path) -> Task:
+    details = run.details
     return Task(
         run=run.id,
         name=run.name,
-        image=f"oci:{prepare.layout().directory}@{run.image}",
+        image=details["reference"],
         elements=range(run.count),
-        resources=Resources(**run.details["resources"]),
+        resources=Resources(**details["resources"]),
         directory=directory,
-        max_parallel=run.details.get("max_parallel"),
+        max_parallel=details.get("max_parallel"),
+        command=tuple(details.get("command") or ()),
+        array=bool(details.get("array")),
+        retries=int(details.get("retries") or 0),
     )
 
 
@@ -215,7 +299,7 @@ def find_image(text: str, layout: Layout) -> Image:
 
 def open_target(target: configuration.Target) -> Cluster:
     """The cluster of a target of clustrix.yml; what elements get there is not the cluster's to know."""
-    own = {key: value for key, value in target.options.items() if key not in RESOURCES}
+    own = {key: value for key, value in target.options.items() if key not in _OURS}
     try:
         return open_cluster(target.type, own)
     except ClusterError as error:

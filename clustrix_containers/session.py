@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,19 @@ if TYPE_CHECKING:
 MARK_GRACE = 5.0
 """Seconds to wait for the mark of an element that its cluster says has ended."""
 
+MOST_LOSSES = 3
+"""How often an element runs again that was lost through no fault of its own."""
+
+PATIENCE = 900.0
+"""Seconds for which a target may be out of reach before the waiting ends."""
+
 
 class Session:
     """One run and its jobs: asks the cluster what they do, and settles them.
 
     ``main`` gives the script that the run's types belong to; ``trust`` allows unpickling;
-    ``done`` is called when every job is settled.
+    ``done`` is called when every job is settled; ``again`` submits elements once more, under an
+    attempt's number, and gives their ids.
     """
 
     def __init__(
@@ -39,8 +46,12 @@ class Session:
         main: Callable[[], ModuleType],
         trust: bool,
         done: Callable[[], None],
+        again: Callable[[tuple[int, ...], int], Sequence[str]],
     ) -> None:
-        self._run, self._cluster, self._ids = run, cluster, ids
+        self._run, self._cluster, self._ids = run, cluster, list(ids)
+        self._attempts: dict[int, int] = {}
+        self._again = again
+        self._reached = time.monotonic()
         self._directory = directory
         self._main = main
         self._trust = trust
@@ -94,8 +105,14 @@ class Session:
         self._cluster.cancel([self._ids[element] for element in elements])
         self._ticker.wake()
 
+    def move(self, moved: Mapping[int, tuple[int, str]]) -> None:
+        """Take note of elements that run again: attempt and id of each."""
+        for element, (attempt, name) in moved.items():
+            self._attempts[element], self._ids[element] = attempt, name
+
     def watch(self) -> None:
         """Start watching in a daemon thread."""
+        self._cluster.subscribe(self._ticker.wake)
         threading.Thread(target=self._watch, name=f"clustrix-watch-{self.run}", daemon=True).start()
 
     def _watch(self) -> None:
@@ -127,15 +144,48 @@ class Session:
             return True
         by_id = {self._ids[element]: element for element in open_jobs}
         changed = False
+        lost: dict[int, list[Job]] = {}
         for identity, status in self._cluster.states(list(by_id)).items():
             job = open_jobs[by_id[identity]]
             changed |= status.state is not job.status.state
-            if status.state is not State.UNKNOWN:
-                job.observe(status)
-            if status.state.terminal:
+            if status.state is State.UNKNOWN:
+                self._give_up(status)
+                continue
+            self._reached = time.monotonic()
+            job.observe(status)
+            if not status.state.terminal:
+                continue
+            if self._is_lost(job, status):
+                lost.setdefault(self._attempts.get(job.element, 0) + 1, []).append(job)
+            else:
                 self._settle(job, status)
                 del open_jobs[job.element]
+        for attempt, jobs in lost.items():
+            self._run_again(jobs, attempt)
         return changed
+
+    def _give_up(self, status: Status) -> None:
+        if time.monotonic() - self._reached > PATIENCE:
+            raise Error(
+                f"the target {self._run.target} has been out of reach for {PATIENCE:g} s: {status.message}",
+                hint=f"The run goes on without this client: cxc result {self.run}",
+            )
+
+    def _is_lost(self, job: Job, status: Status) -> bool:
+        """Whether an element ended through no fault of its own, and left no outcome."""
+        if status.state is not State.FAILED or not status.cause.infrastructure:
+            return False
+        if self._attempts.get(job.element, 0) >= MOST_LOSSES:
+            return False
+        try:
+            return self._collect(job, status) is None
+        except Error:
+            return False
+
+    def _run_again(self, jobs: Sequence[Job], attempt: int) -> None:
+        elements = tuple(job.element for job in jobs)
+        ids = self._again(elements, attempt)
+        self.move({element: (attempt, name) for element, name in zip(elements, ids, strict=True)})
 
     def _settle(self, job: Job, status: Status) -> None:
         if status.state is State.CANCELLED:
@@ -158,8 +208,12 @@ class Session:
         from .results import directory
 
         end = time.monotonic() + (MARK_GRACE if status.state is State.SUCCEEDED else 0)
+        attempt = self._attempts.get(job.element, 0)
+        self._cluster.fetch(self._ids[job.element], self._directory)
         while True:
-            outcome = directory.collect(self._directory, job.element, 0, self._key(), run=self.run)
+            outcome = directory.collect(
+                self._directory, job.element, attempt, self._key(), run=self.run
+            )
             if outcome is not None or time.monotonic() > end:
                 return outcome
             time.sleep(0.1)

@@ -147,7 +147,7 @@ def main() -> int:
     code = _conclude(call, key, watch, report, started)
     watch.until_end()
     if call.recorded and os.path.exists(call.deliver_file):
-        code = _deliver(call, watch, code)
+        code = _deliver(call, key, watch, code)
     # Nothing here needs the interpreter's own long way out.
     sys.stderr.flush()
     os._exit(code)
@@ -348,7 +348,7 @@ def _conclude(
     return code
 
 
-def _deliver(call: Call, watch: Watch, code: int) -> int:
+def _deliver(call: Call, key: bytes, watch: Watch, code: int) -> int:
     """Send the outcome to where the client looks for it; the exit code."""
     import json
 
@@ -360,7 +360,8 @@ def _deliver(call: Call, watch: Watch, code: int) -> int:
     try:
         with open(call.deliver_file, encoding="utf-8") as file:
             config = json.load(file)
-        deliver.deliver(config, call.results, call.element, call.attempt, watch.told)
+        place = (call.results, call.element, call.attempt)
+        deliver.deliver(config, *place, watch.told, lambda mark: _mac(key, mark))
     except (OSError, ValueError, KeyError, deliver.Undelivered) as error:
         print("clustrix worker: the outcome is not delivered: %s" % error, file=sys.stderr)
         return code or EXIT_WORKER

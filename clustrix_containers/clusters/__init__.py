@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.jobs import Status, Task
+from clustrix_containers.jobs import Found, Status, Task
 
 GROUP = "clustrix_containers.clusters"
-_BUILT_IN = {"local": "clustrix_containers.clusters.local:LocalCluster"}
+_BUILT_IN = {
+    "local": "clustrix_containers.clusters.local:LocalCluster",
+    "kubernetes": "clustrix_containers.clusters.kubernetes:KubernetesCluster",
+}
 
 
 class Cluster(Protocol):
@@ -24,6 +28,11 @@ class Cluster(Protocol):
     @property
     def poll_interval(self) -> tuple[float, float]:
         """Seconds between two calls of ``states``: while things change, and while nothing does."""
+        ...
+
+    @property
+    def pulls(self) -> bool:
+        """Whether it pulls images from a registry; else it reads the image layout directory."""
         ...
 
     def check(self) -> Sequence[tuple[str, bool, str]]:
@@ -40,6 +49,22 @@ class Cluster(Protocol):
 
     def states(self, ids: Sequence[str]) -> Mapping[str, Status]:
         """How each element is. A query that fails gives ``UNKNOWN``."""
+        ...
+
+    def subscribe(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` when ``states`` may answer differently; one that is polled need not."""
+        ...
+
+    def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
+        """Bring an ended element's mark and result into ``results/`` of the run's ``directory``.
+
+        Nothing happens where they are there by themselves, or where there is no outcome.
+        ``ResultLost`` says why one that was there cannot be had.
+        """
+        ...
+
+    def find(self, run: str) -> Found | None:
+        """A run that this user's record does not know, if the cluster can tell all about it."""
         ...
 
     def logs(self, id: str, *, follow: bool = False) -> Iterator[bytes]:  # noqa: A002

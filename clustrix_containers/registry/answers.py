@@ -6,6 +6,7 @@ Status and error codes: https://github.com/opencontainers/distribution-spec ("Er
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,12 +99,26 @@ def _details(body: bytes) -> list[tuple[str, str]]:
     try:
         errors = json.loads(body)["errors"]
         return [
-            (_plain(item.get("code", "")), _plain(item.get("message") or ""))
+            (_plain(item.get("code", "")), _message(item))
             for item in errors[:5]
             if isinstance(item, dict)
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
+
+
+def _message(item: Mapping[str, Any]) -> str:
+    """What it says; of an error without a code of its own the cause stands in the detail alone."""
+    said = _plain(item.get("message") or "")
+    detail = item.get("detail") if item.get("code") == "UNKNOWN" else None
+    if isinstance(detail, Mapping):
+        # docker-registry: an operation of its storage, with the kernel's number for why not.
+        enclosed = detail.get("Enclosed")
+        number = enclosed.get("Err") if isinstance(enclosed, Mapping) else None
+        detail = os.strerror(number) if isinstance(number, int) else json.dumps(detail)
+    # The end of it: Go's errors say the cause last.
+    cause = _plain(str(detail)[-300:]) if detail else ""
+    return ": ".join(part for part in (said, cause) if part)
 
 
 def _plain(text: Any) -> str:

@@ -11,6 +11,7 @@ the service must be https too; over plain http only a service on the same machin
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import threading
@@ -71,6 +72,8 @@ def parse_challenges(header: str) -> list[Challenge]:
 class _Token:
     value: str = field(repr=False)
     expires: float
+    life: float = float("inf")
+    """Seconds that it was given for."""
 
 
 class Auth:
@@ -134,6 +137,24 @@ class Auth:
                 self._forget()
             return True
 
+    def lend(self, scope: str) -> tuple[str, float] | None:
+        """A new token for ``scope`` alone, and for how many seconds it is good.
+
+        None if the registry has asked for nothing. A RegistryError if all that it takes is the
+        user's own: a password, or a token that was not made for this.
+        """
+        with self._lock:
+            if self._challenge is None:
+                return None
+            credential = self._known()
+            if self._challenge.scheme == "basic" or (credential and credential.registry_token):
+                raise RegistryError(f"{self._host} gives no tokens for one repository")
+            begun = time.monotonic()
+            token = self._ask(self._challenge, [scope])
+            if credential is not None and _tells(token.value, credential):
+                raise RegistryError(f"the token that {self._host} gives is the user's own secret")
+            return token.value, token.life - (time.monotonic() - begun)
+
     def _known(self) -> Credential | None:
         if not self._looked_up:
             self._credential = self._lookup(self._host, self._repository)
@@ -148,11 +169,15 @@ class Auth:
         credential = self._known()
         if credential is not None and credential.registry_token:
             return _Token(credential.registry_token, float("inf"))
-        realm = challenge.parameters.get("realm", "")
-        self._check_realm(realm, credential)
         wanted = list(scopes)
         extra = self._extra.get(scopes, "")
         wanted += [scope for scope in extra.split() if not _covered(scope, wanted)]
+        return self._ask(challenge, wanted)
+
+    def _ask(self, challenge: Challenge, wanted: list[str]) -> _Token:
+        credential = self._known()
+        realm = challenge.parameters.get("realm", "")
+        self._check_realm(realm, credential)
         service = challenge.parameters.get("service", "")
         refresh = self._refresh_token or (credential.identity_token if credential else "")
         if refresh:
@@ -208,7 +233,8 @@ class Auth:
             ) from error
         if isinstance(reply.get("refresh_token"), str) and self._credential is not None:
             self._refresh_token = reply["refresh_token"]
-        return _Token(str(value), time.monotonic() + seconds - min(10.0, seconds / 4))
+        expires = time.monotonic() + seconds - min(10.0, seconds / 4)
+        return _Token(str(value), expires, seconds)
 
     def _check_realm(self, realm: str, credential: Credential | None) -> None:
         try:
@@ -257,6 +283,22 @@ def _basic(credential: Credential | None) -> str | None:
         return None
     pair = f"{credential.username}:{credential.password}".encode()
     return "Basic " + base64.b64encode(pair).decode()
+
+
+def _tells(token: str, credential: Credential) -> bool:
+    """Whether a token is, or encodes, the secret that it was given for: some services do that."""
+    secrets = [it.encode() for it in (credential.password, credential.identity_token) if it]
+    forms = [token.encode()]
+    with contextlib.suppress(ValueError):
+        forms.append(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    with contextlib.suppress(ValueError):
+        forms.append(base64.b64decode(token + "=" * (-len(token) % 4)))
+    # A short one may be in there by chance.
+    return any(
+        secret == form or (len(secret) >= 8 and secret in form)
+        for secret in secrets
+        for form in forms
+    )
 
 
 def _covered(scope: str, scopes: list[str]) -> bool:

@@ -33,7 +33,7 @@ from .presence import Presence
 from .protocol import digest_tag
 from .push import Push
 from .retry import Retry
-from .transport import Transport
+from .transport import Loan, Transport
 from .upload import Limits, Progress
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ class Remote:
     def name(self) -> str:
         """``registry/repository``."""
         return self.reference.name
+
+    def lend(self) -> Loan:
+        """What another machine needs to push here, and no more: see :meth:`Transport.lend`."""
+        return self._transport.lend()
 
     # Pushing
 
@@ -156,7 +160,7 @@ class Remote:
 
         ``platform`` chooses from an index; ``None`` is this machine's own.
         """
-        manifest = self._manifest(reference)
+        manifest = self.manifest(reference)
         name = f"{self.name} {reference}"
         digest = sha256(manifest)
         for _ in range(3):
@@ -164,7 +168,7 @@ class Remote:
                 break
             chosen = choose(manifest, platform or this_platform(), name)
             digest = chosen.digest
-            manifest = self._manifest(digest)
+            manifest = self.manifest(digest)
         else:
             raise RegistryError(f"{name} is an index of indexes of indexes")
         with self.open_blob(config_of(manifest, name)) as blob:
@@ -175,7 +179,8 @@ class Remote:
         self._presence.add(layer.digest for layer in image.layers)
         return image
 
-    def _manifest(self, reference: str) -> bytes:
+    def manifest(self, reference: str) -> bytes:
+        """The manifest under a tag or digest, verified if the registry or ``reference`` tell its digest."""
         wanted = reference.rpartition("@")[2] if "@" in reference else reference
         answer = self._ask("GET", "manifests", wanted, f"reading {self.name} {reference}")
         found = sha256(answer.body)
@@ -236,7 +241,7 @@ class Remote:
         if not reference.startswith("sha256:"):
             head = self._ask("HEAD", "manifests", reference, action)
             reference = head.headers.get("Docker-Content-Digest") or sha256(
-                self._manifest(reference)
+                self.manifest(reference)
             )
         self._transport.send(
             "DELETE",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -39,6 +41,19 @@ INSECURE = "CLUSTRIX_INSECURE_REGISTRIES"
 A variable of this user's, and not a key of clustrix.yml: that file comes with a project, and a
 project must not be able to have passwords sent in clear.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """``origin``: the registry's URL; ``authorities``: PEM, to trust beside the system's.
+
+    ``token``: good for pull and push of one repository for ``seconds``; empty if none is asked for.
+    """
+
+    origin: str
+    authorities: str
+    token: str = field(repr=False)
+    seconds: float
 
 
 class Transport:
@@ -91,6 +106,32 @@ class Transport:
         )
         twin._trust, twin._guessed = self._trust, self._guessed
         return twin
+
+    def lend(self) -> Loan:
+        """What another machine needs to push to this repository, and no more of this user's.
+
+        RegistryError if the registry refuses, or lends nothing less than the user's own secret.
+        """
+        if self._trust.client is not None:
+            raise RegistryError(f"{self.host} wants a certificate of this user's own")
+        scope = f"repository:{self.repository}:pull,push"
+        # An upload that is begun and dropped: only so do all registries say whom they let push.
+        answer = self.send(
+            "POST",
+            f"/v2/{self.repository}/blobs/uploads/",
+            action=f"pushing results to {self.repository}",
+            scopes=(scope,),
+            ok=(202,),
+        )
+        if where := answer.headers.get("Location"):
+            with contextlib.suppress(RegistryError):
+                url = self.resolve(where, answer.url)
+                self.send(
+                    "DELETE", url, action="", scopes=(scope,), ok=(204, 202, 404), retry=False
+                )
+        token, seconds = self._auth.lend(scope) or ("", float("inf"))
+        text = "".join(path.read_text("utf-8") for path in self._trust.authorities)
+        return Loan(self.origin, text, token, seconds)
 
     def send(
         self,

@@ -21,7 +21,10 @@ FIXTURES = {
     "docker": "docker_host",
     "apptainer": "apptainer_path",
     "machines": "machine_root",
+    "slurm": "slurm",
+    "ssh": "ssh_hosts",
     "kubernetes": "kubernetes",
+    "s3": "s3",
 }
 """The clusters by name, with the fixture that starts each."""
 

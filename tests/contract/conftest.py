@@ -59,7 +59,8 @@ def on(
         for name, value in target.variables(address).items():
             monkeypatch.setenv(name, value)
     config = home / "clustrix.yml"
-    config.write_text(f"default: {target.name}\ntargets:\n  {target.name}: {target.options}\n")
+    options = target.options if isinstance(target.options, str) else target.options(address)
+    config.write_text(f"default: {target.name}\ntargets:\n  {target.name}: {options}\n")
     monkeypatch.setenv("CLUSTRIX_CONFIG", str(config))
     yield target.name
     assert wait_until(lambda: not target.remains(address), 20), target.remains(address)

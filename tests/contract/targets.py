@@ -7,12 +7,15 @@ target cannot do is said here too, by a field that the test asks for.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
+from tests.clusters.kubernetes.access import SECRET, Access
 
 
 def nothing(_address: Any) -> Mapping[str, str]:
@@ -38,19 +41,37 @@ def containers(host: str) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Target:
-    """One target: ``options`` is YAML; the others take the value of the cluster's fixture.
+    """One target: ``options`` is YAML, or gives it; all take the value of the cluster's fixture.
 
     ``variables`` are those of the environment, ``remains`` what the cluster still has of a
     test's runs: it must come to nothing after each test.
     """
 
     name: str
-    options: str
+    options: str | Callable[[Any], str]
     cluster: str | None = None
     variables: Callable[[Any], Mapping[str, str]] = nothing
     remains: Callable[[Any], Sequence[str]] = no_remains
     sizes_shm: bool = True
     """Whether ``/dev/shm`` gets the size that was asked for."""
+
+
+NAMESPACE = "contract"
+
+
+def kubernetes_options(cluster: Access) -> str:
+    """The target's lines, in a namespace that is made when it is first asked for."""
+    if NAMESPACE not in cluster.namespaces():
+        cluster.make_namespace(NAMESPACE)
+    options = {
+        "type": "kubernetes",
+        "kubeconfig": str(cluster.kubeconfig),
+        "namespace": NAMESPACE,
+        "registry": f"{cluster.registry}/contract/runs",
+        "pull_secret": SECRET,
+        "ttl": "2m",
+    }
+    return json.dumps(options)
 
 
 TARGETS = {
@@ -70,6 +91,15 @@ TARGETS = {
             "{type: local, runtime: apptainer}",
             cluster="apptainer",
             variables=lambda path: {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"},
+            sizes_shm=False,
+        ),
+        Target(
+            "k8s",
+            kubernetes_options,
+            cluster="kubernetes",
+            variables=Access.variables,
+            remains=lambda cluster: cluster.pods(NAMESPACE),
+            # Since 1.22, where a node has the kernel for it.
             sizes_shm=False,
         ),
     )

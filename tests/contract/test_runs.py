@@ -257,10 +257,16 @@ print((peak() - before) // 1024)
 def test_runs_that_are_submitted_one_by_one_share_the_machine(on: str) -> None:
     room = len(os.sched_getaffinity(0))
     with cx.Executor(on, cpus=1) as executor:
+        # However slow it is to submit: while these run there is no room.
+        fill = [executor.submit(work.wait_for, 1000) for _ in range(room)]
+        for one in fill:
+            until(one.running)
         jobs = [executor.submit(work.started_and_ended, 0.2) for _ in range(10 * room)]
         states = {job.status.state for job in jobs}
+        for one in fill:
+            one.cancel()
         spans = [job.result(120) for job in jobs]
-    assert State.PENDING in states
+    assert states == {State.PENDING}
     moments = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
     at_once = list(itertools.accumulate(change for _, change in moments))
     assert max(at_once) <= room

@@ -615,6 +615,7 @@ def test_a_large_array_in_flat_memory(bench: Bench) -> None:
     assert {s.state for s in bench.cluster.states(ids).values()} == {State.SUCCEEDED}
     assert max(peaks) < 40 << 10
     assert max(peaks[len(peaks) // 2 :]) - min(peaks[len(peaks) // 4 : len(peaks) // 2]) < 2 << 10
-    before = time.perf_counter()
+    # Of this thread's own work: the machine may be busy with other things.
+    before = time.thread_time()
     bench.cluster.states(ids)
-    assert time.perf_counter() - before < 0.1
+    assert time.thread_time() - before < 0.1

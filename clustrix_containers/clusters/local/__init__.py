@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clustrix_containers import shell
@@ -59,6 +59,7 @@ class LocalCluster:
         self._readers: dict[Path, journal.Reader] = {}
 
     poll_interval = (0.01, 0.25)
+    pulls = False
 
     def check(self) -> Sequence[tuple[str, bool, str]]:
         """The runtimes; one that is not there is all right as long as the chosen one is."""
@@ -126,6 +127,16 @@ class LocalCluster:
                 self._refresh(reader)
             out[name] = self._status(reader, element)
         return out
+
+    def subscribe(self, wake: Callable[[], None]) -> None:
+        """Asking costs next to nothing here."""
+
+    def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
+        """They are there: the directory is mounted."""
+
+    def find(self, run: str) -> None:  # noqa: ARG002
+        """Nothing is kept but in the user's own directories."""
+        return
 
     def logs(self, id: str, *, follow: bool = False) -> Iterator[bytes]:  # noqa: A002
         """What the element has printed, as pieces of at most 64 KiB."""

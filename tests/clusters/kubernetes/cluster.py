@@ -69,8 +69,8 @@ class Kubernetes:
         return {
             **self.access.env(),
             "CLUSTRIX_TEST_KUBECTL": str(built.place() / "kubectl"),
-            # What pushes images to the registry needs: the password, and whom to trust.
-            "REGISTRY_AUTH_FILE": str(self.directory / "auth.json"),
+            **self.access.variables(),
+            # A person's shell asks others, too.
             "SSL_CERT_FILE": str(self.directory / "authorities.pem"),
         }
 
@@ -103,9 +103,12 @@ class Kubernetes:
     @property
     def access(self) -> Access:
         """What the tests of something else need of it."""
-        kubeconfig = self.configuration.kubeconfig("admin")
         it = self.registry
-        return Access(kubeconfig, it.address, it.username, it.password, it.ca_file)
+        return Access(
+            self.configuration.kubeconfig("admin"),
+            *(it.address, it.username, it.password, it.ca_file),
+            self.directory / "auth.json",
+        )
 
     @property
     def network(self) -> Network:

@@ -54,9 +54,13 @@ class Network:
         """What the machines see as ``/etc/hosts``."""
         return self.directory / "hosts"
 
+    def running(self) -> bool:
+        """Whether it is there; what was started with a process is so for a moment after its end."""
+        return self._daemon.running()
+
     def up(self) -> None:
         """Make it; fine if it is there already."""
-        if self._daemon.running():
+        if self.running():
             return
         self.down()
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -145,8 +146,9 @@ def test_a_paused_machine_can_be_switched_off(pair: tuple[Machine, Machine]) -> 
 def remains(directory: Path) -> str:
     """What mentions the directory or its machines: mounts, processes, interfaces, groups."""
     mounts = Path("/proc/self/mountinfo").read_text()
+    own = sha256(os.fsencode(directory / "left")).hexdigest()[:12]
     groups = subprocess.run(
-        ["find", "/sys/fs/cgroup", "-name", "cx-left-*"],
+        ["find", "/sys/fs/cgroup", "-name", f"cx-left-{own}"],
         check=False,
         capture_output=True,
         text=True,
@@ -189,7 +191,7 @@ def test_what_a_killed_test_run_leaves_goes_with_the_next_up(
         assert host == network.host, process.wait(30)
         assert machine.running()
         process.send_signal(signal.SIGKILL)
-    assert wait_until(lambda: not machine.running(), 30)
+    assert wait_until(lambda: not machine.running() and not network.running(), 30)
     network.up()
     machine.up()
     assert machine.run("hostname").stdout == "left\n"

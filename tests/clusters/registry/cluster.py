@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,7 +15,9 @@ from pathlib import Path
 
 from tests.clusters.certificates import Authority, Pair
 from tests.clusters.daemon import Daemon, StartError
-from tests.clusters.registry.token_server import ISSUER, PASSWORD, SERVICE, USER
+from tests.clusters.ports import bind
+from tests.clusters.registry.storage import SmallDisk, on_small_disk
+from tests.clusters.registry.token_server import ISSUER, LIFE, PASSWORD, SERVICE, USER
 
 _ROOT = Path(__file__).parents[3]
 
@@ -42,12 +46,14 @@ class Registries:
     """The three registries, with all they have in ``directory``.
 
     They listen on ``host``, an address of this machine. ``with_parent`` ends them when whoever
-    started them ends.
+    started them ends. With ``disk`` each has so many MiB to store in, in memory, and is empty
+    after each start.
     """
 
     directory: Path
     with_parent: bool = False
     host: str = "127.0.0.1"
+    disk: int = 0
 
     @property
     def open(self) -> Service:
@@ -83,7 +89,49 @@ class Registries:
         self._configure("tls", self._password_file(), self._tls())
         self._configure("token", self._bearer(realm), {})
         for name in ("open", "tls", "token"):
-            self._start(self._registry(name))
+            daemon = self._registry(name)
+            if daemon.pid and not daemon.running():
+                # Killed with its starter: another may have its port by now.
+                self._known(name).unlink(missing_ok=True)
+            self.start(name)
+
+    def start(self, name: str) -> None:
+        """Start one that :meth:`stop` ended: on its port, with what it had stored."""
+        tries = 5
+        while not self._started(name) and (tries := tries - 1):
+            self._set_port(name)
+        if not tries:
+            raise StartError(f"no port for the registry {name!r}: five in a row were taken")
+
+    def stop(self, name: str, *, kill: bool = False) -> None:
+        """End one of them, ``kill`` as a power cut would; its port refuses connections then."""
+        daemon = self._registry(name)
+        if kill and daemon.running():
+            os.kill(daemon.pid, signal.SIGKILL)
+        daemon.stop()
+
+    def expire_tokens(self, seconds: int | None) -> None:
+        """What is granted from now on ends after so many seconds, though its holder is told more.
+
+        None: it is as valid as it is said to be.
+        """
+        life = self._token_server.directory / LIFE
+        if seconds is None:
+            life.unlink(missing_ok=True)
+            return
+        new = life.with_name("life.new")
+        new.write_text(str(seconds))
+        new.rename(life)
+
+    def storage(self, name: str) -> SmallDisk:
+        """The disk of one of them, to fill and to protect: only with ``disk``."""
+        assert self.disk, "only what has a small disk can be filled"
+        return SmallDisk(self._registry(name).pid, self._data(name))
+
+    def stored(self, name: str) -> Path:
+        """Where one of them has its ``blobs`` and ``repositories`` on its disk."""
+        seen = f"/proc/{self._registry(name).pid}/root" if self.disk else ""
+        return Path(f"{seen}{self._data(name)}/docker/registry/v2")
 
     def env(self) -> Mapping[str, str]:
         return {
@@ -128,8 +176,20 @@ class Registries:
         )
 
     def _registry(self, name: str) -> Daemon:
-        config = self.directory / name / "config.json"
-        return self._daemon("docker-registry", ("docker-registry", "serve", str(config)), {}, name)
+        command: tuple[str, ...] = ("docker-registry", "serve", str(self._config(name)))
+        if self.disk:
+            command = on_small_disk(self.disk, self._data(name), command)
+        return self._daemon("docker-registry", command, {}, name)
+
+    def _known(self, name: str) -> Path:
+        """Exists once somebody may know its port."""
+        return self.directory / name / "port-is-known"
+
+    def _config(self, name: str) -> Path:
+        return self.directory / name / "config.json"
+
+    def _data(self, name: str) -> Path:
+        return self.directory / name / "data"
 
     def _daemon(
         self,
@@ -149,6 +209,18 @@ class Registries:
             with_parent=self.with_parent,
         )
 
+    def _started(self, name: str) -> bool:
+        """Whether it runs now; False: another has the port that nobody knows of yet."""
+        known = self._known(name)
+        try:
+            self._start(self._registry(name))
+        except StartError as error:
+            if known.exists() or "address already in use" not in str(error):
+                raise
+            return False
+        known.touch()
+        return True
+
     @staticmethod
     def _start(daemon: Daemon) -> None:
         if not daemon.running():
@@ -162,21 +234,33 @@ class Registries:
         return address
 
     def _configure(self, name: str, auth: dict[str, object], http: dict[str, object]) -> None:
-        own = self.directory / name
-        own.mkdir(parents=True, exist_ok=True)
+        path = self._config(name)
+        if path.exists():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.disk:
+            self._data(name).mkdir()
         config = {
             "version": "0.1",
             "log": {"level": "info"},
             "storage": {
-                "filesystem": {"rootdirectory": str(own / "data")},
+                "filesystem": {"rootdirectory": str(self._data(name))},
                 "delete": {"enabled": True},
                 "maintenance": {"uploadpurging": {"enabled": False}},
             },
-            "http": {"addr": f"{self.host}:0", "secret": "of-this-test-run", **http},
+            "http": {"secret": "of-this-test-run", **http},
             **({"auth": auth} if auth else {}),
         }
         # JSON is YAML, and needs no quoting rules of its own for strange paths.
-        (own / "config.json").write_text(json.dumps(config))
+        path.write_text(json.dumps(config))
+        self._set_port(name)
+
+    def _set_port(self, name: str) -> None:
+        """Choose a port that stays its own over restarts."""
+        config = json.loads(self._config(name).read_text())
+        with bind(self.host) as free:
+            config["http"]["addr"] = f"{self.host}:{free.getsockname()[1]}"
+        self._config(name).write_text(json.dumps(config))
 
     def _tls(self) -> dict[str, object]:
         pair = self._pair("server")

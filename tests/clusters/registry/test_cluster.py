@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.daemon import StartError
+from tests.clusters.ports import bind
 from tests.clusters.registry.cluster import Registries
 
 pytestmark = pytest.mark.registry
@@ -54,3 +55,19 @@ def test_a_missing_program_is_named_with_its_package(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StartError, match="apt-get install docker-registry"):
         Registries(tmp_path / "state").up()
+
+
+def test_a_port_that_another_took_is_given_up_unless_somebody_knows_it(tmp_path: Path) -> None:
+    registries = Registries(tmp_path / "state", with_parent=True)
+    try:
+        registries.up()
+        address = registries.open.address
+        registries.stop("open")
+        with bind("127.0.0.1", int(address.rpartition(":")[2])):
+            with pytest.raises(StartError, match="address already in use"):
+                registries.start("open")
+            (registries.directory / "open" / "port-is-known").unlink()
+            registries.start("open")
+            assert registries.open.address != address
+    finally:
+        registries.down()

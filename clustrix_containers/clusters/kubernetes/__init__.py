@@ -1,0 +1,249 @@
+"""The Kubernetes target: a run is a Job, or an Indexed Job, of its image's digest.
+
+Nothing of ours is installed in the cluster. The Job's name is the run's, so that submitting
+again finds it; the run's key is a Secret that the Job owns. Ids read
+``NAMESPACE/RUN/ATTEMPT.ELEMENT``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clustrix_containers.errors import ClusterError
+from clustrix_containers.jobs import Cause, Found, State, Status, Task
+
+from .api import Api, connect
+from .settings import Settings, results_option, seconds
+from .verdict import PodView, judge
+from .watch import Watcher, watcher
+
+_ID = re.compile(r"([^/]+)/([^/]+)/(\d+)\.(\d+)")
+
+
+class KubernetesCluster:
+    """Runs tasks as Jobs in a namespace.
+
+    ``kubeconfig``, ``context``, ``namespace``: as kubectl takes them. ``pull_secret``: the
+    name of the Secret that images are pulled with. ``results``: where results go that do not fit into a
+    termination message. ``hold``: how long a pod keeps a result for the client. ``ttl``: how long a
+    finished Job is kept. ``deadline``: of a whole Job. ``pull_grace``: for how long an image may
+    fail to be pulled. ``pod_template``: merged over ours, strategically. ``user``: the uid, or
+    ``any`` where the cluster chooses. ``queue``: Kueue's.
+    """
+
+    def __init__(
+        self,
+        *,
+        kubeconfig: str | Path | None = None,
+        context: str | None = None,
+        namespace: str | None = None,
+        pull_secret: str | None = None,
+        results: str | Mapping[str, Any] = "auto",
+        hold: str | float = 3600,
+        ttl: str | float = 3 * 86400,
+        deadline: str | float | None = None,
+        pull_grace: str | float = 60,
+        grace: float = 5.0,
+        queue: str | None = None,
+        service_account: str | None = None,
+        priority_class: str | None = None,
+        node_selector: Mapping[str, str] | None = None,
+        tolerations: Sequence[Mapping[str, Any]] = (),
+        affinity: Mapping[str, Any] | None = None,
+        pod_template: Mapping[str, Any] | None = None,
+        gpu_resource: str = "nvidia.com/gpu",
+        user: int | str = 65532,
+    ) -> None:
+        if not (isinstance(user, int) and user > 0) and user != "any":
+            raise ClusterError(
+                f"user is {user!r}", hint="It is a uid above 0, or any.", option="user"
+            )
+        self._kubeconfig = Path(kubeconfig) if kubeconfig is not None else None
+        self._context, self._namespace = context, namespace
+        self._settings = Settings(
+            namespace="",
+            pull_secret=pull_secret,
+            queue=queue,
+            service_account=service_account,
+            priority_class=priority_class,
+            node_selector=node_selector or {},
+            tolerations=tolerations,
+            affinity=affinity or {},
+            overlay=pod_template or {},
+            gpu=gpu_resource,
+            user=user if isinstance(user, int) else None,
+            ttl=int(seconds(ttl, "ttl")),
+            deadline=None if deadline is None else int(seconds(deadline, "deadline")),
+            hold=int(seconds(hold, "hold")),
+            pull_grace=seconds(pull_grace, "pull_grace"),
+            grace=grace,
+            results=results_option(results),
+        )
+        self._gone: dict[str, float] = {}
+
+    poll_interval = (0.5, 10.0)
+    pulls = True
+
+    @property
+    def settings(self) -> Settings:
+        from dataclasses import replace
+
+        return replace(self._settings, namespace=self._api.namespace)
+
+    @property
+    def _api(self) -> Api:
+        return connect(self._kubeconfig, self._context, self._namespace)
+
+    @property
+    def _watcher(self) -> Watcher:
+        api = self._api
+        return watcher(api, api.namespace)
+
+    def check(self) -> Sequence[tuple[str, bool, str]]:
+        """Reachability, version, permissions, pull secret, quota, and the server's opinion of a Job."""
+        from .doctor import findings
+
+        return findings(self)
+
+    def describe(self, count: int) -> str:
+        """How an array of ``count`` elements runs there, and where its results go."""
+        from . import stores
+
+        return f"{self._api.server.describe(count)}. {stores.describe(self._settings)}"
+
+    def manifests(self, task: Task) -> list[dict[str, Any]]:
+        """The objects that :meth:`submit` would make, without what is secret."""
+        from .submit import plan
+
+        return plan(self._api, self.settings, task)
+
+    def submit(self, task: Task) -> Sequence[str]:
+        """Make the Job and its Secret; what is there already is taken as it is."""
+        from .submit import submit
+
+        submit(self._api, self.settings, task)
+        prefix = f"{self._api.namespace}/{task.run}/{task.attempt}"
+        return [f"{prefix}.{element}" for element in task.elements]
+
+    def subscribe(self, wake: Callable[[], None]) -> None:
+        self._watcher.subscribe(wake)
+
+    def states(self, ids: Sequence[str]) -> Mapping[str, Status]:
+        """Asks nobody: the watch knows. UNKNOWN if it has heard nothing for long."""
+        watching = self._watcher
+        try:
+            watching.look()
+        except ClusterError as error:
+            return dict.fromkeys(ids, Status(State.UNKNOWN, message=error.message))
+        found, unsure = self._judge(ids, watching)
+        try:
+            for run in {_parse(name)[0] for name in unsure}:
+                watching.refresh(run)
+        except ClusterError:
+            return {**found, **dict.fromkeys(unsure, Status(State.UNKNOWN))}
+        return {**found, **self._judge(unsure, watching)[0]}
+
+    def _judge(
+        self, ids: Sequence[str], watching: Watcher
+    ) -> tuple[dict[str, Status], Sequence[str]]:
+        """The states, and which of them rest on the Job's word, with no pod that bears it out."""
+        pods: dict[tuple[str, int], dict[int, list[PodView]]] = {}
+        found: dict[str, Status] = {}
+        unsure = []
+        for name in ids:
+            run, attempt, element = _parse(name)
+            if (run, attempt) not in pods:
+                pods[run, attempt] = watching.pods(run, attempt)
+            own = pods[run, attempt].get(element, ())
+            job = watching.job(run, attempt, element)
+            status = judge(job, own, element, pull_grace=self._settings.pull_grace)
+            found[name] = self._deleted(name) if status is None else status
+            if found[name].state.terminal and not any(pod.ended or pod.ready for pod in own):
+                unsure.append(name)
+        return found, unsure
+
+    def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
+        """Bring an element's mark and result into ``directory``, from wherever they are."""
+        from clustrix_containers.results import inline
+
+        from . import stores, take
+
+        run, attempt, element = _parse(id)
+        api, key = self._api, (directory / "key").read_bytes()
+        pods = self._pods(run, attempt, element)
+        if not any(pod.ended or pod.ready for pod in pods):
+            self._watcher.refresh(run)
+            pods = self._pods(run, attempt, element)
+        image = ""
+        for pod in pods:
+            image = pod.image
+            said = take.said_by(pod, run)
+            if isinstance(said, inline.Inline):
+                inline.put(directory, element, attempt, said.mark, said.result, key=key, run=run)
+                return
+            if said is not None:
+                stores.fetch(self._settings, image, run, said, element, attempt, directory, key)
+                return
+            if pod.ready and not pod.ended:
+                take.from_pod(api, api.namespace, pod, directory, run=run, key=key)
+                return
+        # No pod tells of it any more; a store keeps it all the same.
+        stores.fetch(self._settings, image, run, None, element, attempt, directory, key)
+
+    def logs(self, id: str, *, follow: bool = False) -> Iterator[bytes]:  # noqa: A002
+        from . import logs
+
+        run, attempt, element = _parse(id)
+
+        def find() -> tuple[PodView | None, bool]:
+            status = self.states([id])[id]
+            pods = self._pods(run, attempt, element)
+            return (pods[0] if pods else None), status.state.terminal
+
+        return logs.follow(self._api, self._api.namespace, find, wait=follow)
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        from .submit import cancel
+
+        wanted: dict[tuple[str, int], set[int]] = {}
+        for name in ids:
+            run, attempt, element = _parse(name)
+            wanted.setdefault((run, attempt), set()).add(element)
+        for (run, attempt), elements in wanted.items():
+            cancel(self._api, self._api.namespace, run, attempt, elements)
+
+    def find(self, run: str) -> Found | None:
+        """Everything that is needed to attach lies in the run's Jobs and its Secret."""
+        from .submit import find
+
+        return find(self._api, self._api.namespace, run)
+
+    def tidy(self, older_than: float) -> None:
+        """Nothing is kept there for speed."""
+
+    def _pods(self, run: str, attempt: int, element: int) -> list[PodView]:
+        """An element's pods, those that say how it ended first, then the newest."""
+        self._watcher.look()
+        pods = self._watcher.pods(run, attempt).get(element, [])
+        return sorted(
+            pods, key=lambda it: (it.exit_code == 0, it.ended, it.ready, it.created), reverse=True
+        )
+
+    def _deleted(self, name: str) -> Status:
+        """Neither Job nor pod is there: it was made a moment ago, or somebody has deleted it."""
+        import time
+
+        if time.monotonic() - self._gone.setdefault(name, time.monotonic()) < 10:
+            return Status(State.PENDING)
+        text = "its Job was deleted, and not by this client"
+        return Status(State.FAILED, Cause.DELETED, None, text)
+
+
+def _parse(name: str) -> tuple[str, int, int]:
+    match = _ID.fullmatch(name)
+    if match is None:
+        raise ClusterError(f"{name!r} is not the id of an element of a Kubernetes target")
+    return match[2], int(match[3]), int(match[4])

@@ -1,0 +1,100 @@
+"""An element's output, no line lost or twice, over whatever happens to the connection."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from clustrix_containers.errors import ClusterError
+
+from .api import Api, lines
+from .manifest import CONTAINER
+from .verdict import PodView
+
+
+def follow(
+    api: Api, namespace: str, find: Callable[[], tuple[PodView | None, bool]], *, wait: bool
+) -> Iterator[bytes]:
+    """The lines of the pod that ``find`` gives with whether the element is over.
+
+    With ``wait`` from its start to its end; else what there is now.
+    """
+    seen = _Seen()
+    pause = 0.05
+    while True:
+        pod, over = find()
+        if pod is not None and (pod.started or pod.ended):
+            ended = pod.ended
+            for line in _read(api, namespace, pod, seen, wait and not ended):
+                pause = 0.05
+                yield line
+            # Ended before this reading began: nothing more can come.
+            if not wait or ended or over:
+                return
+        elif over or not wait:
+            return
+        time.sleep(pause)
+        pause = min(pause * 1.5, 1.0)
+
+
+class _Seen:
+    """Where the reading has come to: a time, and how many lines of that very time."""
+
+    def __init__(self) -> None:
+        self.stamp = ""
+        self.count = 0
+        self._now: dict[str, int] = {}
+
+    def restart(self) -> None:
+        self._now = {}
+
+    def is_new(self, stamp: str) -> bool:
+        """Whether a line of this time has not been seen; they come in order."""
+        self._now = {stamp: self._now.get(stamp, 0) + 1}
+        number = self._now[stamp]
+        if (stamp, number) <= (self.stamp, self.count):
+            return False
+        self.stamp, self.count = stamp, number
+        return True
+
+
+def _read(api: Api, namespace: str, pod: PodView, seen: _Seen, stay: bool) -> Iterator[bytes]:
+    options = {"container": CONTAINER, "timestamps": True, "follow": stay}
+    if seen.stamp:
+        # Whole seconds, and the line itself once more: what was seen is dropped here.
+        options["since_seconds"] = _age(seen.stamp)
+    seen.restart()
+    try:
+        answer = api.call(
+            "read the log",
+            api.core.read_namespaced_pod_log,
+            pod.name,
+            namespace,
+            _preload_content=False,
+            _request_timeout=(10, 3600 if stay else 60),
+            final=(400, 404),
+            **options,
+        )
+        for line in lines(answer):
+            stamp, _, text = line.partition(b" ")
+            if seen.is_new(_comparable(stamp.decode("ascii", "replace"))):
+                yield text
+    except ClusterError:
+        raise
+    except Exception as error:
+        # Not there yet, there no more, or cut off: the caller looks again.
+        if getattr(error, "status", None) is None and not stay:
+            raise ClusterError(f"the log of {pod.name} cannot be read: {error}") from error
+
+
+def _comparable(stamp: str) -> str:
+    """Nanoseconds are written without trailing zeros: with them, text order is time order."""
+    whole, _, fraction = stamp.removesuffix("Z").partition(".")
+    return f"{whole}.{fraction.ljust(9, '0')}Z"
+
+
+def _age(stamp: str) -> int:
+    from datetime import datetime, timezone
+
+    then = datetime.fromisoformat(stamp[:19]).replace(tzinfo=timezone.utc)
+    return max(1, int((datetime.now(timezone.utc) - then).total_seconds()) + 5)

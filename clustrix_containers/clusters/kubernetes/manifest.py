@@ -1,0 +1,292 @@
+"""The Job and the Secret of a run, as plain objects of the Kubernetes API.
+
+https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clustrix_containers import contract
+from clustrix_containers.jobs import Resources, Task
+
+from .overlay import merge
+from .server import Server
+from .settings import Settings
+
+MANAGER = "clustrix-containers"
+LABEL_MANAGER = "app.kubernetes.io/managed-by"
+PREFIX = "io.clustrix-containers"
+LABEL_RUN = f"{PREFIX}/run"
+LABEL_ATTEMPT = f"{PREFIX}/attempt"
+LABEL_ELEMENT = f"{PREFIX}/element"
+LABEL_FUNCTION = f"{PREFIX}/function"
+LABEL_DIGEST = f"{PREFIX}/digest"
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+NOTE_IMAGE = f"{PREFIX}/image"
+NOTE_COUNT = f"{PREFIX}/count"
+NOTE_ARRAY = f"{PREFIX}/array"
+NOTE_COMMAND = f"{PREFIX}/command"
+CONTAINER = "main"
+HOLD_PORT = 8473
+MESSAGE_PATH = "/dev/termination-log"
+INDEX = "batch.kubernetes.io/job-completion-index"
+
+
+def selector(run: str | None = None) -> str:
+    """The label selector of our Jobs and pods, or of one run's."""
+    ours = f"{LABEL_MANAGER}={MANAGER}"
+    return ours if run is None else f"{ours},{LABEL_RUN}={run}"
+
+
+def secret_name(task: Task) -> str:
+    return task.run
+
+
+def job_name(task: Task, element: int | None) -> str:
+    """The name is the run's and the attempt's, so that the same Job is never made twice."""
+    name = f"{task.run}-{task.attempt}"
+    return name if element is None else f"{name}-{element}"
+
+
+def is_indexed(task: Task, server: Server) -> bool:
+    """Whether the task is one Indexed Job: an index is an element's number, from 0."""
+    return server.indexed and len(task.elements) > 1 and task.elements == range(len(task.elements))
+
+
+def secret(
+    task: Task, settings: Settings, deliver: Mapping[str, Any], key: bytes
+) -> dict[str, Any]:
+    """The run's key, and where results go. Nothing of it is in the Job."""
+    data = {"key": key, "deliver": json.dumps(deliver).encode()}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": secret_name(task),
+            "namespace": settings.namespace,
+            "labels": {LABEL_MANAGER: MANAGER, LABEL_RUN: task.run},
+        },
+        "type": "Opaque",
+        "data": {name: base64.b64encode(value).decode() for name, value in data.items()},
+    }
+
+
+def owner(job: Mapping[str, Any]) -> dict[str, Any]:
+    """An owner reference to a Job that exists: what it owns goes when it goes."""
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "name": job["metadata"]["name"],
+        "uid": job["metadata"]["uid"],
+    }
+
+
+def jobs(task: Task, settings: Settings, server: Server, *, held: bool) -> list[dict[str, Any]]:
+    """The Jobs of a task: one, or one per element where the server has no Indexed Jobs.
+
+    ``held`` says that a container may have to wait with its result for the client.
+    """
+    if is_indexed(task, server):
+        return [_job(task, settings, server, None, held)]
+    single = len(task.elements) == 1 and task.elements[0] == 0
+    return [
+        _job(task, settings, server, element, held, named=not single) for element in task.elements
+    ]
+
+
+def _job(
+    task: Task,
+    settings: Settings,
+    server: Server,
+    element: int | None,
+    held: bool,
+    named: bool = True,
+) -> dict[str, Any]:
+    labels = _labels(task, element)
+    spec: dict[str, Any] = {
+        "backoffLimit": task.retries,
+        "ttlSecondsAfterFinished": settings.ttl,
+        "template": _template(task, settings, element, labels, held),
+    }
+    if settings.deadline is not None:
+        spec["activeDeadlineSeconds"] = settings.deadline
+    if server.indexed:
+        # Resumed when its Secret is there; by Kueue, where a queue says when.
+        spec["suspend"] = True
+    if element is None:
+        count = len(task.elements)
+        spec |= {
+            "completionMode": "Indexed",
+            "completions": count,
+            "parallelism": min(count, task.max_parallel or count),
+            # One element that fails must not end the others.
+            "backoffLimit": task.retries * count if task.retries else count,
+        }
+        if server.limit_per_index:
+            spec |= {"backoffLimitPerIndex": task.retries, "maxFailedIndexes": count}
+            del spec["backoffLimit"]
+    if server.failure_policy:
+        spec["podFailurePolicy"] = _FAILURE_POLICY
+    metadata: dict[str, Any] = {
+        "name": job_name(task, element if named else None),
+        "namespace": settings.namespace,
+        "labels": {**labels, **({LABEL_QUEUE: settings.queue} if settings.queue else {})},
+        "annotations": {
+            NOTE_IMAGE: task.image,
+            NOTE_COUNT: str(len(task.elements)),
+            NOTE_ARRAY: str(int(task.array)),
+            NOTE_COMMAND: json.dumps(list(task.command)),
+        },
+    }
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+_FAILURE_POLICY = {
+    "rules": [
+        # Evicted, preempted, its node lost or drained: not the user's failure.
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    ]
+}
+
+
+def _labels(task: Task, element: int | None) -> dict[str, str]:
+    labels = {
+        LABEL_MANAGER: MANAGER,
+        LABEL_RUN: task.run,
+        LABEL_ATTEMPT: str(task.attempt),
+        LABEL_FUNCTION: label(task.name),
+        LABEL_DIGEST: task.image.rpartition("@sha256:")[2][:63],
+    }
+    return labels if element is None else {**labels, LABEL_ELEMENT: str(element)}
+
+
+def label(text: str) -> str:
+    """Any text as a label's value: at most 63 letters, digits, ``-``, ``_`` and ``.``."""
+    return re.sub(
+        r"[^A-Za-z0-9]+$|^[^A-Za-z0-9]+", "", re.sub(r"[^\w.-]+", "-", text, flags=re.A)[:63]
+    )
+
+
+def _template(
+    task: Task, settings: Settings, element: int | None, labels: Mapping[str, str], held: bool
+) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": math.ceil(settings.grace) + 5,
+        "securityContext": _pod_security(settings),
+        "containers": [_container(task, settings, element, held)],
+        "volumes": _volumes(task),
+    }
+    if task.resources.timeout is not None:
+        # The worker ends the function in time and says so; this is for a worker that cannot.
+        spare = 60 + math.ceil(settings.grace) + (settings.hold if held else 0)
+        spec["activeDeadlineSeconds"] = math.ceil(task.resources.timeout) + spare
+    chosen = {
+        "imagePullSecrets": [{"name": settings.pull_secret}] if settings.pull_secret else None,
+        "serviceAccountName": settings.service_account,
+        "priorityClassName": settings.priority_class,
+        "nodeSelector": dict(settings.node_selector),
+        "tolerations": list(settings.tolerations),
+        "affinity": dict(settings.affinity),
+    }
+    spec |= {name: value for name, value in chosen.items() if value}
+    template = {"metadata": {"labels": dict(labels)}, "spec": spec}
+    merged: dict[str, Any] = merge(template, settings.overlay)
+    return merged
+
+
+def _pod_security(settings: Settings) -> dict[str, Any]:
+    security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if settings.user is not None:
+        security |= {"runAsUser": settings.user, "runAsGroup": settings.user}
+    return security
+
+
+def _container(task: Task, settings: Settings, element: int | None, held: bool) -> dict[str, Any]:
+    mounts: Sequence[tuple[str, str, bool]] = (
+        ("run", contract.RUN, True),
+        ("results", contract.RESULTS, False),
+        ("tmp", "/tmp", False),  # noqa: S108
+        ("shm", "/dev/shm", False),  # noqa: S108
+    )
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": task.image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": _environment(task, settings, element),
+        "resources": _resources(task.resources, settings),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": MESSAGE_PATH,
+        "volumeMounts": [
+            {"name": name, "mountPath": path, **({"readOnly": True} if fixed else {})}
+            for name, path, fixed in mounts
+        ],
+    }
+    if held:
+        # The worker's port answers while a result waits: so the pod becomes Ready.
+        container["readinessProbe"] = {
+            "tcpSocket": {"port": HOLD_PORT},
+            "periodSeconds": 1,
+            "failureThreshold": 1000,
+        }
+    return container
+
+
+def _environment(task: Task, settings: Settings, element: int | None) -> list[dict[str, str]]:
+    resources = task.resources
+    values = {
+        **resources.env,
+        contract.ENV_RUN: task.run,
+        contract.ENV_ATTEMPT: str(task.attempt),
+        contract.ENV_CPUS: f"{resources.cpus:g}",
+        contract.ENV_GRACE: f"{settings.grace:g}",
+        "USER": "clustrix",
+    }
+    if element is not None:
+        values[contract.ENV_ELEMENT] = str(element)
+    if resources.timeout is not None:
+        values[contract.ENV_TIMEOUT] = f"{resources.timeout:g}"
+    # A value is text to Kubernetes but for $(NAME), which $$ escapes.
+    return [{"name": name, "value": value.replace("$", "$$")} for name, value in values.items()]
+
+
+def _resources(resources: Resources, settings: Settings) -> dict[str, Any]:
+    amounts = {"cpu": f"{math.ceil(resources.cpus * 1000)}m"}
+    if resources.memory is not None:
+        amounts["memory"] = quantity(resources.memory)
+    if resources.gpus:
+        amounts[settings.gpu] = str(resources.gpus)
+    return {"requests": amounts, "limits": dict(amounts)}
+
+
+def quantity(size: int) -> str:
+    """Bytes as Kubernetes writes them: ``150Mi`` where that is exact."""
+    for unit, factor in (("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)):
+        if size % factor == 0:
+            return f"{size // factor}{unit}"
+    return str(size)
+
+
+def _volumes(task: Task) -> list[dict[str, Any]]:
+    return [
+        # Whatever uid the cluster forces on the pod, it can read its own run's key.
+        {"name": "run", "secret": {"secretName": secret_name(task), "defaultMode": 0o444}},
+        {"name": "results", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {}},
+        {
+            "name": "shm",
+            "emptyDir": {"medium": "Memory", "sizeLimit": quantity(task.resources.shm)},
+        },
+    ]

@@ -1,0 +1,83 @@
+"""From a pod to the run's directory: the outcome of an element, however it was delivered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clustrix_containers import contract
+from clustrix_containers.errors import ClusterError, ResultLost
+from clustrix_containers.results import inline
+
+from .api import Api
+from .manifest import CONTAINER, NOTE_COMMAND
+from .verdict import PodView
+
+
+def said_by(pod: PodView, run: str) -> inline.Inline | inline.Stored | None:
+    """What a pod's termination message says of the outcome; ``None`` if it is not our worker's.
+
+    ``ResultLost`` if the worker could not deliver it.
+    """
+    if not (pod.message or "").startswith((contract.INLINE, contract.STORED, contract.FAILED)):
+        return None
+    said = inline.read(pod.message or "")
+    if isinstance(said, inline.Undelivered):
+        text = f"element {pod.element}: its result was not delivered: {said.reason}"
+        raise ResultLost(text, run=run, element=pod.element)
+    return said
+
+
+def from_pod(
+    api: Api, namespace: str, pod: PodView, directory: Path, *, run: str, key: bytes
+) -> None:
+    """Take the outcome that a pod holds through an exec stream, and tell it that it may end."""
+    from kubernetes.stream import stream
+
+    element, attempt = pod.element or 0, pod.attempt
+    full = api.call("read a pod", api.core.read_namespaced_pod, pod.name, namespace)
+    python = _interpreter(api, namespace, full)
+    command = [python, contract.GIVER, "give", contract.RESULTS, str(element), str(attempt)]
+    connection = stream(
+        api.core.connect_get_namespaced_pod_exec,
+        pod.name,
+        namespace,
+        container=CONTAINER,
+        command=command,
+        stdin=True,
+        stdout=True,
+        stderr=True,
+        tty=False,
+        binary=True,
+        _preload_content=False,
+    )
+    try:
+        inline.receive(_output(connection), directory, element, attempt, key=key, run=run)
+        connection.write_stdin(b"taken\n")
+        connection.run_forever(timeout=30)
+    finally:
+        connection.close()
+
+
+def _interpreter(api: Api, namespace: str, pod: Any) -> str:
+    """The image's Python: its Job notes the entry point."""
+    import json
+
+    name = (
+        pod.metadata.labels.get("job-name") or pod.metadata.labels["batch.kubernetes.io/job-name"]
+    )
+    job = api.plain(api.call("read a Job", api.batch.read_namespaced_job, name, namespace))
+    command = json.loads(job["metadata"].get("annotations", {}).get(NOTE_COMMAND) or "[]")
+    return str(command[0]) if command else f"{contract.VENV}/bin/python"
+
+
+def _output(connection: Any) -> Iterator[bytes]:
+    """What a command prints, in pieces. ClusterError with what it said if it fails."""
+    while connection.is_open():
+        connection.update(timeout=30)
+        if connection.peek_stdout():
+            yield connection.read_stdout()
+        elif connection.peek_stderr():
+            text = connection.read_stderr().decode("utf-8", "replace")
+            raise ClusterError(f"the result cannot be taken out of the pod: {text.strip()}")

@@ -1,0 +1,276 @@
+"""What Jobs and pods say about an element: compact views of them, and one Status."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clustrix_containers.jobs import Cause, State, Status
+
+from .manifest import CONTAINER, INDEX, LABEL_ATTEMPT, LABEL_ELEMENT, LABEL_RUN, NOTE_COUNT
+
+_IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+_CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+_LOST_REASONS = ("NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity")
+_REJECTED = ("OutOf", "UnexpectedAdmissionError", "Preempting")
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """One pod. Times are seconds since the epoch; ``element`` is ``None`` for none of ours.
+
+    ``message`` is the termination message of its container.
+    """
+
+    run: str
+    attempt: int
+    element: int | None
+    uid: str
+    name: str
+    node: str
+    phase: str
+    created: float
+    ready: bool = False
+    deleted: bool = False
+    started: bool = False
+    exit_code: int | None = None
+    signal: int | None = None
+    message: str | None = None
+    reason: str = ""
+    """Why its container, else the pod, ended or waits."""
+    detail: str = ""
+    pod_reason: str = ""
+    disruption: str = ""
+    memory: str = ""
+    """Its memory limit, as the API writes it."""
+    image: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in ("Succeeded", "Failed") or self.exit_code is not None
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """One Job; ``element`` is ``None`` for an Indexed Job of ``count`` elements."""
+
+    run: str
+    attempt: int
+    element: int | None
+    uid: str
+    name: str
+    count: int
+    indexed: bool
+    suspended: bool
+    condition: str = ""
+    """``Complete`` or ``Failed`` when it has ended."""
+    reason: str = ""
+    detail: str = ""
+    completed: str = ""
+    failed: str = ""
+    retries: int = 0
+    deleted: bool = False
+
+
+def view_pod(pod: Mapping[str, Any]) -> PodView:
+    """The view of a pod as the API gives it."""
+    metadata, status = pod["metadata"], pod.get("status", {})
+    labels = metadata.get("labels", {})
+    element = labels.get(LABEL_ELEMENT, labels.get(INDEX))
+    if element is None:
+        element = metadata.get("annotations", {}).get(INDEX)
+    conditions = {it["type"]: it for it in status.get("conditions", ())}
+    disruption = conditions.get("DisruptionTarget", {})
+    view = PodView(
+        run=labels.get(LABEL_RUN, ""),
+        attempt=int(labels.get(LABEL_ATTEMPT, "0")),
+        element=int(element) if element is not None else 0,
+        uid=metadata["uid"],
+        name=metadata["name"],
+        node=pod.get("spec", {}).get("nodeName", ""),
+        phase=status.get("phase", "Pending"),
+        created=seconds(metadata.get("creationTimestamp")),
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        deleted="deletionTimestamp" in metadata,
+        pod_reason=status.get("reason", ""),
+        detail=status.get("message", ""),
+        disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
+        memory=_container(pod).get("resources", {}).get("limits", {}).get("memory", ""),
+        image=_container(pod).get("image", ""),
+    )
+    containers = [it for it in status.get("containerStatuses", ()) if it["name"] == CONTAINER]
+    if containers:
+        return _with_container(view, containers[0].get("state", {}))
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return replace(view, reason="Unschedulable", detail=scheduled.get("message", ""))
+    return view
+
+
+def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = [it for it in pod.get("spec", {}).get("containers", ()) if it["name"] == CONTAINER]
+    return found[0] if found else {}
+
+
+def _with_container(view: PodView, state: Mapping[str, Any]) -> PodView:
+    if ended := state.get("terminated"):
+        return replace(
+            view,
+            started=True,
+            exit_code=ended["exitCode"],
+            signal=ended.get("signal"),
+            reason=ended.get("reason", ""),
+            message=ended.get("message"),
+        )
+    if waiting := state.get("waiting"):
+        detail = waiting.get("message", "") or view.detail
+        return replace(view, reason=waiting.get("reason", ""), detail=detail)
+    return replace(view, started="running" in state)
+
+
+def view_job(job: Mapping[str, Any]) -> JobView:
+    """The view of a Job as the API gives it."""
+    metadata, spec, status = job["metadata"], job["spec"], job.get("status", {})
+    labels = metadata.get("labels", {})
+    element = labels.get(LABEL_ELEMENT)
+    final: Mapping[str, str] = next(
+        (
+            it
+            for it in status.get("conditions", ())
+            if it["type"] in ("Complete", "Failed") and it["status"] == "True"
+        ),
+        {},
+    )
+    indexed = spec.get("completionMode") == "Indexed"
+    return JobView(
+        run=labels.get(LABEL_RUN, ""),
+        attempt=int(labels.get(LABEL_ATTEMPT, "0")),
+        element=int(element) if element is not None else (None if indexed else 0),
+        uid=metadata["uid"],
+        name=metadata["name"],
+        count=int(metadata.get("annotations", {}).get(NOTE_COUNT, "1")),
+        indexed=indexed,
+        suspended=bool(spec.get("suspend")),
+        condition=final.get("type", ""),
+        reason=final.get("reason", ""),
+        detail=final.get("message", ""),
+        completed=status.get("completedIndexes", ""),
+        failed=status.get("failedIndexes", ""),
+        retries=int(
+            spec.get("backoffLimitPerIndex", 0 if indexed else spec.get("backoffLimit", 0))
+        ),
+        deleted="deletionTimestamp" in metadata,
+    )
+
+
+def within(indexes: str, index: int) -> bool:
+    """Whether an index is in ``"1,3-5,7"``, as a Job's status writes them."""
+    for part in filter(None, indexes.split(",")):
+        first, _, last = part.partition("-")
+        if int(first) <= index <= int(last or first):
+            return True
+    return False
+
+
+def judge(
+    job: JobView | None, pods: Sequence[PodView], element: int, *, pull_grace: float
+) -> Status | None:
+    """How an element is; ``None`` if nothing is known of it: no Job, no pod."""
+    for pod in pods:
+        if pod.exit_code == 0 or (pod.phase == "Succeeded" and pod.exit_code is None):
+            return Status(State.SUCCEEDED, exit_code=0)
+        if pod.ready and not pod.deleted:
+            return Status(State.SUCCEEDED, message="its result waits in the pod")
+    newest = max(pods, key=lambda pod: (not pod.deleted, pod.created, pod.uid), default=None)
+    if job is not None and within(job.completed, element):
+        return Status(State.SUCCEEDED, exit_code=0)
+    if newest is None:
+        return _without_pod(job, element)
+    if newest.ended:
+        return _ended(job, newest, element, len([pod for pod in pods if pod.ended]))
+    if newest.started:
+        return Status(State.RUNNING, message=f"on the node {newest.node}")
+    if job is not None and job.condition == "Failed":
+        return _job_failed(job)
+    return _waiting(newest, pull_grace)
+
+
+def _without_pod(job: JobView | None, element: int) -> Status | None:
+    if job is None:
+        return None
+    if job.condition == "Complete":
+        return Status(State.SUCCEEDED, exit_code=0)
+    if job.condition == "Failed" or within(job.failed, element):
+        return _job_failed(job)
+    return Status(State.PENDING, message="suspended" if job.suspended else "")
+
+
+def _job_failed(job: JobView) -> Status:
+    cause = Cause.TIME_LIMIT if job.reason == "DeadlineExceeded" else Cause.DIED
+    text = f"the Job {job.name} failed: {job.reason}: {job.detail}".rstrip(": ")
+    return Status(State.FAILED, cause, None, text)
+
+
+def _ended(job: JobView | None, pod: PodView, element: int, ended: int) -> Status:
+    status = _why(pod)
+    if job is None or job.deleted:
+        return status
+    if job.condition == "Failed" or within(job.failed, element):
+        return status
+    if status.cause.infrastructure or pod.deleted:
+        # The Job's controller makes another pod; if it does not, the Job fails.
+        return Status(State.PENDING, message=f"{status.message}; it runs again")
+    if ended <= job.retries:
+        return Status(State.PENDING, message=f"{status.message}; it is tried again")
+    return status
+
+
+def _why(pod: PodView) -> Status:
+    """Why a pod did not succeed, in one sentence."""
+    cause, text = Cause.DIED, ""
+    if pod.reason == "OOMKilled":
+        text = f"used more memory than its limit of {pod.memory} and was ended (OOMKilled)"
+        cause = Cause.MEMORY_LIMIT
+    elif pod.pod_reason == "DeadlineExceeded":
+        cause, text = Cause.TIME_LIMIT, f"its pod was ended at its deadline: {pod.detail}"
+    elif pod.disruption == "PreemptionByScheduler" or pod.pod_reason == "Preempting":
+        cause, text = Cause.PREEMPTED, "was preempted by a pod of higher priority"
+    elif pod.disruption in ("DeletionByTaintManager", "DeletionByPodGC"):
+        cause, text = Cause.NODE_LOST, f"its node {pod.node} was lost"
+    elif pod.pod_reason == "Evicted" or pod.disruption:
+        cause, text = Cause.EVICTED, f"was evicted from the node {pod.node}: {pod.detail}"
+    elif pod.pod_reason in _LOST_REASONS:
+        cause, text = Cause.NODE_LOST, f"its node {pod.node} was lost: {pod.pod_reason}"
+    elif pod.pod_reason.startswith(_REJECTED):
+        cause, text = Cause.EVICTED, f"the node {pod.node} refused it: {pod.detail}"
+    elif pod.exit_code is not None:
+        how = f"signal {pod.exit_code - 128}" if pod.exit_code > 128 else f"code {pod.exit_code}"
+        text = f"its container ended with {how}"
+        if pod.reason not in ("", "Error", "Completed"):
+            text += f" ({pod.reason}{': ' + (pod.message or '') if pod.message else ''})"
+    else:
+        text = f"its pod failed: {pod.pod_reason} {pod.detail}".rstrip()
+    return Status(State.FAILED, cause, pod.exit_code, text.rstrip(": "))
+
+
+def _waiting(pod: PodView, pull_grace: float) -> Status:
+    if pod.reason == "Unschedulable":
+        return Status(State.PENDING, message=f"no node takes it yet: {pod.detail}")
+    if pod.reason in _IMAGE_REASONS + _CONFIG_REASONS:
+        what = "its image cannot be pulled" if pod.reason in _IMAGE_REASONS else "cannot start"
+        text = f"{what} ({pod.reason}): {pod.detail}"
+        if time.time() - pod.created > pull_grace:
+            return Status(State.FAILED, Cause.REFUSED, None, text)
+        return Status(State.PENDING, message=text)
+    return Status(State.PENDING, message=pod.reason)
+
+
+def seconds(stamp: str | None) -> float:
+    """Seconds since the epoch of a time as the API writes it (RFC 3339)."""
+    if not stamp:
+        return 0.0
+    from datetime import datetime
+
+    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()

@@ -1,0 +1,1 @@
+"""A real S3 endpoint: SeaweedFS, which enforces POST policies, signatures and their expiry."""

@@ -1,0 +1,1 @@
+"""Hosts without a scheduler, reached by SSH as sites let one reach theirs."""

@@ -1,0 +1,84 @@
+"""A bare worker that is told how its outcome leaves it, and the client's directory for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clustrix_containers import contract
+from clustrix_containers.results import directory, inline
+from clustrix_containers.results.outcome import Outcome, load
+from tests.bare_worker import KEY, RUN, WORKER, Bare, unpickle, write_code
+
+GIVER = WORKER.with_name("deliver.py")
+
+
+@dataclass
+class Delivering:
+    """``bare`` runs; what it says in its message is put into ``mine``, the client's directory."""
+
+    bare: Bare
+    mine: Path
+
+    @classmethod
+    def of(cls, root: Path, python: str, code: str) -> Delivering:
+        bare = Bare(root / "pod", python)
+        write_code(bare.root, {"m.py": code})
+        mine = root / "mine"
+        mine.mkdir()
+        return cls(bare, mine)
+
+    @property
+    def message_file(self) -> Path:
+        return self.bare.root / "termination log"
+
+    @property
+    def message(self) -> str:
+        return self.message_file.read_text("utf-8")
+
+    def told(self, store: dict[str, Any] | None, **more: Any) -> Delivering:
+        """Write ``run/deliver``."""
+        config = {"message": str(self.message_file), "limit": 4096, "store": store, **more}
+        (self.bare.root / "run/deliver").write_text(json.dumps(config))
+        return self
+
+    def said(self) -> inline.Inline | inline.Stored | inline.Undelivered:
+        assert len(self.message.encode()) <= contract.MESSAGE_LIMIT
+        return inline.read(self.message)
+
+    def put(self, element: int = 0, attempt: int = 0) -> None:
+        """What came inline, into the client's directory."""
+        said = self.said()
+        assert isinstance(said, inline.Inline), said
+        inline.put(self.mine, element, attempt, said.mark, said.result, key=KEY, run=RUN)
+
+    def outcome(self, element: int = 0, attempt: int = 0) -> Outcome:
+        found = directory.collect(self.mine, element, attempt, KEY, run=RUN)
+        assert found is not None
+        return found
+
+    def value(self, element: int = 0, attempt: int = 0) -> Any:
+        return load(self.outcome(element, attempt), unpickle=unpickle)
+
+    def give(self, element: int = 0, attempt: int = 0) -> subprocess.Popen[bytes]:
+        """The process that the client starts in the container to take the outcome."""
+        results = str(self.bare.root / "results")
+        return subprocess.Popen(
+            [self.bare.python, str(GIVER), "give", results, str(element), str(attempt)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def take(self, element: int = 0, attempt: int = 0) -> int:
+        """Receive it all, and say so; the exit code of the process in the container."""
+        with self.give(element, attempt) as process:
+            assert process.stdout is not None and process.stdin is not None
+            pieces = iter(lambda: process.stdout.read1(1 << 16) or None, None)  # type: ignore[union-attr]
+            inline.receive(pieces, self.mine, element, attempt, key=KEY, run=RUN)
+            process.stdin.write(b"taken\n")
+            process.stdin.close()
+            return process.wait(30)

@@ -1,0 +1,158 @@
+"""A large result streams: neither the worker nor the client holds more than a piece of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clustrix_containers.oci import Descriptor
+from clustrix_containers.results import directory, inline, registry
+from clustrix_containers.results import s3 as bucket
+from tests.bare_worker import KEY, RUN, WORKER, interpreters
+from tests.clusters.registry.cluster import Service
+from tests.clusters.s3.cluster import BUCKET, S3
+from tests.delivered import Delivering
+
+MIB = 1 << 20
+SIZES = [
+    pytest.param(256 * MIB, id="256 MiB"),
+    pytest.param(1024 * MIB, id="1 GiB", marks=pytest.mark.test_all),
+]
+PEAK = """
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM:"):
+        print("peak", int(line.split()[1]) >> 10)
+"""
+# What the worker's parent does, without the child that made the value.
+DELIVER = f"""
+import json, sys, time
+sys.path.insert(0, {str(WORKER.parent)!r})
+import deliver
+def told(seconds):
+    time.sleep(seconds)
+    return False
+deliver.deliver(json.load(open(sys.argv[1])), sys.argv[2], 0, 0, told, None)
+{PEAK}"""
+FETCH = f"""
+import sys
+from pathlib import Path
+from clustrix_containers.results import inline, registry, s3
+from clustrix_containers.results.directory import collect
+from tests.bare_worker import KEY, RUN
+message, mine = inline.read(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+if message.kind == "s3":
+    found = s3.fetch(s3.Options(*sys.argv[3:]), RUN, message, 0, 0, mine, key=KEY)
+else:
+    found = registry.fetch(sys.argv[3], RUN, message, 0, 0, mine, key=KEY)
+assert found
+print(collect(mine, 0, 0, KEY, run=RUN).mark.size)
+{PEAK}"""
+GIVE = """
+import runpy, sys
+sys.argv[0] = sys.argv[1]
+del sys.argv[1]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    sys.stdout = sys.stderr
+""" + PEAK.replace("for", "    for").replace("    if", "        if").replace(
+    "        print", "            print"
+)
+
+
+@pytest.fixture(params=[0, -1], ids=["oldest", "newest"])
+def python(request: pytest.FixtureRequest) -> str:
+    return interpreters()[request.param]
+
+
+@pytest.fixture(params=SIZES)
+def pod(request: pytest.FixtureRequest, tmp_path: Path, python: str) -> Iterator[Delivering]:
+    pod = Delivering.of(tmp_path, python, f"def f(): return bytearray({request.param})")
+    code, out, err = pod.bare.run()
+    assert (code, out, err) == (0, "", "")
+    yield pod
+    for path in [*tmp_path.rglob("*.result")]:
+        path.unlink()
+
+
+def peak(
+    python: str, program: str, *arguments: object, env: Mapping[str, str] | None = None
+) -> int:
+    """The largest resident size (MiB) of a Python process that ran ``program``."""
+    done = subprocess.run(
+        [python, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], **(env or {})},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split("peak ")[1])
+
+
+def sent(pod: Delivering, store: dict[str, Any]) -> int:
+    pod.told(json.loads(json.dumps(store)))
+    return peak(pod.bare.python, DELIVER, pod.bare.root / "run/deliver", pod.bare.root / "results")
+
+
+def fetched(pod: Delivering, *arguments: object, **env: str) -> int:
+    here = {"PYTHONPATH": str(Path.cwd()), "HOME": str(pod.mine), **env}
+    return peak(sys.executable, FETCH, pod.message_file, pod.mine, *arguments, env=here)
+
+
+def test_through_s3(pod: Delivering, s3_store: tuple[bucket.Options, dict[str, str]]) -> None:
+    options, keys = s3_store
+    assert sent(pod, bucket.presign(options, RUN, seconds=600)) < 50
+    assert options.endpoint is not None
+    arguments = (options.bucket, options.prefix, options.endpoint, str(options.region))
+    assert fetched(pod, *arguments, **keys) < 150
+
+
+@pytest.fixture
+def s3_store(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[tuple[bucket.Options, dict[str, str]]]:
+    keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    options = bucket.Options(BUCKET, f"large/{request.node.name}", s3.endpoint, "us-east-1")
+    yield options, keys
+    client: Any = s3.client()
+    prefix = options.keys(RUN)
+    for it in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ()):
+        client.delete_object(Bucket=BUCKET, Key=it["Key"])
+    client.close()
+
+
+def test_through_a_registry(pod: Delivering, registry_open: Service) -> None:
+    where = f"{registry_open.address}/large/runs"
+    subject = Descriptor("a/b", "sha256:" + "0" * 64, 1)
+    assert sent(pod, registry.open_store(where, RUN, subject, seconds=600)) < 50
+    assert fetched(pod, where) < 150
+
+
+def test_through_a_stream(pod: Delivering) -> None:
+    results = pod.bare.root / "results"
+    with subprocess.Popen(
+        [pod.bare.python, "-c", GIVE, WORKER.with_name("deliver.py"), "give", results, "0", "0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert (
+            process.stdout is not None and process.stdin is not None and process.stderr is not None
+        )
+        pieces = iter(lambda: process.stdout.read1(1 << 20) or None, None)  # type: ignore[union-attr]
+        mark = inline.receive(pieces, pod.mine, 0, 0, key=KEY, run=RUN)
+        process.stdin.write(b"taken\n")
+        process.stdin.close()
+        assert int(process.stderr.read().split(b"peak ")[1]) < 50
+    assert mark.size > 256 * MIB
+    assert directory.collect(pod.mine, 0, 0, KEY, run=RUN) is not None
