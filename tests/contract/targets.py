@@ -7,10 +7,8 @@ target cannot do is said here too, by a field that the test asks for.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,45 +56,22 @@ class Target:
     """Whether ``/dev/shm`` gets the size that was asked for."""
 
 
-NAMESPACE = f"contract-{secrets.token_hex(4)}"
-"""One for all tests of this process."""
+NAMESPACE = "contract"
 
 
-def kubernetes_options(access: Access) -> str:
+def kubernetes_options(cluster: Access) -> str:
     """The target's lines, in a namespace that is made when it is first asked for."""
-    _make_namespace(access)
+    if NAMESPACE not in cluster.namespaces():
+        cluster.make_namespace(NAMESPACE)
     options = {
         "type": "kubernetes",
-        "kubeconfig": str(access.kubeconfig),
+        "kubeconfig": str(cluster.kubeconfig),
         "namespace": NAMESPACE,
-        "registry": f"{access.registry}/contract/runs",
+        "registry": f"{cluster.registry}/contract/runs",
         "pull_secret": SECRET,
         "ttl": "2m",
     }
     return json.dumps(options)
-
-
-@functools.cache
-def _make_namespace(access: Access) -> None:
-    access.make_namespace(NAMESPACE)
-
-
-def kubernetes_variables(access: Access) -> Mapping[str, str]:
-    """Where the client finds the password of the cluster's registry, and its authority."""
-    directory = access.kubeconfig.parent / "docker"
-    directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(access.auths())
-    authority = {"SSL_CERT_FILE": str(access.ca_file)} if access.ca_file else {}
-    return {"DOCKER_CONFIG": str(directory), **authority}
-
-
-def pods(access: Access) -> Sequence[str]:
-    """The pods of ours that wait or run."""
-    from kubernetes.client import CoreV1Api
-
-    with access.client() as client:
-        listed = CoreV1Api(client).list_namespaced_pod(NAMESPACE).items
-    return [it.metadata.name for it in listed if it.status.phase not in ("Succeeded", "Failed")]
 
 
 TARGETS = {
@@ -122,8 +97,8 @@ TARGETS = {
             "k8s",
             kubernetes_options,
             cluster="kubernetes",
-            variables=kubernetes_variables,
-            remains=pods,
+            variables=Access.variables,
+            remains=lambda cluster: cluster.pods(NAMESPACE),
             # Since 1.22, where a node has the kernel for it.
             sizes_shm=False,
         ),

@@ -21,7 +21,8 @@ GIVEN = "CLUSTRIX_TEST_KUBECONFIG"
 REGISTRY = "CLUSTRIX_TEST_KUBERNETES_REGISTRY"
 """The registry that its nodes pull from, ``HOST:PORT`` or ``HOST:PORT/PATH``.
 
-With ``_USER``, ``_PASSWORD`` and ``_CA`` (a PEM file) after it, what it wants to hear.
+With ``_USER``, ``_PASSWORD``, ``_CA`` (a PEM file) and ``_AUTH_FILE`` (the same password as
+Docker keeps it) after it, what it wants to hear.
 """
 
 SECRET = "registry"
@@ -37,6 +38,7 @@ class Access:
     username: str = ""
     password: str = ""
     ca_file: Path | None = None
+    auth_file: Path | None = None
 
     def env(self) -> Mapping[str, str]:
         """What makes :func:`given` give this cluster."""
@@ -45,14 +47,21 @@ class Access:
             found |= {f"{REGISTRY}_USER": self.username, f"{REGISTRY}_PASSWORD": self.password}
         if self.ca_file:
             found[f"{REGISTRY}_CA"] = str(self.ca_file)
+        if self.auth_file:
+            found[f"{REGISTRY}_AUTH_FILE"] = str(self.auth_file)
         return found
+
+    def variables(self) -> Mapping[str, str]:
+        """With these a program can push to the registry, if it knows no other."""
+        found = {"REGISTRY_AUTH_FILE": self.auth_file, "SSL_CERT_FILE": self.ca_file}
+        return {name: str(path) for name, path in found.items() if path}
 
     def client(self) -> Any:
         """The official client's ``ApiClient``: to be used in a ``with``."""
-        from kubernetes.config import new_client_from_config
+        from kubernetes import config
 
-        config = str(self.kubeconfig)
-        return new_client_from_config(config)
+        load: Any = config.new_client_from_config
+        return load(config_file=str(self.kubeconfig))
 
     def answers(self) -> bool:
         """Whether the API server takes requests of this user."""
@@ -99,7 +108,7 @@ class Access:
                 raise StartError(f"the namespace {name} has no service account after 60 s")
 
     def make_pull_secret(self, namespace: str) -> None:
-        """Make it there, or renew it."""
+        """Make it there, or renew it; a namespace that comes into being is waited for."""
         from kubernetes.client import ApiException, CoreV1Api
 
         secret = {
@@ -109,12 +118,37 @@ class Access:
         }
         with self.client() as client:
             core: Any = CoreV1Api(client)
-            try:
-                core.create_namespaced_secret(namespace, secret)
-            except ApiException as error:
-                if error.status != 409:
-                    raise
-                core.patch_namespaced_secret(SECRET, namespace, secret)
+
+            def made() -> bool:
+                try:
+                    core.create_namespaced_secret(namespace, secret)
+                except ApiException as error:
+                    if error.status == 404:
+                        return False
+                    if error.status != 409:
+                        raise
+                    core.patch_namespaced_secret(SECRET, namespace, secret)
+                return True
+
+            if not wait_until(made, 60):
+                raise StartError(f"there is no namespace {namespace} after 60 s")
+
+    def namespaces(self) -> list[str]:
+        from kubernetes.client import CoreV1Api
+
+        with self.client() as client:
+            core: Any = CoreV1Api(client)
+            return [item.metadata.name for item in core.list_namespace().items]
+
+    def pods(self, namespace: str) -> list[str]:
+        """The pods that wait or run there."""
+        from kubernetes.client import CoreV1Api
+
+        with self.client() as client:
+            core: Any = CoreV1Api(client)
+            listed = core.list_namespaced_pod(namespace).items
+        over = ("Succeeded", "Failed")
+        return [item.metadata.name for item in listed if item.status.phase not in over]
 
     def delete_namespace(self, name: str) -> None:
         """Delete it and all that is in it, without waiting for the end; fine if it is not there."""
@@ -139,10 +173,12 @@ def given(environment: Mapping[str, str] = os.environ) -> Access | None:
             " pull from and that can be pushed to from here (HOST:PORT/PATH)"
         )
     ca_file = environment.get(f"{REGISTRY}_CA")
+    auth_file = environment.get(f"{REGISTRY}_AUTH_FILE")
     return Access(
         Path(kubeconfig),
         environment[REGISTRY],
         environment.get(f"{REGISTRY}_USER", ""),
         environment.get(f"{REGISTRY}_PASSWORD", ""),
         Path(ca_file) if ca_file else None,
+        Path(auth_file) if auth_file else None,
     )

@@ -16,7 +16,7 @@ def alone(directory: Path) -> Iterator[None]:
     The kernel lets the next one in when this process ends, however that happens.
     """
     while True:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

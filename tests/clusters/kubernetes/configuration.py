@@ -101,14 +101,19 @@ class Configuration:
 
         With less than ``room`` of the disk free it evicts pods.
         """
-        limits = {**_KUBELET["evictionHard"], **({"nodefs.available": room} if room else {})}
-        self._write(f"{name}.kubelet.json", {**_KUBELET, "podCIDR": pods, "evictionHard": limits})
+        # A hard limit is taken off what the node offers, and cannot be more than it has.
+        limit = {
+            "evictionSoft": {"nodefs.available": room},
+            "evictionSoftGracePeriod": {"nodefs.available": "1s"},
+        }
+        config = {**_KUBELET, "podCIDR": pods, **(limit if room else {})}
+        self._write(f"{name}.kubelet.json", config)
         self._write(f"{name}.cni.json", _cni(pods))
 
     def has_room(self, name: str) -> bool:
         """Whether the kubelet is told the usual limits."""
         told = json.loads((self.directory / f"{name}.kubelet.json").read_text())
-        return bool(told["evictionHard"] == _KUBELET["evictionHard"])
+        return "evictionSoft" not in told
 
     def trust(self, registry: str, authority: Path) -> None:
         """containerd trusts ``authority`` for ``registry`` (``HOST:PORT``) from its next pull on."""
@@ -185,6 +190,8 @@ _KUBELET: Mapping[str, Any] = {
     "nodeStatusUpdateFrequency": "3s",
     "nodeLeaseDurationSeconds": 10,
     "syncFrequency": "10s",
+    # How soon a pod is evicted that has written too much.
+    "volumeStatsAggPeriod": "10s",
     "registryPullQPS": 0,
     "eventRecordQPS": 0,
     "kubeAPIQPS": 100,
