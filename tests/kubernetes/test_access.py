@@ -14,7 +14,6 @@ import clustrix_containers as cx
 from tests.cases import work
 from tests.clusters.kubernetes.access import SECRET
 from tests.clusters.kubernetes.cluster import Kubernetes
-from tests.contract.targets import kubernetes_variables
 
 pytestmark = pytest.mark.kubernetes
 
@@ -52,7 +51,7 @@ def as_user(
     kubeconfig = cluster.configuration.write_kubeconfig(
         f"someone-{namespace}", group, namespace=namespace
     )
-    for name, value in kubernetes_variables(cluster.access).items():
+    for name, value in cluster.access.variables().items():
         monkeypatch.setenv(name, value)
     target = {
         "type": "kubernetes",
@@ -89,9 +88,9 @@ def test_doctor_names_each_permission_that_is_missing(
 
 
 def test_a_dry_run_prints_what_the_server_takes_and_makes_nothing(
-    own_kubernetes: Kubernetes, namespace: str, k8s: str, home: Path
+    own_kubernetes: Kubernetes, namespace: str, on: str, home: Path
 ) -> None:
-    printed = cxc(home, "run", "--dry-run", "tests/cases/work.py:square", "3")
+    printed = cxc(home, "run", "--on", on, "--dry-run", "tests/cases/work.py:square", "3")
     assert "kind: Job" in printed
     made = own_kubernetes.kubectl("create", "--dry-run=server", "-f", "-", text=printed)
     assert made.count("created (server dry run)") == 2
