@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from .api import Api
 from .manifest import CONTAINER, NOTE_COMMAND
 from .verdict import PodView
 
+STDOUT, STDERR = 1, 2
 SILENCE = 60.0
 """Seconds without a byte after which a stream is given up: its node may be gone."""
 
@@ -47,7 +47,8 @@ def from_pod(
         # It is here: whether the pod hears of it or not, nothing is lost.
         with contextlib.suppress(Exception):
             connection.write_stdin(b"taken\n")
-            connection.run_forever(timeout=30)
+            for _ in _output(connection):
+                pass
 
 
 @contextlib.contextmanager
@@ -58,10 +59,9 @@ def _exchange(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Ite
 
     try:
         connection = _exec(api, namespace, pod, command)
-        try:
+        # The client forgets the socket of a connection that the other side has closed.
+        with contextlib.closing(connection.sock.sock), contextlib.closing(connection):
             yield connection
-        finally:
-            connection.close()
     except (ApiException, WebSocketException, OSError, inline.StreamEnded) as error:
         said = getattr(error, "reason", None) or error
         raise ClusterError(
@@ -109,15 +109,23 @@ def _interpreter(api: Api, namespace: str, pod: Any) -> str:
 
 
 def _output(connection: Any) -> Iterator[bytes]:
-    """What a command prints, in pieces. ClusterError with what it said if it fails."""
-    heard = time.monotonic()
-    while connection.is_open():
-        connection.update(timeout=5)
-        if connection.peek_stdout():
-            yield connection.read_stdout()
-            heard = time.monotonic()
-        elif connection.peek_stderr():
-            text = connection.read_stderr().decode("utf-8", "replace")
-            raise ClusterError(f"the result cannot be taken out of the pod: {text.strip()}")
-        elif time.monotonic() - heard > SILENCE:
-            raise TimeoutError(f"nothing came for {SILENCE:g} s")
+    """What a command prints, in pieces. ClusterError with what it said if it fails.
+
+    The client's own reading waits for the socket, also for what TLS has read from it already: so
+    frames are read here. https://kubernetes.io/docs/reference/using-api/ names the channels.
+    """
+    from websocket import ABNF
+
+    connection.sock.settimeout(SILENCE)
+    while True:
+        code, frame = connection.sock.recv_data_frame(True)
+        if code == ABNF.OPCODE_CLOSE:
+            return
+        if code not in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) or len(frame.data) < 2:
+            continue
+        channel, data = frame.data[0], frame.data[1:]
+        if channel == STDOUT:
+            yield data
+        elif channel == STDERR:
+            text = data.decode("utf-8", "replace").strip()
+            raise ClusterError(f"the result cannot be taken out of the pod: {text}")
