@@ -77,6 +77,7 @@ class Container:
 
     @classmethod
     async def start(cls, plan: Plan) -> Container:
+        """Start it; its command runs (or has ended) when this returns."""
         plan.scratch.mkdir(parents=True, exist_ok=True)
         mounts = [
             part
@@ -97,7 +98,10 @@ class Container:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
-        return cls(plan, process)
+        container = cls(plan, process)
+        while container.running and not container._entered():
+            await asyncio.sleep(0.002)
+        return container
 
     @property
     def pid(self) -> int:
@@ -157,6 +161,16 @@ class Container:
             stderr=asyncio.subprocess.DEVNULL,
         )
         return await process.wait() == 0
+
+    def _entered(self) -> bool:
+        """Whether the command itself runs, and no more what prepares its place."""
+        try:
+            own = Path(f"/proc/{self.pid}/root").stat()
+            name = Path(f"/proc/{self.pid}/comm").read_text().strip()
+        except OSError:
+            return False
+        host = Path("/").stat()
+        return (own.st_dev, own.st_ino) != (host.st_dev, host.st_ino) and name != "unshare"
 
     async def _read(self) -> None:
         assert self._process.stdout

@@ -31,8 +31,8 @@ def pull_busybox(root: Path) -> Any:
     return pull
 
 
-def container(script: str, image: str = IMAGE, **fields: Any) -> dict[str, Any]:
-    return {"name": "main", "image": image, "command": ["/busybox", "sh", "-c", script], **fields}
+def container(script: str, fields: Any) -> dict[str, Any]:
+    return {"name": "main", "command": ["/busybox", "sh", "-c", script], **fields}
 
 
 def job(
@@ -49,7 +49,7 @@ def job(
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 1,
         "automountServiceAccountToken": False,
-        "containers": [container(script, image, **(main or {}))],
+        "containers": [container(script, {"image": image, **(main or {})})],
         **(pod or {}),
     }
     limit = {} if "backoffLimitPerIndex" in spec else {"backoffLimit": 0}

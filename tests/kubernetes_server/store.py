@@ -165,6 +165,9 @@ class Store:
     def _write(self, kind: str, key: Key, item: Object, before: Object | None) -> None:
         self.revision += 1
         item["metadata"]["resourceVersion"] = str(self.revision)
+        for name in ("ownerReferences", "finalizers", "labels", "annotations"):
+            if not item["metadata"].get(name, True):
+                del item["metadata"][name]
         for owner in (before or {}).get("metadata", {}).get("ownerReferences", ()):
             self._dependents[owner["uid"]].discard(key)
         if kind == "DELETED":
