@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+KEEPER = Path(__file__).with_name("keeper.sh")
 SCRIPT = Path(__file__).with_name("container.sh")
 
 
@@ -87,10 +88,11 @@ class Container:
         environment = [f"{name}={value}" for name, value in plan.environment.items()]
         identity = (str(plan.uid), str(plan.gid)) if os.geteuid() == 0 else ("", "")
         process = await asyncio.create_subprocess_exec(
-            # It dies with the server's thread, and all in it with its first process.
-            *("setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--kill-child"),
-            *("--pid", "--mount", "--ipc", "--uts", *_namespaces(plan)),
-            *("/bin/sh", SCRIPT, plan.scratch, plan.root, plan.host_name, plan.address),
+            # The keeper is told when the server's thread ends.
+            *("setpriv", "--pdeathsig", "TERM", "unshare", "--pid", "--mount", "--ipc", "--uts"),
+            *_namespaces(plan),
+            *("/bin/sh", KEEPER, "/bin/sh", SCRIPT),
+            *(plan.scratch, plan.root, plan.host_name, plan.address),
             *("yes" if plan.writable else "no", *identity, plan.directory, *mounts, "--"),
             *(str(len(environment)), *environment, *plan.command),
             stdin=asyncio.subprocess.DEVNULL,
@@ -124,15 +126,15 @@ class Container:
 
     def signal(self, number: int) -> None:
         if self.running and (pid := self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+            _send(pid, number)
 
     def kill(self) -> None:
         """At once, whatever state it is in."""
-        self.signal(signal.SIGKILL)
         if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            # Not by the process object: before it signals it looks, and what it finds ended it
+            # takes the exit code of, from those who wait for it.
+            pid = self.pid
+            _send(pid or self._process.pid, signal.SIGKILL if pid else signal.SIGTERM)
 
     async def execute(self, command: Sequence[str], piped: bool) -> asyncio.subprocess.Process:
         """Another process in the container; with pipes for what it reads and writes."""
@@ -182,6 +184,11 @@ class Container:
         if rest:
             self.log.add(rest)
         self.log.end()
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _namespaces(plan: Plan) -> Sequence[str]:

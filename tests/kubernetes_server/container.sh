@@ -60,4 +60,5 @@ for argument; do
     number=$((number - 1))
     set -- "$@" "$argument"
 done
-exec setpriv --no-new-privs env -i "$@"
+# The keeper has it started in the background, where a shell has these two ignored.
+exec setpriv --no-new-privs env -i --default-signal=INT,QUIT "$@"

@@ -137,9 +137,8 @@ def _job(item: Object) -> dict[str, str]:
     template = spec["template"].get("spec", {})
     indexed = spec.get("completionMode") == "Indexed"
     if template.get("restartPolicy") not in ("Never", "OnFailure"):
-        got = template.get("restartPolicy", "Always")
         wrong["spec.template.spec.restartPolicy"] = (
-            f'Unsupported value: "{got}": supported values: "OnFailure", "Never"'
+            'Required value: valid values: "OnFailure", "Never"'
         )
     if indexed and spec.get("completions") is None:
         wrong["spec.completions"] = "Required value: when completion mode is Indexed"

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import secrets
-import weakref
 from typing import Any
 
 from aiohttp import web
@@ -43,7 +42,7 @@ class Front:
         self._disturbances = disturbances
         self._watches = watches
         self._token = token
-        self._connections: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+        self._connections: set[asyncio.Transport] = set()
         self._pages: dict[str, tuple[list[Object], int]] = {}
 
     def cut_all(self) -> None:

@@ -83,16 +83,9 @@ class Kubelet:
     def running(self, pod: Object, container: str) -> Container:
         self._check_node(pod)
         held = self._pods.get(pod["metadata"]["uid"])
-        phase = pod.get("status", {}).get("phase")
-        if phase in ("Succeeded", "Failed"):
-            raise NoContainer(
-                500, f"cannot exec into a container in a completed pod; current phase is {phase}"
-            )
         found = held.containers.get(container) if held else None
         if found is None or not found.running:
-            raise NoContainer(
-                500, f'unable to upgrade connection: container not found ("{container}")'
-            )
+            raise NoContainer(500, f'container not found ("{container}")')
         return found
 
     async def stop(self) -> None:

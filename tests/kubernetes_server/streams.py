@@ -30,6 +30,9 @@ async def answer(
             return await _log(request, call, kubelet.log(pod, name))
         return await _exec(request, kubelet.running(pod, name))
     except NoContainer as error:
+        if call.part == "exec":
+            # The kubelet's own words, passed on as they are.
+            return web.Response(text=str(error), status=error.code)
         raise Refused(error.code, str(error)) from None
 
 

