@@ -424,7 +424,8 @@ def test_a_secret_and_an_empty_directory(either: Peer) -> None:
 
 def test_a_pod_waits_for_its_secret(either: Peer) -> None:
     pod = {"volumes": [{"name": "run", "secret": {"secretName": "later"}}]}
-    job = either.start("true", pod=pod)
+    main = {"volumeMounts": [{"name": "run", "mountPath": "/run/secret"}]}
+    job = either.start("true", pod=pod, main=main)
     name = either.pod(job)["metadata"]["name"]
     either.wait(lambda: "FailedMount" in [it for it, _ in either.events(name)], "FailedMount")
     assert any('secret "later" not found' in text for _, text in either.events(name))
@@ -535,7 +536,8 @@ def test_logs(either: Peer) -> None:
 
 def test_a_log_before_there_is_one(either: Peer) -> None:
     pod = {"volumes": [{"name": "run", "secret": {"secretName": "never"}}]}
-    job = either.start("true", pod=pod)
+    main = {"volumeMounts": [{"name": "run", "mountPath": "/run/secret"}]}
+    job = either.start("true", pod=pod, main=main)
     name = either.pod(job)["metadata"]["name"]
     either.wait(lambda: bool(either.waiting(job)), "a status")
     code, reason, message = failure(either.core.read_namespaced_pod_log, name, either.namespace)

@@ -18,10 +18,17 @@ class NotThere(Exception):
 
 
 def make(store: Store, pod: Object, directory: Path, claims: Mapping[str, Path]) -> dict[str, Path]:
-    """The volumes by name, in ``directory``. ``claims``: directories by persistent volume claim."""
+    """The volumes that a container mounts, by name, in ``directory``.
+
+    ``claims``: directories by persistent volume claim.
+    """
     made = {}
+    containers = (*pod["spec"]["containers"], *pod["spec"].get("initContainers", ()))
+    used = {it["name"] for own in containers for it in own.get("volumeMounts", ())}
     group = pod["spec"].get("securityContext", {}).get("fsGroup")
     for volume in pod["spec"].get("volumes", ()):
+        if volume["name"] not in used:
+            continue
         place = directory / volume["name"]
         if "persistentVolumeClaim" in volume:
             claim = volume["persistentVolumeClaim"]["claimName"]
