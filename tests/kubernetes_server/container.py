@@ -87,7 +87,7 @@ class Container:
         ]
         environment = [f"{name}={value}" for name, value in plan.environment.items()]
         identity = (str(plan.uid), str(plan.gid)) if os.geteuid() == 0 else ("", "")
-        process = await asyncio.create_subprocess_exec(
+        starting = asyncio.create_subprocess_exec(
             # The keeper is told when the server's thread ends.
             *("setpriv", "--pdeathsig", "TERM", "unshare", "--pid", "--mount", "--ipc", "--uts"),
             *_namespaces(plan),
@@ -100,9 +100,18 @@ class Container:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
-        container = cls(plan, process)
-        while container.running and not container._entered():
-            await asyncio.sleep(0.002)
+        # One that is told to end while it starts is ended by us: asyncio would kill the keeper.
+        creation = asyncio.ensure_future(starting)
+        container: Container | None = None
+        try:
+            container = cls(plan, await asyncio.shield(creation))
+            while container.running and not container._entered():
+                await asyncio.sleep(0.002)
+        except asyncio.CancelledError:
+            container = container or cls(plan, await creation)
+            container.kill()
+            await container.wait()
+            raise
         return container
 
     @property

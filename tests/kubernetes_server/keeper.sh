@@ -3,7 +3,8 @@
 # does, with 128 + n for signal n. Ends it when told to (TERM), which the server's end does too.
 child='' ended=''
 trap 'ended=yes; [ -z "$child" ] || kill -9 "$child"' TERM
-"$@" &
+# This holds until the container takes on another user.
+setpriv --pdeathsig KILL "$@" &
 child=$!
 [ -z "$ended" ] || kill -9 "$child"
 wait "$child"

@@ -58,6 +58,7 @@ class Kubelet:
         self._pods: dict[str, Pod] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = 0
+        self._stopped = False
         api.store.listen(self._changed)
 
     def pod(self, namespace: str, name: str) -> Pod:
@@ -90,6 +91,8 @@ class Kubelet:
 
     async def stop(self) -> None:
         """Kill every container; none is left when this returns."""
+        # Controllers go on making pods, which nobody starts any more.
+        self._stopped = True
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -102,7 +105,7 @@ class Kubelet:
             )
 
     def _changed(self, change: Change) -> None:
-        if change.resource != PODS:
+        if change.resource != PODS or self._stopped:
             return
         uid = change.item["metadata"]["uid"]
         if change.kind == "ADDED":

@@ -18,6 +18,7 @@ from kubernetes.client.exceptions import ApiException
 
 from tests.clusters.daemon import wait_until
 from tests.kubernetes_server import Server, parts
+from tests.kubernetes_server.conftest import connected
 from tests.kubernetes_server.peers import Peer
 
 SLEEP: dict[str, Any] = {"pod": {"terminationGracePeriodSeconds": 1}}
@@ -284,7 +285,7 @@ _KILLED = """
 import sys, time
 from pathlib import Path
 from tests.kubernetes_server import Server, parts
-directory, number = Path(sys.argv[1]), sys.argv[2]
+directory = Path(sys.argv[1])
 pull = parts.pull_busybox(parts.busybox_root(directory))
 with Server(directory / "server", pull) as server:
     print(server.kubeconfig(), flush=True)
@@ -309,7 +310,7 @@ def test_nothing_is_left(tmp_path: Path, how: str) -> None:
 
     seconds = str(100_000_000 + secrets.randbelow(100_000_000))
     process = subprocess.Popen(
-        [sys.executable, "-c", _KILLED, tmp_path, seconds],
+        [sys.executable, "-c", _KILLED, tmp_path],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -328,3 +329,19 @@ def test_nothing_is_left(tmp_path: Path, how: str) -> None:
     assert wait_until(lambda: not processes(seconds), 30)
     assert (tmp_path / "server" / "pods").exists() is (how == "killed")
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.parametrize("delay", [0, 0.02, 0.05, 0.1, 0.2])
+def test_it_may_be_stopped_while_pods_start(
+    tmp_path: Path, busybox_root: Path, delay: float
+) -> None:
+    seconds = str(100_000_000 + secrets.randbelow(100_000_000))
+    with Server(tmp_path / "server", parts.pull_busybox(busybox_root)) as server:
+        for peer in connected(server, "default"):
+            spec = {"completionMode": "Indexed", "completions": 6, "parallelism": 6}
+            main = {"securityContext": {"runAsUser": 1234}}
+            body = parts.job("many", f"sleep {seconds}", main=main, **spec)
+            peer.batch.create_namespaced_job("default", body)
+        # Whatever the pods are doing by then: nothing is waited for.
+        threading.Event().wait(delay)
+    assert processes(seconds) == []
