@@ -338,7 +338,7 @@ def test_it_may_be_stopped_while_pods_start(
     seconds = str(100_000_000 + secrets.randbelow(100_000_000))
     with Server(tmp_path / "server", parts.pull_busybox(busybox_root)) as server:
         for peer in connected(server, "default"):
-            spec = {"completionMode": "Indexed", "completions": 6, "parallelism": 6}
+            spec: dict[str, Any] = {"completionMode": "Indexed", "completions": 6, "parallelism": 6}
             main = {"securityContext": {"runAsUser": 1234}}
             body = parts.job("many", f"sleep {seconds}", main=main, **spec)
             peer.batch.create_namespaced_job("default", body)
