@@ -153,7 +153,7 @@ class Layout:
     ) -> str:
         """The reference of an image of this code (module ``m``, function ``f``)."""
         files = {"m.py": code} if isinstance(code, str) else code
-        layers = (
+        layers: tuple[Layer, ...] = (
             *self.base,
             self.put(code_layer(files), "code"),
             self.put(call_layer(calls), "call"),
