@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.clusters.kubernetes.cluster import SECRET, Kubernetes
+from tests.clusters.kubernetes.access import SECRET
+from tests.clusters.kubernetes.cluster import Kubernetes
 from tests.kubernetes_server import Server, parts
 from tests.kubernetes_server.peers import Peer
 

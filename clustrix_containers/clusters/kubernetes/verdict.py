@@ -50,6 +50,11 @@ class PodView:
     image: str = ""
 
     @property
+    def final(self) -> bool:
+        """Whether nothing more will be said of it."""
+        return self.phase in ("Succeeded", "Failed") or self.deleted or self.gone
+
+    @property
     def ended(self) -> bool:
         over = self.phase in ("Succeeded", "Failed") or self.exit_code is not None
         return over or self.gone
@@ -213,6 +218,9 @@ def judge(
     if last is None:
         return _without_pod(job, element)
     ended = [pod for pod in pods if pod.ended]
+    if last.exit_code and not last.final:
+        # Whether it was evicted, its pod says a moment later.
+        return Status(State.RUNNING, message="its container has ended")
     if last.ended:
         return _ended(job, last, element, len(ended))
     if last.started:

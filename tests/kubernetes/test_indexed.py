@@ -1,0 +1,150 @@
+"""Arrays as one Indexed Job: on the played Kubernetes, since the real one here is too old."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes.client import BatchV1Api, CoreV1Api
+from kubernetes.config import new_client_from_config
+
+import clustrix_containers as cx
+from clustrix_containers import prepare
+from clustrix_containers.clusters.kubernetes.manifest import selector
+from clustrix_containers.errors import ResultLost
+from tests.cases import work
+from tests.clusters.daemon import wait_until
+from tests.clusters.registry.cluster import Service
+from tests.kubernetes_server import Server, Unpacked, unpacked
+
+pytestmark = pytest.mark.registry
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def server(tmp_path: Path, home: Path) -> Iterator[Server]:
+    def pull(reference: str) -> Unpacked:
+        image = prepare.layout().image(reference.partition("@")[2])
+        return unpacked(image, tmp_path / "unpacked")
+
+    with Server(tmp_path / "server", pull) as server:
+        server.make_namespace("team")
+        yield server
+
+
+@pytest.fixture
+def on(server: Server, registry_open: Service, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    target = {
+        "type": "kubernetes",
+        "kubeconfig": str(server.kubeconfig()),
+        "namespace": "team",
+        "registry": f"{registry_open.address}/indexed/runs",
+    }
+    config = home / "clustrix.yml"
+    config.write_text(json.dumps({"targets": {"k8s": target}}))
+    monkeypatch.setenv("CLUSTRIX_CONFIG", str(config))
+    return "k8s"
+
+
+def asked(server: Server) -> Counter[tuple[str, str]]:
+    """How often each verb was used on each resource by us."""
+    found: Counter[tuple[str, str]] = Counter()
+    for request, times in server.requests().items():
+        found[request.verb, request.resource] += times
+    return found
+
+
+def test_an_array_is_one_job_and_a_handful_of_requests(on: str, server: Server) -> None:
+    array = cx.function(work.square).map(range(30), on=on, max_parallel=4)
+    assert list(array.results(200)) == [n * n for n in range(30)]
+    seen = asked(server)
+    made = {key: seen[key] for key in seen if key[0] in ("create", "patch")}
+    assert made == {("create", "jobs"): 1, ("create", "secrets"): 1, ("patch", "jobs"): 1}
+    assert seen["watch", "pods"] + seen["watch", "jobs"] == 2
+    assert sum(seen.values()) < 12
+
+
+def test_one_element_that_fails_is_tried_again_and_leaves_the_others(
+    on: str, server: Server
+) -> None:
+    def fails(number: int) -> int:
+        if number == 1:
+            raise ValueError("one")
+        return number
+
+    array = cx.function(fails, retries=1).map(range(3), on=on)
+    assert array[0].result(120) == 0
+    assert array[2].result(120) == 2
+    with pytest.raises(ValueError, match="one"):
+        array[1].result(120)
+    assert len(pods(server, array.run)) == 4
+
+
+def test_a_lost_reply_makes_no_second_job(on: str, server: Server) -> None:
+    server.faults.lose_reply("create", "jobs")
+    assert list(cx.function(work.square).map(range(3), on=on).results(120)) == [0, 1, 4]
+    # Asked again, and told that it is there.
+    assert asked(server)["create", "jobs"] == 2
+
+
+def test_a_server_that_is_busy_is_asked_again(on: str, server: Server) -> None:
+    server.faults.refuse("create", "jobs", 429, times=2, retry_after=1)
+    server.faults.refuse("list", "pods", 500, times=2)
+    assert cx.function(work.square).submit(3, on=on).result(120) == 9
+
+
+def test_a_watch_that_is_too_old_lists_again(on: str, server: Server) -> None:
+    job = cx.function(work.wait_for).submit(3, on=on)
+    assert wait_until(lambda: asked(server)["watch", "pods"] > 0, 60)
+    server.faults.expire_watches()
+    assert job.result(120) == 3
+    assert asked(server)["list", "pods"] >= 2
+
+
+def test_an_evicted_element_runs_again_and_is_not_charged(on: str, server: Server) -> None:
+    job = cx.function(work.wait_for).submit(5, on=on)
+    assert wait_until(job.running, 60)
+    server.faults.evict("team", pods(server, job.run)[0])
+    assert job.result(120) == 5
+    assert len(pods(server, job.run)) == 2
+
+
+def test_a_success_whose_pod_was_collected_is_lost(on: str, server: Server) -> None:
+    words = ("run", "--on", on, "--detach", "tests/cases/work.py:square", "3")
+    done = subprocess.run(
+        [sys.executable, "-m", "clustrix_containers", *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    run = done.stdout.strip()
+
+    def complete() -> bool:
+        status = jobs(server, run)[0]["status"]
+        return any(it["type"] == "Complete" for it in status.get("conditions", ()))
+
+    assert wait_until(complete, 60)
+    assert server.faults.collect_pods("team", jobs(server, run)[0]["metadata"]["name"]) == 1
+    with pytest.raises(ResultLost, match="its result is not there"):
+        cx.attach(run).result(60)
+
+
+def pods(server: Server, run: str) -> list[str]:
+    """The pods of a run, by name."""
+    with new_client_from_config(str(server.kubeconfig())) as client:
+        listed = CoreV1Api(client).list_namespaced_pod("team", label_selector=selector(run))
+        return [it.metadata.name for it in listed.items]
+
+
+def jobs(server: Server, run: str) -> list[Any]:
+    with new_client_from_config(str(server.kubeconfig())) as client:
+        listed = BatchV1Api(client).list_namespaced_job("team", label_selector=selector(run))
+        return [client.sanitize_for_serialization(it) for it in listed.items]
