@@ -75,6 +75,8 @@ def _exchange(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Ite
             yield connection
         finally:
             connection.close()
+            # One that the other side has closed first keeps its socket.
+            connection.sock.shutdown()
     except (ApiException, WebSocketException, OSError, inline.StreamEnded) as error:
         said = getattr(error, "reason", None) or error
         raise ClusterError(
