@@ -119,11 +119,13 @@ class KubernetesCluster:
 
         return f"{self._api.server.describe(count)}. {stores.describe(self._settings)}"
 
-    def manifests(self, task: Task) -> list[dict[str, Any]]:
-        """The objects that :meth:`submit` would make, without what is secret."""
+    def preview(self, task: Task) -> str:
+        """The objects that :meth:`submit` would make, as YAML, without what is secret."""
+        import yaml
+
         from .submit import plan
 
-        return plan(self._api, self.settings, task)
+        return yaml.safe_dump_all(plan(self._api, self.settings, task), sort_keys=False)
 
     def submit(self, task: Task) -> Sequence[str]:
         """Make the Job and its Secret; what is there already is taken as it is."""

@@ -54,23 +54,10 @@ def from_pod(
 def _exchange(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Iterator[Any]:
     """A command in a pod; if the connection breaks, a ClusterError that says it may pass."""
     from kubernetes.client import ApiException
-    from kubernetes.stream import stream
     from websocket import WebSocketException
 
     try:
-        connection = stream(
-            api.core.connect_get_namespaced_pod_exec,
-            pod,
-            namespace,
-            container=CONTAINER,
-            command=list(command),
-            stdin=True,
-            stdout=True,
-            stderr=True,
-            tty=False,
-            binary=True,
-            _preload_content=False,
-        )
+        connection = _exec(api, namespace, pod, command)
         try:
             yield connection
         finally:
@@ -82,6 +69,33 @@ def _exchange(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Ite
         raise ClusterError(
             f"taking the result out of the pod {pod} broke off: {said}", temporary=True
         ) from error
+
+
+def _exec(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Any:
+    """Run a command in a pod; gives the client's open WebSocket.
+
+    What ``kubernetes.stream`` does, on a client of its own: that function changes the client that
+    it is given while it runs, and others use ours. Nothing of what arrives is kept.
+    """
+    from functools import partial
+
+    from kubernetes.client import ApiClient, CoreV1Api
+    from kubernetes.stream.ws_client import websocket_call
+
+    configuration = api.client.configuration
+    client = ApiClient(configuration)
+    client.request = partial(websocket_call, configuration, binary=True, capture_all=False)
+    return CoreV1Api(client).connect_get_namespaced_pod_exec(
+        pod,
+        namespace,
+        container=CONTAINER,
+        command=list(command),
+        stdin=True,
+        stdout=True,
+        stderr=True,
+        tty=False,
+        _preload_content=False,
+    )
 
 
 def _interpreter(api: Api, namespace: str, pod: Any) -> str:

@@ -202,6 +202,40 @@ class Kubernetes:
         if not wait_until(lambda: self.ready_nodes() == wanted, seconds):
             raise StartError(f"ready: {self.ready_nodes()}, not {wanted}\n{self.logs()}")
 
+    def make_claim(self, namespace: str, name: str) -> None:
+        """A volume claim that pods on both nodes may mount at once, and any user may write to."""
+        volume = f"{namespace}-{name}"
+        place = self._shared / volume
+        place.mkdir()
+        place.chmod(0o777)
+        size = {"storage": "1Gi"}
+        common = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
+        objects = [
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": volume},
+                "spec": {
+                    **common,
+                    "capacity": size,
+                    "hostPath": {"path": f"{parts.SHARED}/{volume}"},
+                    "claimRef": {"namespace": namespace, "name": name},
+                },
+            },
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": name, "namespace": namespace},
+                "spec": {**common, "volumeName": volume, "resources": {"requests": size}},
+            },
+        ]
+        listed = {"apiVersion": "v1", "kind": "List", "items": objects}
+        self.kubectl("create", "-f", "-", text=json.dumps(listed))
+        phase = ("get", "pvc", "-n", namespace, name, "-o", "jsonpath={.status.phase}")
+        # A pod that comes before would be tried again after a while only.
+        if not wait_until(lambda: self.kubectl(*phase) == "Bound", 60):
+            raise StartError(f"the volume claim {name} is {self.kubectl(*phase)} after 60 s")
+
     # -- faults, beside those of machines and services; `up` ends all of them
 
     def start_node(self, name: str) -> None:
@@ -240,6 +274,10 @@ class Kubernetes:
         return self.directory / "configuration"
 
     @property
+    def _shared(self) -> Path:
+        return self.directory / "shared"
+
+    @property
     def _registries(self) -> Path:
         return self.directory / "registries"
 
@@ -262,6 +300,7 @@ class Kubernetes:
         if busybox is None:
             raise StartError("busybox is not installed: run 'make setup-system' as root")
         self.configuration.make()
+        self._shared.mkdir()
         for name in NODES:
             self.configuration.write_kubelet(name, self._pods(name))
             for part in parts.OWN_DISK:
@@ -295,8 +334,10 @@ class Kubernetes:
         etcd.wait()
         self.api_server.start()
         self.api_server.wait()
-        self.controller_manager.start()
-        self.scheduler.start()
+        for service in (self.controller_manager, self.scheduler):
+            service.start()
+        for service in (self.controller_manager, self.scheduler):
+            service.wait()
 
     def _heal_node(self, name: str) -> None:
         self._start_node(name)
@@ -313,13 +354,16 @@ class Kubernetes:
         images = machine.run("ctr", "--namespace=k8s.io", "images", "list", "--quiet").stdout
         if parts.PAUSE not in images:
             machine.run("ctr", "--namespace=k8s.io", "images", "import", f"{INSIDE}/pause.tar")
-        self.kubelet(name).start()
+        kubelet = self.kubelet(name)
+        kubelet.start()
+        kubelet.wait()
 
     def _restart_kubelet(self, name: str, room: str = "") -> None:
         self.configuration.write_kubelet(name, self._pods(name), room)
         kubelet = self.kubelet(name)
         kubelet.stop()
         kubelet.start()
+        kubelet.wait()
 
     def _pods(self, name: str) -> str:
         """The part of the network's addresses that the pods of a node get."""
@@ -337,6 +381,7 @@ class Kubernetes:
         own = self.directory / name
         binds = {self._configuration: INSIDE, built.place(): parts.PROGRAMS}
         if name in NODES:
+            binds[self._shared] = parts.SHARED
             for part in parts.OWN_DISK:
                 binds[self.directory / f"{name}-{part}"] = f"/var/lib/{part}"
         return Machine(

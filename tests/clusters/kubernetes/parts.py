@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import socket
 import tarfile
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def api_server(machine: Machine, configuration: Configuration) -> Service:
         "--enable-admission-plugins=NodeRestriction",
         "--feature-gates=TTLAfterFinished=true",
         "--kubelet-preferred-address-types=InternalIP",
-        # A node that is lost is noticed within a test's patience.
+        # Five minutes is more than a test's patience with the pods of a node that is lost.
         "--default-not-ready-toleration-seconds=4",
         "--default-unreachable-toleration-seconds=4",
         f"--audit-policy-file={INSIDE}/audit.yaml",
@@ -79,8 +80,11 @@ def controller_manager(machine: Machine, configuration: Configuration) -> Servic
         f"--service-account-private-key-file={INSIDE}/accounts.key",
         f"--root-ca-file={INSIDE}/certificates/ca.pem",
         "--leader-elect=false",
+        "--port=0",
         "--use-service-account-credentials=true",
         "--feature-gates=TTLAfterFinished=true",
+        # A node that is lost is noticed within a test's patience: the kubelet gives a sign of
+        # life every 2.5 s, and a busy machine may delay a few of them.
         "--node-monitor-period=2s",
         "--node-monitor-grace-period=16s",
         # What a cluster for batch jobs does not need costs time on two cores.
@@ -92,7 +96,7 @@ def controller_manager(machine: Machine, configuration: Configuration) -> Servic
         "--kube-api-burst=200",
         "--profiling=false",
     )
-    return Service("kube-controller-manager", machine, command, lambda: True)
+    return Service("kube-controller-manager", machine, command, lambda: _listens(machine, 10257))
 
 
 def scheduler(machine: Machine, configuration: Configuration) -> Service:
@@ -100,11 +104,12 @@ def scheduler(machine: Machine, configuration: Configuration) -> Service:
         f"{PROGRAMS}/kube-scheduler",
         _kubeconfig(configuration, "system:kube-scheduler"),
         "--leader-elect=false",
+        "--port=0",
         "--profiling=false",
         "--kube-api-qps=200",
         "--kube-api-burst=400",
     )
-    return Service("kube-scheduler", machine, command, lambda: True)
+    return Service("kube-scheduler", machine, command, lambda: _listens(machine, 10259))
 
 
 def containerd(machine: Machine) -> Service:
@@ -133,11 +138,14 @@ def kubelet(machine: Machine, configuration: Configuration) -> Service:
         # How often it looks what each container uses.
         "--housekeeping-interval=30s",
     )
-    return Service("kubelet", machine, command, lambda: True)
+    return Service("kubelet", machine, command, lambda: _listens(machine, 10250))
 
 
 OWN_DISK = ("containerd", "kubelet")
 """What of a node's ``/var/lib`` cannot lie on an overlay."""
+
+SHARED = "/srv/shared"
+"""Where each node sees the directory that all of them share, as sites do with NFS."""
 
 PREPARE = """
 set -e
@@ -207,3 +215,11 @@ def _digest(data: bytes) -> str:
 
 def _kubeconfig(configuration: Configuration, user: str) -> str:
     return f"--kubeconfig={INSIDE}/{configuration.kubeconfig(user).name}"
+
+
+def _listens(machine: Machine, port: int) -> bool:
+    try:
+        socket.create_connection((machine.address, port), timeout=5).close()
+    except OSError:
+        return False
+    return True

@@ -50,7 +50,9 @@ class Jobs:
         self.core: Any = CoreV1Api(client)
         self.namespace = namespace
 
-    def start(self, image: str, script: str, *, memory: str = "32Mi", **pod: Any) -> str:
+    def start(
+        self, image: str, script: str, *, memory: str = "32Mi", ttl: int | None = None, **pod: Any
+    ) -> str:
         """Make a Job that runs a shell script; its name. ``pod`` adds to the pod's spec."""
         name = f"job-{secrets.token_hex(4)}"
         container = {
@@ -67,8 +69,8 @@ class Jobs:
             "containers": [container],
             **pod,
         }
-        job = {"metadata": {"name": name}, "spec": {"backoffLimit": 0, "template": {"spec": spec}}}
-        self.batch.create_namespaced_job(self.namespace, job)
+        job = {"backoffLimit": 0, "template": {"spec": spec}, "ttlSecondsAfterFinished": ttl}
+        self.batch.create_namespaced_job(self.namespace, {"metadata": {"name": name}, "spec": job})
         return name
 
     def pod(self, job: str) -> Any:
@@ -85,6 +87,13 @@ class Jobs:
         pod = self.pod(job)
         statuses = pod.status.container_statuses if pod else None
         return statuses[0].state.waiting.reason if statuses and statuses[0].state.waiting else ""
+
+    def wait_gone(self, job: str) -> None:
+        def names() -> list[str]:
+            listed = self.batch.list_namespaced_job(self.namespace).items
+            return [item.metadata.name for item in listed]
+
+        assert wait_until(lambda: job not in names(), 90), self.told(job)
 
     def told(self, job: str) -> str:
         """What is known of its pod, for a test that fails."""
@@ -288,6 +297,44 @@ def test_a_pod_that_writes_too_much_is_evicted(jobs: Jobs, busybox: str) -> None
     # The Job's controller makes no other one, and keeps this.
     assert wait_until(lambda: jobs.phase(job) == "Failed", 120), jobs.told(job)
     assert jobs.pod(job).status.reason == "Evicted"
+
+
+def test_both_nodes_share_a_volume(
+    own_kubernetes: Kubernetes, namespace: str, jobs: Jobs, busybox: str
+) -> None:
+    own_kubernetes.make_claim(namespace, "results")
+    claim = {"name": "data", "persistentVolumeClaim": {"claimName": "results"}}
+
+    def run(script: str, node: str, user: int) -> str:
+        container = {
+            "name": "main",
+            "image": busybox,
+            "command": ["/busybox", "sh", "-c", script],
+            "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+            "securityContext": {"runAsUser": user},
+        }
+        return jobs.start(busybox, "", containers=[container], volumes=[claim], nodeName=node)
+
+    assert jobs.ended(run("echo shared > /data/file", "node1", 1000)).exit_code == 0
+    reader = run("/busybox cat /data/file", "node2", 2000)
+    assert jobs.ended(reader).exit_code == 0
+    assert jobs.log(reader) == b"shared\n"
+
+
+def test_a_quota_is_kept_and_a_finished_job_deleted(jobs: Jobs, busybox: str) -> None:
+    done = jobs.start(busybox, "true", ttl=1)
+    jobs.wait_gone(done)
+    jobs.core.create_namespaced_resource_quota(
+        jobs.namespace, {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    )
+
+    def counted() -> bool:
+        quota = jobs.core.read_namespaced_resource_quota("none", jobs.namespace)
+        return bool(quota.status.used)
+
+    assert wait_until(counted, 60)
+    refused = jobs.start(busybox, "true")
+    assert wait_until(lambda: "exceeded quota" in jobs.told(refused), 60), jobs.told(refused)
 
 
 def test_requests_are_counted_by_user_agent_and_time(

@@ -87,6 +87,7 @@ def test_a_second_one_whose_starter_is_killed_leaves_nothing(
 
 
 @pytest.mark.test_all
+@pytest.mark.usefixtures("own_kubernetes")
 def test_it_starts_again_where_one_was_killed(directory: Path) -> None:
     other = Kubernetes(directory, with_parent=True)
     try:
