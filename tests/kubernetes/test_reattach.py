@@ -71,6 +71,7 @@ def test_from_another_machine_an_exception_has_its_type(
         trusted(run).result(60)
 
 
+@pytest.mark.test_all
 def test_from_another_machine_while_it_runs_and_the_first_client_still_waits(
     on: str, elsewhere: Callable[[], None]
 ) -> None:
