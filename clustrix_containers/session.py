@@ -158,16 +158,9 @@ class Session:
             job.observe(status)
             if not status.state.terminal:
                 continue
-            try:
-                if self._is_lost(job, status):
-                    lost.setdefault(self._attempts.get(job.element, 0) + 1, []).append(job)
-                    continue
-                self._settle(job, status)
-            except Error as error:
-                if not self._may_pass(job, error):
-                    job.settle(None, error=error)
-                    del open_jobs[job.element]
-            else:
+            if self._conclude(job, status):
+                lost.setdefault(self._attempts.get(job.element, 0) + 1, []).append(job)
+            if job.done():
                 del open_jobs[job.element]
         for attempt, jobs in lost.items():
             self._run_again(jobs, attempt)
@@ -179,6 +172,17 @@ class Session:
                 f"the target {self._run.target} has been out of reach for {PATIENCE:g} s: {status.message}",
                 hint=f"The run goes on without this client: cxc result {self.run}",
             )
+
+    def _conclude(self, job: Job, status: Status) -> bool:
+        """Settle a job that has ended, unless it is to run again (True), or cannot be known yet."""
+        try:
+            if self._is_lost(job, status):
+                return True
+            self._settle(job, status)
+        except Error as error:
+            if not self._may_pass(job, error):
+                job.settle(None, error=error)
+        return False
 
     def _may_pass(self, job: Job, error: Error) -> bool:
         """Whether an element's outcome, which could not be brought here, is to be asked for again."""

@@ -71,6 +71,7 @@ def test_from_another_machine_an_exception_has_its_type(
         trusted(run).result(60)
 
 
+@pytest.mark.test_all
 def test_from_another_machine_while_it_runs_and_the_first_client_still_waits(
     on: str, elsewhere: Callable[[], None]
 ) -> None:
@@ -86,7 +87,7 @@ def test_a_run_that_nobody_knows(on: str) -> None:
 
 
 class Client:
-    """A process that submits and waits, to be killed at any moment."""
+    """A process that submits and waits, to be killed at any moment; killed at the end of ``with``."""
 
     def __init__(self, home: Path) -> None:
         self.output = home / "client.log"
@@ -107,7 +108,10 @@ class Client:
         done = wait_until(lambda: self.over() or bool(condition()), 90)
         assert done, self.output.read_text()
 
-    def kill(self) -> None:
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
 
@@ -117,7 +121,9 @@ def found_again(run: str, cluster: Kubernetes, namespace: str) -> None:
     assert len(jobs(cluster.access, namespace)) == 1
 
 
-@pytest.mark.parametrize("requests", [0, 1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "requests", [0, 2, 4, *(pytest.param(n, marks=pytest.mark.test_all) for n in (1, 3, 5, 6, 8))]
+)
 def test_killed_after_some_requests(
     requests: int,
     configure: Callable[..., None],
@@ -127,10 +133,9 @@ def test_killed_after_some_requests(
 ) -> None:
     own = own_kubernetes.configuration.write_kubeconfig(namespace, "system:masters")
     configure(kubeconfig=str(own))
-    client = Client(home)
-    client.wait(lambda: record().runs())
-    client.wait(lambda: len(own_kubernetes.requests(user=namespace)) >= requests)
-    client.kill()
+    with Client(home) as client:
+        client.wait(lambda: record().runs())
+        client.wait(lambda: len(own_kubernetes.requests(user=namespace)) >= requests)
     (run,) = record().runs()
     found_again(run.id, own_kubernetes, namespace)
 
@@ -140,9 +145,8 @@ def test_killed_after_some_requests(
 def test_killed_at_any_time(
     seed: int, on: str, own_kubernetes: Kubernetes, namespace: str, home: Path
 ) -> None:
-    client = Client(home)
-    client.wait(lambda: record().runs())
-    time.sleep(random.Random(seed).uniform(0, 3))
-    client.kill()
+    with Client(home) as client:
+        client.wait(lambda: record().runs())
+        time.sleep(random.Random(seed).uniform(0, 3))
     (run,) = record().runs()
     found_again(run.id, own_kubernetes, namespace)

@@ -141,14 +141,15 @@ def test_a_job_that_is_deleted_behind_our_back(on: str, kubernetes: Access, name
 def test_a_pod_that_is_deleted_while_it_runs_runs_again(
     on: str, kubernetes: Access, namespace: str
 ) -> None:
-    job = cx.function(work.wait_for).submit(6, on=on)
+    job = cx.function(work.wait_for).submit(4, on=on)
     running(job)
     (pod,) = pods(kubernetes, namespace)
     with core(kubernetes) as api:
         api.delete_namespaced_pod(pod.metadata.name, namespace)
-    assert job.result(120) == 6
+    assert job.result(120) == 4
 
 
+@pytest.mark.test_all
 def test_evicted_runs_again(on: str, own_kubernetes: Kubernetes, namespace: str) -> None:
     job = cx.function(work.wait_for).submit(8, on=on)
     running(job)
@@ -158,6 +159,7 @@ def test_evicted_runs_again(on: str, own_kubernetes: Kubernetes, namespace: str)
     assert job.result(120) == 8
 
 
+@pytest.mark.test_all
 def test_a_node_that_is_lost_and_its_elements_run_again(
     on: str, own_kubernetes: Kubernetes, namespace: str
 ) -> None:

@@ -12,7 +12,7 @@ from clustrix_containers.errors import ClusterError
 
 from .api import Api, body
 
-EVERY = 5.0
+EVERY = 15.0
 """Seconds for which the last answer is good enough."""
 MOST = 500
 

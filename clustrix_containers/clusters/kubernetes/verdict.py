@@ -238,7 +238,10 @@ def _without_pod(job: JobView | None, element: int) -> Status | None:
     if job.condition == "Complete":
         return Status(State.SUCCEEDED, exit_code=0)
     if job.condition == "Failed" or within(job.failed, element):
-        return _job_failed(job)
+        status = _job_failed(job)
+        if status.cause is Cause.TIME_LIMIT:
+            return status
+        return replace(status, message=f"{status.message}; no pod is left that says why")
     return Status(State.PENDING, message="suspended" if job.suspended else "")
 
 

@@ -48,7 +48,7 @@ def requests(log: str) -> Iterator[Request]:
                 event["verb"],
                 resource,
                 event.get("responseStatus", {}).get("code", 0),
-                event["user"]["username"],
+                event["user"].get("username", ""),
                 event.get("userAgent", ""),
                 datetime.datetime.fromisoformat(
                     event["requestReceivedTimestamp"].replace("Z", "+00:00")
