@@ -143,10 +143,6 @@ def kubelet(machine: Machine, configuration: Configuration) -> Service:
 
 OWN_DISK = ("containerd", "kubelet")
 """What of a node's ``/var/lib`` cannot lie on an overlay."""
-
-SHARED = "/srv/shared"
-"""Where each node sees the directory that all of them share, as sites do with NFS."""
-
 PREPARE = """
 set -e
 done=/run/prepared
