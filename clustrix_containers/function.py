@@ -91,6 +91,16 @@ class Function(Generic[P, R]):
         )
         return JobArray(session, session.jobs)
 
+    def preview(self, *args: Any, **kwargs: Any) -> str:
+        """What ``submit`` with these arguments would make on the target: the Job as YAML.
+
+        The image is built, since its digest is part of it; nothing is pushed or submitted.
+        """
+        from . import launch
+
+        calls = [(args, kwargs)]
+        return launch.preview(self.__clustrix_function__, calls, self._options, array=False)
+
     def build(self) -> Image:
         """The function's image without a call; ``.digest`` names it.
 

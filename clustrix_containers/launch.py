@@ -10,6 +10,7 @@ from . import config as configuration
 from . import prepare, runs
 from .contract import LABEL_ARRAY, LABEL_COUNT
 from .errors import CaptureError
+from .oci import Image
 from .options import Options
 from .progress import shown
 from .session import Session
@@ -21,11 +22,45 @@ def launch(
     function: Callable[..., Any], calls: Iterable[Call], options: Options, *, array: bool
 ) -> Session:
     """Submit every call of ``function`` as one run; gives the session that is being watched."""
+    runs.refuse_inside()
+    runs.choose(options)
+    image, plan, count = _image(function, calls, options, array=array)
+    main = plan.bundle.main
+
+    def main_module() -> ModuleType:
+        return runs.load_main(image.digest, str(main) if main else None)
+
+    return runs.launch(
+        image,
+        _name(plan),
+        count,
+        options,
+        main=main,
+        main_module=main_module,
+        array=array,
+        built=True,
+    )
+
+
+def preview(
+    function: Callable[..., Any], calls: Iterable[Call], options: Options, *, array: bool
+) -> str:
+    """What submitting would make on the target, as a person writes it. Only the image is built."""
+    image, plan, count = _image(function, calls, options, array=array)
+    return runs.preview(image, _name(plan), count, options, array=array)
+
+
+def _name(plan: prepare.Plan) -> str:
+    return plan.bundle.entry.name.rpartition(".")[2]
+
+
+def _image(
+    function: Callable[..., Any], calls: Iterable[Call], options: Options, *, array: bool
+) -> tuple[Image, prepare.Plan, int]:
+    """The image with these calls in it, and how many they are."""
     from .capture import pickling
     from .image import build as builder
 
-    runs.refuse_inside()
-    runs.choose(options)
     references: set[str] = set()
 
     def pickles() -> Iterator[bytes]:
@@ -50,22 +85,7 @@ def launch(
             LABEL_COUNT: str(count),
             LABEL_ARRAY: str(int(array)),
         }
-        image = image.append(layer).configure(Labels=labels)
-    main = plan.bundle.main
-
-    def main_module() -> ModuleType:
-        return runs.load_main(image.digest, str(main) if main else None)
-
-    return runs.launch(
-        image,
-        plan.bundle.entry.name.rpartition(".")[2],
-        count,
-        options,
-        main=main,
-        main_module=main_module,
-        array=array,
-        built=True,
-    )
+        return image.append(layer).configure(Labels=labels), plan, count
 
 
 def _refuse_secret(data: bytes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

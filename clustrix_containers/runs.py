@@ -75,26 +75,13 @@ def launch(
     refuse_inside()
     target, cluster, resources = choose(options)
     reference = _place(image, cluster, target, options)
-    run = Run(
-        id=new_id(name),
-        name=name,
-        image=image.digest,
-        count=count,
-        target=target.name,
-        type=target.type,
-        details={
-            "options": _plain(target.options),
-            "resources": _plain(asdict(resources)),
-            "main": str(main) if main else None,
-            "max_parallel": options.max_parallel,
-            "retries": options.retries,
-            "reference": reference,
-            "command": list(image.settings.get("Entrypoint") or ()),
-            "array": array,
-            "client": os.getpid(),
-            "argv": sys.argv[:1],
-        },
-    )
+    details = {
+        "main": str(main) if main else None,
+        "client": os.getpid(),
+        "argv": sys.argv[:1],
+    }
+    run = _intent(image, name, count, options, target, resources, reference, array)
+    run = replace(run, details={**run.details, **details})
     book = record()
     directory = book.intend(run, built=built)
     ids = cluster.submit(_task(run, directory))
@@ -102,6 +89,36 @@ def launch(
     session = _session(run, cluster, ids, main_module, trust)
     session.watch()
     return session
+
+
+def preview(image: Image, name: str, count: int, options: Options, *, array: bool) -> str:
+    """What submitting a run of ``image`` would make on its target; nothing is pushed or recorded."""
+    target, cluster, resources = choose(options)
+    reference = f"{_repository(target, options)}@{image.digest}"
+    run = _intent(image, name, count, options, target, resources, reference, array)
+    return cluster.preview(_task(run, Path()))
+
+
+def _intent(
+    image: Image,
+    name: str,
+    count: int,
+    options: Options,
+    target: configuration.Target,
+    resources: Resources,
+    reference: str,
+    array: bool,
+) -> Run:
+    details = {
+        "options": _plain(target.options),
+        "resources": _plain(asdict(resources)),
+        "max_parallel": options.max_parallel,
+        "retries": options.retries,
+        "reference": reference,
+        "command": list(image.settings.get("Entrypoint") or ()),
+        "array": array,
+    }
+    return Run(new_id(name), name, image.digest, count, target.name, target.type, details)
 
 
 def _session(
@@ -129,17 +146,22 @@ def _place(image: Image, cluster: Cluster, target: configuration.Target, options
     if not cluster.pulls:
         prepare.push_here(image)
         return f"oci:{prepare.layout().directory}@{image.digest}"
-    repository = options.registry or target.options.get("registry") or configuration.load().registry
-    if not repository:
+    repository = _repository(target, options)
+    prepare.keep_here(image)
+    with shown() as progress:
+        return prepare.push(image, repository, progress=progress)
+
+
+def _repository(target: configuration.Target, options: Options) -> str:
+    found = options.registry or target.options.get("registry") or configuration.load().registry
+    if not found:
         raise target.error(
             "registry",
             "images are pulled from a registry there, and none is named",
             "Set registry: (host[:port]/name) for the target or at the top of clustrix.yml,"
             " or CLUSTRIX_REGISTRY.",
         )
-    prepare.keep_here(image)
-    with shown() as progress:
-        return prepare.push(image, str(repository), progress=progress)
+    return str(found)
 
 
 def choose(options: Options) -> tuple[configuration.Target, Cluster, Resources]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .clusters import Cluster
-from .errors import ClusterError, Error, RemoteTraceback, ResultLost, UntrustedResultError
+from .errors import ClusterError, Error, JobError, RemoteTraceback, ResultLost, UntrustedResultError
 from .futures import Job, Ticker
 from .jobs import State, Status
 from .record import Run
@@ -60,6 +61,8 @@ class Session:
         shortest, longest = cluster.poll_interval
         self._ticker = Ticker(shortest, longest)
         self._outcomes: dict[int, Outcome] = {}
+        self._unfetched: dict[int, float] = {}
+        """Since when an element's outcome could not be brought here."""
 
     @property
     def run(self) -> str:
@@ -155,10 +158,16 @@ class Session:
             job.observe(status)
             if not status.state.terminal:
                 continue
-            if self._is_lost(job, status):
-                lost.setdefault(self._attempts.get(job.element, 0) + 1, []).append(job)
-            else:
+            try:
+                if self._is_lost(job, status):
+                    lost.setdefault(self._attempts.get(job.element, 0) + 1, []).append(job)
+                    continue
                 self._settle(job, status)
+            except Error as error:
+                if not self._may_pass(job, error):
+                    job.settle(None, error=error)
+                    del open_jobs[job.element]
+            else:
                 del open_jobs[job.element]
         for attempt, jobs in lost.items():
             self._run_again(jobs, attempt)
@@ -171,6 +180,13 @@ class Session:
                 hint=f"The run goes on without this client: cxc result {self.run}",
             )
 
+    def _may_pass(self, job: Job, error: Error) -> bool:
+        """Whether an element's outcome, which could not be brought here, is to be asked for again."""
+        if not error.fields.get("temporary"):
+            return False
+        since = self._unfetched.setdefault(job.element, time.monotonic())
+        return time.monotonic() - since < PATIENCE
+
     def _is_lost(self, job: Job, status: Status) -> bool:
         """Whether an element ended through no fault of its own, and left no outcome."""
         if status.state is not State.FAILED or not status.cause.infrastructure:
@@ -179,7 +195,7 @@ class Session:
             return False
         try:
             return self._collect(job, status) is None
-        except Error:
+        except JobError:
             return False
 
     def _run_again(self, jobs: Sequence[Job], attempt: int) -> None:
@@ -191,17 +207,14 @@ class Session:
         if status.state is State.CANCELLED:
             job.settle(None, cancelled=True)
             return
-        try:
-            outcome = self._collect(job, status)
-            if outcome is None:
-                job.settle(None, error=self._without_mark(job, status))
-            elif outcome.mark.outcome == "ok":
-                self._outcomes[job.element] = outcome
-                job.settle(lambda: self.load(outcome))
-            else:
-                job.settle(None, error=self._exception(outcome, status))
-        except Error as error:
-            job.settle(None, error=error)
+        outcome = self._collect(job, status)
+        if outcome is None:
+            job.settle(None, error=self._without_mark(job, status))
+        elif outcome.mark.outcome == "ok":
+            self._outcomes[job.element] = outcome
+            job.settle(lambda: self.load(outcome))
+        else:
+            job.settle(None, error=self._exception(outcome, status))
 
     def _collect(self, job: Job, status: Status) -> Outcome | None:
         """The element's outcome; a mark that a slow file system still hides is waited for."""
@@ -258,7 +271,10 @@ class Session:
         if isinstance(error, ResultLost):
             error.hint = f"`cxc rerun {self.image}` runs the same image again."
             return error
-        tail = b"".join(self.logs(job.element))[-2000:].decode("utf-8", "replace").strip()
+        tail = ""
+        # The pod, or its node, may be gone with what it wrote; why it ended is known all the same.
+        with contextlib.suppress(ClusterError):
+            tail = b"".join(self.logs(job.element))[-2000:].decode("utf-8", "replace").strip()
         if tail:
             error.hint = f"{error.hint or ''}\n  The last of its output:\n{tail}".strip()
         return error

@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
     logs = commands.add_parser("logs", help="print what a run has written")
     logs.add_argument("run", metavar="RUN[/ELEMENT]")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
+    _somewhere(logs)
     logs.set_defaults(command=_logs)
 
     result = commands.add_parser("result", help="wait for a run and print its result")
@@ -41,10 +42,12 @@ def add(commands: Any) -> None:
     result.add_argument(
         "--trust", action="store_true", help="unpickle what another user's image made"
     )
+    _somewhere(result)
     result.set_defaults(command=_result)
 
     cancel = commands.add_parser("cancel", help="end runs, or elements of them")
     cancel.add_argument("runs", nargs="+", metavar="RUN[/ELEMENT]")
+    _somewhere(cancel)
     cancel.set_defaults(command=_cancel)
 
     rerun = commands.add_parser("rerun", help="run the very same image again")
@@ -74,9 +77,15 @@ def _split(text: str) -> tuple[str, int | None]:
     return name, int(element) if slash else None
 
 
-def _jobs(text: str) -> tuple[Session, list[Job]]:
+def _somewhere(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on", metavar="TARGET", help="look there for a run that this machine does not know"
+    )
+
+
+def _jobs(text: str, on: str | None) -> tuple[Session, list[Job]]:
     name, element = _split(text)
-    session = runs.attach(name)
+    session = runs.attach(name, on=on)
     if element is None:
         return session, session.jobs
     if element >= len(session.jobs):
@@ -143,7 +152,7 @@ def _ago(then: float) -> str:
 
 def _logs(arguments: argparse.Namespace) -> int:
     name, element = _split(arguments.run)
-    session = runs.attach(name, watch=arguments.follow)
+    session = runs.attach(name, on=arguments.on, watch=arguments.follow)
     chosen = session.jobs if element is None else [session.jobs[element]]
     for job in chosen:
         for chunk in session.logs(job.element, follow=arguments.follow):
@@ -153,7 +162,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 
 def _result(arguments: argparse.Namespace) -> int:
-    session, jobs = _jobs(arguments.run)
+    session, jobs = _jobs(arguments.run, arguments.on)
     if arguments.trust:
         session.trust()
     timeout = config.parse_duration(arguments.timeout) if arguments.timeout else None
@@ -195,7 +204,7 @@ def show(session: Session, jobs: list[Job], *, timeout: float | None = None, as_
 def _cancel(arguments: argparse.Namespace) -> int:
     for text in arguments.runs:
         name, element = _split(text)
-        session = runs.attach(name, watch=False)
+        session = runs.attach(name, on=arguments.on, watch=False)
         session.cancel([job.element for job in session.jobs] if element is None else [element])
         output.note(f"{text} is cancelled")
     return 0

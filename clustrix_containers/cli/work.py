@@ -33,6 +33,9 @@ def add(commands: Any) -> None:
     run.add_argument(
         "--detach", "-d", action="store_true", help="print the run's id and do not wait"
     )
+    run.add_argument(
+        "--dry-run", action="store_true", help="print what would be made on the target, and stop"
+    )
     run.add_argument("--json", action="store_true", help="print the result as JSON")
     run.set_defaults(command=_run)
 
@@ -63,6 +66,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cpus", type=float, help="cores")
     group.add_argument("--memory", help="2GiB")
     group.add_argument("--timeout", help="30m")
+    group.add_argument("--retries", type=int, help="how often a call that fails runs again")
     group.add_argument("--base", help="an image reference or a Dockerfile")
     group.add_argument("--package", dest="packages", action="append", metavar="REQUIREMENT")
     group.add_argument("--module", dest="modules", action="append", metavar="MODULE")
@@ -72,7 +76,17 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _function(arguments: argparse.Namespace) -> Function[..., Any]:
-    names = ("cpus", "memory", "timeout", "base", "packages", "modules", "files", "requirements")
+    names = (
+        "cpus",
+        "memory",
+        "timeout",
+        "retries",
+        "base",
+        "packages",
+        "modules",
+        "files",
+        "requirements",
+    )
     changes = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.whole_environment:
         changes["whole_environment"] = True
@@ -194,7 +208,11 @@ def _run(arguments: argparse.Namespace) -> int:
     except ValueError:
         pass
     changes = {"on": arguments.on} if arguments.on else {}
-    job = target.options(**changes).submit(*positional, **named)
+    target = target.options(**changes)
+    if arguments.dry_run:
+        sys.stdout.write(target.preview(*positional, **named))
+        return 0
+    job = target.submit(*positional, **named)
     if arguments.detach:
         sys.stdout.write(f"{job.run}\n")
         return 0

@@ -39,6 +39,10 @@ class Cluster(Protocol):
         """What this target needs: name, whether it is there, a sentence. For ``doctor``."""
         ...
 
+    def preview(self, task: Task) -> str:
+        """What ``submit`` would make, as a person writes it (YAML, a script); nothing secret."""
+        ...
+
     def submit(self, task: Task) -> Sequence[str]:
         """Start a task; the ids of its elements, in the order of ``task.elements``.
 

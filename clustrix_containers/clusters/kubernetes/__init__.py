@@ -8,7 +8,9 @@ again finds it; the run's key is a Secret that the Job owns. Ids read
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,13 @@ from clustrix_containers.jobs import Cause, Found, State, Status, Task
 
 from .api import Api, connect
 from .settings import Settings, results_option, seconds
-from .verdict import PodView, judge
+from .verdict import JOB_DELETED, JobView, PodView, judge, newest
 from .watch import Watcher, watcher
+
+APPEARS = 10.0
+"""Seconds within which the watch has heard of a Job that was made."""
+SLOW = 3.0
+"""Seconds after which a Job is asked why it has no pods."""
 
 _ID = re.compile(r"([^/]+)/([^/]+)/(\d+)\.(\d+)")
 
@@ -82,15 +89,13 @@ class KubernetesCluster:
             grace=grace,
             results=results_option(results),
         )
-        self._gone: dict[str, float] = {}
+        self._since: dict[str, float] = {}
 
     poll_interval = (0.5, 10.0)
     pulls = True
 
     @property
     def settings(self) -> Settings:
-        from dataclasses import replace
-
         return replace(self._settings, namespace=self._api.namespace)
 
     @property
@@ -114,11 +119,13 @@ class KubernetesCluster:
 
         return f"{self._api.server.describe(count)}. {stores.describe(self._settings)}"
 
-    def manifests(self, task: Task) -> list[dict[str, Any]]:
-        """The objects that :meth:`submit` would make, without what is secret."""
+    def preview(self, task: Task) -> str:
+        """The objects that :meth:`submit` would make, as YAML, without what is secret."""
+        import yaml
+
         from .submit import plan
 
-        return plan(self._api, self.settings, task)
+        return yaml.safe_dump_all(plan(self._api, self.settings, task), sort_keys=False)
 
     def submit(self, task: Task) -> Sequence[str]:
         """Make the Job and its Secret; what is there already is taken as it is."""
@@ -159,8 +166,12 @@ class KubernetesCluster:
                 pods[run, attempt] = watching.pods(run, attempt)
             own = pods[run, attempt].get(element, ())
             job = watching.job(run, attempt, element)
-            status = judge(job, own, element, pull_grace=self._settings.pull_grace)
-            found[name] = self._deleted(name) if status is None else status
+            status = judge(job, own, element, patient=self._patient(own))
+            if status is None:
+                found[name] = self._deleted(name)
+                continue
+            self._since.pop(name, None)
+            found[name] = self._explained(status, job, own, watching)
             if found[name].state.terminal and not any(pod.ended or pod.ready for pod in own):
                 unsure.append(name)
         return found, unsure
@@ -201,7 +212,8 @@ class KubernetesCluster:
         def find() -> tuple[PodView | None, bool]:
             status = self.states([id])[id]
             pods = self._pods(run, attempt, element)
-            return (pods[0] if pods else None), status.state.terminal
+            done = next((pod for pod in pods if pod.exit_code == 0), None)
+            return done or newest(pods), status.state.terminal
 
         return logs.follow(self._api, self._api.namespace, find, wait=follow)
 
@@ -234,12 +246,40 @@ class KubernetesCluster:
 
     def _deleted(self, name: str) -> Status:
         """Neither Job nor pod is there: it was made a moment ago, or somebody has deleted it."""
-        import time
-
-        if time.monotonic() - self._gone.setdefault(name, time.monotonic()) < 10:
+        if self._seconds_since(name) < APPEARS:
             return Status(State.PENDING)
-        text = "its Job was deleted, and not by this client"
-        return Status(State.FAILED, Cause.DELETED, None, text)
+        return Status(State.FAILED, Cause.DELETED, None, JOB_DELETED)
+
+    def _patient(self, pods: Sequence[PodView]) -> bool:
+        """Whether those that cannot start have been so for less than the grace, as seen here."""
+        for pod in pods:
+            if not pod.stuck:
+                self._since.pop(pod.uid, None)
+        stuck = [self._seconds_since(pod.uid) for pod in pods if pod.stuck]
+        return max(stuck, default=0.0) < self._settings.pull_grace
+
+    def _explained(
+        self, status: Status, job: JobView | None, pods: Sequence[PodView], watching: Watcher
+    ) -> Status:
+        """With the cluster's words, where neither Job nor pod has them: asked once for all."""
+        if status.state is State.PENDING and job and not pods and not job.suspended:
+            if self._seconds_since(job.uid) < SLOW:
+                return status
+            return replace(status, message=watching.refusals.of(job.uid) or status.message)
+        if job is not None:
+            self._since.pop(job.uid, None)
+        last = newest(pods)
+        if last is not None and last.reason == "ImagePullBackOff" and last.reason in status.message:
+            said = watching.failures.of(last.uid)
+            return (
+                replace(status, message=f"its image cannot be pulled: {said}") if said else status
+            )
+        return status
+
+    def _seconds_since(self, key: str) -> float:
+        """Since this was first asked about it."""
+        now = time.monotonic()
+        return now - self._since.setdefault(key, now)
 
 
 def _parse(name: str) -> tuple[str, int, int]:

@@ -79,7 +79,9 @@ class Api:
                     raise
                 if not problem.temporary or time.monotonic() + pause > end:
                     raise ClusterError(
-                        f"cannot {action} at {self.where}: {problem.text}", hint=problem.hint
+                        f"cannot {action} at {self.where}: {problem.text}",
+                        hint=problem.hint,
+                        temporary=problem.temporary,
                     ) from error
                 time.sleep(max(pause * random.uniform(0.5, 1.0), problem.wait))  # noqa: S311
                 pause = min(pause * 2, 5.0)
@@ -138,14 +140,17 @@ def body(answer: Any) -> Any:
         answer.release_conn()
 
 
-def lines(answer: Any) -> Iterator[bytes]:
-    """The lines of an answer as they arrive; the connection is closed at the end."""
+def lines(answer: Any, *, whole: bool = False) -> Iterator[bytes]:
+    """The lines of an answer as they arrive; the connection is closed at the end.
+
+    A last line without an end comes too, unless only ``whole`` ones are wanted.
+    """
     rest = b""
     try:
         for chunk in answer.stream(1 << 16, decode_content=True):
-            *whole, rest = (rest + chunk).split(b"\n")
-            yield from (line + b"\n" for line in whole)
-        if rest:
+            *ended, rest = (rest + chunk).split(b"\n")
+            yield from (line + b"\n" for line in ended)
+        if rest and not whole:
             yield rest
     finally:
         answer.close()

@@ -11,6 +11,9 @@ from .api import Api, lines
 from .manifest import CONTAINER
 from .verdict import PodView
 
+SILENCE = 60.0
+"""Seconds without a line after which a log is asked for again."""
+
 
 def follow(
     api: Api, namespace: str, find: Callable[[], tuple[PodView | None, bool]], *, wait: bool
@@ -24,12 +27,11 @@ def follow(
     while True:
         pod, over = find()
         if pod is not None and (pod.started or pod.ended):
-            ended = pod.ended
-            for line in _read(api, namespace, pod, seen, wait and not ended):
+            for line in _read(api, namespace, pod, seen, wait and not pod.ended):
                 pause = 0.05
                 yield line
-            # Ended before this reading began: nothing more can come.
-            if not wait or ended or over:
+            # Over before this reading began: nothing more can come, of no other pod either.
+            if not wait or over:
                 return
         elif over or not wait:
             return
@@ -71,13 +73,16 @@ def _read(api: Api, namespace: str, pod: PodView, seen: _Seen, stay: bool) -> It
             pod.name,
             namespace,
             _preload_content=False,
-            _request_timeout=(10, 3600 if stay else 60),
+            # Asked again where it was: a node that is gone ends no connection.
+            _request_timeout=(10, SILENCE if stay else 60),
             final=(400, 404),
             **options,
         )
-        for line in lines(answer):
+        # What breaks off in a line comes once more; at the end nothing does, and all is read.
+        for line in lines(answer, whole=stay):
             stamp, _, text = line.partition(b" ")
-            if seen.is_new(_comparable(stamp.decode("ascii", "replace"))):
+            # A kubelet says in the place of a log that it cannot give it: without a time.
+            if stamp[:1].isdigit() and seen.is_new(_comparable(stamp.decode("ascii", "replace"))):
                 yield text
     except ClusterError:
         raise

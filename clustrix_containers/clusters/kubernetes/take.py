@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from clustrix_containers.results import inline
 from .api import Api
 from .manifest import CONTAINER, NOTE_COMMAND
 from .verdict import PodView
+
+SILENCE = 60.0
+"""Seconds without a byte after which a stream is given up: its node may be gone."""
 
 
 def said_by(pod: PodView, run: str) -> inline.Inline | inline.Stored | None:
@@ -33,31 +38,62 @@ def from_pod(
     api: Api, namespace: str, pod: PodView, directory: Path, *, run: str, key: bytes
 ) -> None:
     """Take the outcome that a pod holds through an exec stream, and tell it that it may end."""
-    from kubernetes.stream import stream
-
     element, attempt = pod.element or 0, pod.attempt
     full = api.call("read a pod", api.core.read_namespaced_pod, pod.name, namespace)
     python = _interpreter(api, namespace, full)
     command = [python, contract.GIVER, "give", contract.RESULTS, str(element), str(attempt)]
-    connection = stream(
-        api.core.connect_get_namespaced_pod_exec,
-        pod.name,
+    with _exchange(api, namespace, pod.name, command) as connection:
+        inline.receive(_output(connection), directory, element, attempt, key=key, run=run)
+        # It is here: whether the pod hears of it or not, nothing is lost.
+        with contextlib.suppress(Exception):
+            connection.write_stdin(b"taken\n")
+            connection.run_forever(timeout=30)
+
+
+@contextlib.contextmanager
+def _exchange(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Iterator[Any]:
+    """A command in a pod; if the connection breaks, a ClusterError that says it may pass."""
+    from kubernetes.client import ApiException
+    from websocket import WebSocketException
+
+    try:
+        connection = _exec(api, namespace, pod, command)
+        try:
+            yield connection
+        finally:
+            connection.close()
+    except (ApiException, WebSocketException, OSError, inline.StreamEnded) as error:
+        said = getattr(error, "reason", None) or error
+        raise ClusterError(
+            f"taking the result out of the pod {pod} broke off: {said}", temporary=True
+        ) from error
+
+
+def _exec(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Any:
+    """Run a command in a pod; gives the client's open WebSocket.
+
+    What ``kubernetes.stream`` does, on a client of its own: that function changes the client that
+    it is given while it runs, and others use ours. Nothing of what arrives is kept.
+    """
+    from functools import partial
+
+    from kubernetes.client import ApiClient, CoreV1Api
+    from kubernetes.stream.ws_client import websocket_call
+
+    configuration = api.client.configuration
+    client = ApiClient(configuration)
+    client.request = partial(websocket_call, configuration, binary=True, capture_all=False)
+    return CoreV1Api(client).connect_get_namespaced_pod_exec(
+        pod,
         namespace,
         container=CONTAINER,
-        command=command,
+        command=list(command),
         stdin=True,
         stdout=True,
         stderr=True,
         tty=False,
-        binary=True,
         _preload_content=False,
     )
-    try:
-        inline.receive(_output(connection), directory, element, attempt, key=key, run=run)
-        connection.write_stdin(b"taken\n")
-        connection.run_forever(timeout=30)
-    finally:
-        connection.close()
 
 
 def _interpreter(api: Api, namespace: str, pod: Any) -> str:
@@ -74,10 +110,14 @@ def _interpreter(api: Api, namespace: str, pod: Any) -> str:
 
 def _output(connection: Any) -> Iterator[bytes]:
     """What a command prints, in pieces. ClusterError with what it said if it fails."""
+    heard = time.monotonic()
     while connection.is_open():
-        connection.update(timeout=30)
+        connection.update(timeout=5)
         if connection.peek_stdout():
             yield connection.read_stdout()
+            heard = time.monotonic()
         elif connection.peek_stderr():
             text = connection.read_stderr().decode("utf-8", "replace")
             raise ClusterError(f"the result cannot be taken out of the pod: {text.strip()}")
+        elif time.monotonic() - heard > SILENCE:
+            raise TimeoutError(f"nothing came for {SILENCE:g} s")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from .manifest import CONTAINER, INDEX, LABEL_ATTEMPT, LABEL_ELEMENT, LABEL_RUN,
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _LOST_REASONS = ("NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity")
+JOB_DELETED = "its Job was deleted, and not by this client"
 _REJECTED = ("OutOf", "UnexpectedAdmissionError", "Preempting")
 
 
@@ -34,6 +34,8 @@ class PodView:
     created: float
     ready: bool = False
     deleted: bool = False
+    gone: bool = False
+    """Whether it is not there any more: this is how it was last seen."""
     started: bool = False
     exit_code: int | None = None
     signal: int | None = None
@@ -49,7 +51,19 @@ class PodView:
 
     @property
     def ended(self) -> bool:
-        return self.phase in ("Succeeded", "Failed") or self.exit_code is not None
+        over = self.phase in ("Succeeded", "Failed") or self.exit_code is not None
+        return over or self.gone
+
+    @property
+    def stuck(self) -> bool:
+        """Whether its node cannot start it, and tries again."""
+        return not self.started and self.reason in _IMAGE_REASONS + _CONFIG_REASONS
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether it was deleted while it ran, and not ended by anything else."""
+        by_hand = not self.pod_reason and not self.disruption and self.reason != "OOMKilled"
+        return self.deleted and by_hand and self.exit_code in (None, 137, 143)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,27 +188,40 @@ def within(indexes: str, index: int) -> bool:
     return False
 
 
+def newest(pods: Sequence[PodView]) -> PodView | None:
+    """The pod that counts: one that lives, else the last."""
+    return max(
+        pods, key=lambda pod: (not pod.deleted, not pod.ended, pod.created, pod.uid), default=None
+    )
+
+
 def judge(
-    job: JobView | None, pods: Sequence[PodView], element: int, *, pull_grace: float
+    job: JobView | None, pods: Sequence[PodView], element: int, *, patient: bool
 ) -> Status | None:
-    """How an element is; ``None`` if nothing is known of it: no Job, no pod."""
+    """How an element is; ``None`` if nothing is known of it: no Job, no pod.
+
+    ``patient`` says whether a pod that is stuck has still time to start.
+    """
     for pod in pods:
         if pod.exit_code == 0 or (pod.phase == "Succeeded" and pod.exit_code is None):
             return Status(State.SUCCEEDED, exit_code=0)
         if pod.ready and not pod.deleted:
             return Status(State.SUCCEEDED, message="its result waits in the pod")
-    newest = max(pods, key=lambda pod: (not pod.deleted, pod.created, pod.uid), default=None)
+    last = newest(pods)
     if job is not None and within(job.completed, element):
         return Status(State.SUCCEEDED, exit_code=0)
-    if newest is None:
+    if last is None:
         return _without_pod(job, element)
-    if newest.ended:
-        return _ended(job, newest, element, len([pod for pod in pods if pod.ended]))
-    if newest.started:
-        return Status(State.RUNNING, message=f"on the node {newest.node}")
+    ended = [pod for pod in pods if pod.ended]
+    if last.ended:
+        return _ended(job, last, element, len(ended))
+    if last.started:
+        return Status(State.RUNNING, message=f"on the node {last.node}")
     if job is not None and job.condition == "Failed":
-        return _job_failed(job)
-    return _waiting(newest, pull_grace)
+        # What was to replace a pod was given up with the Job: that pod's end tells why.
+        before = newest(ended)
+        return _job_failed(job) if before is None else _ended(job, before, element, len(ended))
+    return _waiting(last, patient)
 
 
 def _without_pod(job: JobView | None, element: int) -> Status | None:
@@ -216,7 +243,11 @@ def _job_failed(job: JobView) -> Status:
 def _ended(job: JobView | None, pod: PodView, element: int, ended: int) -> Status:
     status = _why(pod)
     if job is None or job.deleted:
+        if pod.cut_off:
+            return Status(State.FAILED, Cause.DELETED, pod.exit_code, JOB_DELETED)
         return status
+    if job.reason == "DeadlineExceeded":
+        return _job_failed(job)
     if job.condition == "Failed" or within(job.failed, element):
         return status
     if status.cause.infrastructure or pod.deleted:
@@ -245,6 +276,8 @@ def _why(pod: PodView) -> Status:
         cause, text = Cause.NODE_LOST, f"its node {pod.node} was lost: {pod.pod_reason}"
     elif pod.pod_reason.startswith(_REJECTED):
         cause, text = Cause.EVICTED, f"the node {pod.node} refused it: {pod.detail}"
+    elif pod.cut_off:
+        cause, text = Cause.EVICTED, f"its pod was deleted while it ran on the node {pod.node}"
     elif pod.exit_code is not None:
         how = f"signal {pod.exit_code - 128}" if pod.exit_code > 128 else f"code {pod.exit_code}"
         text = f"its container ended with {how}"
@@ -255,13 +288,13 @@ def _why(pod: PodView) -> Status:
     return Status(State.FAILED, cause, pod.exit_code, text.rstrip(": "))
 
 
-def _waiting(pod: PodView, pull_grace: float) -> Status:
+def _waiting(pod: PodView, patient: bool) -> Status:
     if pod.reason == "Unschedulable":
         return Status(State.PENDING, message=f"no node takes it yet: {pod.detail}")
-    if pod.reason in _IMAGE_REASONS + _CONFIG_REASONS:
+    if pod.stuck:
         what = "its image cannot be pulled" if pod.reason in _IMAGE_REASONS else "cannot start"
         text = f"{what} ({pod.reason}): {pod.detail}"
-        if time.time() - pod.created > pull_grace:
+        if not patient:
             return Status(State.FAILED, Cause.REFUSED, None, text)
         return Status(State.PENDING, message=text)
     return Status(State.PENDING, message=pod.reason)

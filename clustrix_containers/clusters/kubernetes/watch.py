@@ -16,6 +16,7 @@ from typing import Any
 from clustrix_containers.errors import ClusterError
 
 from .api import Api, body, lines
+from .events import Events
 from .manifest import selector
 from .verdict import JobView, PodView, view_job, view_pod
 
@@ -35,6 +36,10 @@ class Watcher:
         self._lock = threading.RLock()
         self._wakers: list[Callable[[], None]] = []
         self._asked = 0.0
+        self.refusals = Events(api, namespace, "Job", "FailedCreate")
+        """Why a Job has no pods."""
+        self.failures = Events(api, namespace, "Pod", "Failed")
+        """Why a pod does not start."""
         self._pods = _Kind(self, "pods", api.core.list_namespaced_pod, view_pod)
         self._jobs = _Kind(self, "Jobs", api.batch.list_namespaced_job, view_job)
 
@@ -107,13 +112,15 @@ class _Kind:
         self._listed = threading.Event()
         self._heard = 0.0
         self._error: Exception | None = None
+        self._broken: float | None = None
+        """Since when the API server has not let it watch."""
 
     def ensure(self) -> None:
         with self._watcher._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._listed.clear()
                 self._error = None
-                self._heard = time.monotonic()
+                self._heard, self._broken = time.monotonic(), None
                 self._thread = threading.Thread(
                     target=self._run, name=f"clustrix-watch-{self._name}", daemon=True
                 )
@@ -123,7 +130,9 @@ class _Kind:
         listed = self._listed.wait(STALE)
         if self._error is not None:
             raise self._error
-        if not listed or time.monotonic() - self._heard > WATCH_SECONDS + STALE:
+        now, broken = time.monotonic(), self._broken
+        silent = now - self._heard > WATCH_SECONDS + STALE
+        if not listed or silent or (broken is not None and now - broken > STALE):
             raise ClusterError(f"the API server says nothing of its {self._name}")
 
     def _run(self) -> None:
@@ -148,6 +157,7 @@ class _Kind:
                 # listed again, which says what is wrong.
                 if getattr(error, "status", None):
                     version = None
+                self._broken = self._broken or time.monotonic()
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(pause * 2, 5.0)
 
@@ -206,6 +216,7 @@ class _Kind:
             _preload_content=False,
             _request_timeout=(10, WATCH_SECONDS + 30),
         )
+        self._broken = None
         for line in lines(answer):
             event = json.loads(line)
             item = event["object"]
@@ -226,13 +237,13 @@ class _Kind:
         view = self._view(item)
         with self._watcher._lock:
             known = self.by_run.setdefault(view.run, {})
-            if kind == "DELETED" and not getattr(view, "message", None):
-                known.pop(view.uid, None)
-            elif kind == "DELETED":
-                # It brought a result along, which somebody may be about to take.
-                known[view.uid] = replace(view, deleted=True)
-            else:
+            if kind != "DELETED":
                 known[view.uid] = view
+            elif isinstance(view, PodView) and view.started:
+                # It may have brought a result along, and it tells why it is gone.
+                known[view.uid] = replace(view, deleted=True, gone=True, ready=False)
+            else:
+                known.pop(view.uid, None)
         self._watcher.changed()
 
 

@@ -89,8 +89,20 @@ class LocalCluster:
             lines += [f"not {name}: {check(name).reason}" for name in before]
         return "\n".join(lines)
 
+    def preview(self, task: Task) -> str:
+        """ClusterError: nothing is made here that a person could write."""
+        raise ClusterError(
+            f"{task.name} would run on this machine: a dry run has nothing to show",
+            hint="Name a target that has manifests (--on).",
+        )
+
     def submit(self, task: Task) -> Sequence[str]:
         """Start the task's supervisor, unless this run and attempt has had one."""
+        if task.retries:
+            raise ClusterError(
+                "the local target does not run a call again that failed",
+                hint="Leave retries out, or submit to a target that has them (kubernetes).",
+            )
         directory = task.directory.resolve()
         place = control(directory, task.attempt)
         known = _read_plan(place)

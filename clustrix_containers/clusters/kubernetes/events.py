@@ -1,0 +1,54 @@
+"""What the cluster says of objects that get nowhere: its events, asked for them all at once.
+
+https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from clustrix_containers.errors import ClusterError
+
+from .api import Api, body
+
+EVERY = 5.0
+"""Seconds for which the last answer is good enough."""
+MOST = 500
+
+
+class Events:
+    """The warnings of one reason about one kind of object in a namespace."""
+
+    def __init__(self, api: Api, namespace: str, kind: str, reason: str) -> None:
+        self._api, self._namespace = api, namespace
+        self._selector = f"type=Warning,involvedObject.kind={kind},reason={reason}"
+        self._lock = threading.Lock()
+        self._asked: float | None = None
+        self._said: dict[str, str] = {}
+
+    def of(self, uid: str) -> str:
+        """The last of them about the object with this uid; ``""`` for none, or where none may be read."""
+        with self._lock:
+            if self._asked is None or time.monotonic() - self._asked > EVERY:
+                self._said = self._list()
+                self._asked = time.monotonic()
+            return self._said.get(uid, "")
+
+    def _list(self) -> dict[str, str]:
+        try:
+            answer = body(
+                self._api.call(
+                    "list events",
+                    self._api.core.list_namespaced_event,
+                    self._namespace,
+                    field_selector=self._selector,
+                    limit=MOST,
+                    _preload_content=False,
+                )
+            )
+        except ClusterError:
+            # They only explain: without them the state is the same.
+            return self._said
+        found = sorted(answer["items"], key=lambda it: it.get("lastTimestamp") or "")
+        return {it["involvedObject"]["uid"]: it.get("message", "") for it in found}

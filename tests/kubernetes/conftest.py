@@ -1,0 +1,56 @@
+"""The Kubernetes target on a real cluster, beyond what the contract suite asks of every target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clusters.kubernetes.access import SECRET, Access
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user of one's own: record and images are this test's, the cache is everybody's."""
+    cache = ROOT / ".cache" / "tests"
+    cache.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("CLUSTRIX_CACHE_DIR", str(cache))
+    monkeypatch.setenv("CLUSTRIX_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("CLUSTRIX_CONFIG", str(tmp_path / "clustrix.yml"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path
+
+
+@pytest.fixture
+def configure(
+    kubernetes: Access, namespace: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """Write ``clustrix.yml`` with the target ``k8s``, in the test's namespace, and its options."""
+    for name, value in kubernetes.variables().items():
+        monkeypatch.setenv(name, value)
+
+    def write(**options: Any) -> None:
+        target = {
+            "type": "kubernetes",
+            "kubeconfig": str(kubernetes.kubeconfig),
+            "namespace": namespace,
+            "registry": f"{kubernetes.registry}/failures/runs",
+            "pull_secret": SECRET,
+            **options,
+        }
+        (home / "clustrix.yml").write_text(json.dumps({"targets": {"k8s": target}}))
+
+    write()
+    return write
+
+
+@pytest.fixture
+def on(configure: Callable[..., None]) -> str:
+    """The name of the target, as it is without further options."""
+    return "k8s"

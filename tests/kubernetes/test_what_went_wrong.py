@@ -1,0 +1,168 @@
+"""How runs end that do not end well: in one sentence each, and run again where nobody is to blame."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+import clustrix_containers as cx
+from clustrix_containers.errors import MemoryLimitExceeded, TimeLimitExceeded, WorkerDied
+from clustrix_containers.jobs import State
+from tests.cases import work
+from tests.clusters.kubernetes.access import Access
+from tests.clusters.kubernetes.cluster import Kubernetes
+from tests.kubernetes.objects import batch, core, jobs, pods, until
+
+pytestmark = pytest.mark.kubernetes
+
+Configure = Callable[..., None]
+
+
+def fresh() -> float:
+    """An argument that no other call has: an image that no node has yet."""
+    return random.random()
+
+
+def status_says(job: cx.Job, words: str, seconds: float = 60) -> None:
+    until(lambda: words in job.status.message, seconds, lambda: (job.status, words))
+
+
+def test_an_image_that_cannot_be_pulled_says_so_in_the_registrys_words(
+    configure: Configure, kubernetes: Access, namespace: str
+) -> None:
+    wrong = {".dockerconfigjson": '{"auths": {}}'}
+    secret = {
+        "metadata": {"name": "wrong"},
+        "type": "kubernetes.io/dockerconfigjson",
+        "stringData": wrong,
+    }
+    with core(kubernetes) as api:
+        api.create_namespaced_secret(namespace, secret)
+    configure(pull_secret="wrong", pull_grace=3)
+    job = cx.function(work.square).submit(fresh(), on="k8s")
+    with pytest.raises(WorkerDied, match=r"image cannot be pulled .*(401|authorization failed)"):
+        job.result(90)
+
+
+def test_a_pull_that_heals_within_the_grace_goes_on(
+    configure: Configure, kubernetes: Access, own_kubernetes: Kubernetes
+) -> None:
+    own_kubernetes.refuse_pulls()
+    job = cx.function(work.square).submit(number := fresh(), on="k8s")
+    status_says(job, "connection refused")
+    own_kubernetes.allow_pulls()
+    assert job.result(120) == number**2
+
+
+def test_unschedulable_in_the_schedulers_words_and_schedulable_after_all(
+    configure: Configure, own_kubernetes: Kubernetes
+) -> None:
+    configure(node_selector={"disk": "fast"}, pull_grace=1)
+    job = cx.function(work.square).submit(fresh(), on="k8s")
+    status_says(job, "0/2 nodes are available")
+    assert job.status.state is State.PENDING
+    own_kubernetes.kubectl("label", "node", "node1", "disk=fast")
+    try:
+        assert job.result(60) > 0
+    finally:
+        own_kubernetes.kubectl("label", "node", "node1", "disk-")
+
+
+def test_over_quota_in_the_servers_words_and_it_runs_when_there_is_room(
+    on: str, kubernetes: Access, namespace: str
+) -> None:
+    quota = {"metadata": {"name": "small"}, "spec": {"hard": {"pods": "0"}}}
+    with core(kubernetes) as api:
+        api.create_namespaced_resource_quota(namespace, quota)
+        job = cx.function(work.square).submit(fresh(), on=on)
+        status_says(job, "exceeded quota: small")
+        assert job.status.state is State.PENDING
+        api.delete_namespaced_resource_quota("small", namespace)
+    # The Job's controller tries again by itself, in longer and longer intervals.
+    assert job.result(120) > 0
+
+
+def test_a_refused_job_is_an_error_of_submit(on: str, kubernetes: Access, namespace: str) -> None:
+    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
+    with core(kubernetes) as api:
+        api.create_namespaced_resource_quota(namespace, quota)
+        until(
+            lambda: (
+                api.read_namespaced_resource_quota_status("none", namespace).status.hard is not None
+            ),
+            60,
+            lambda: "the quota is not in force",
+        )
+    with pytest.raises(cx.errors.ClusterError, match="exceeded quota: none"):
+        cx.function(work.square).submit(fresh(), on=on)
+
+
+def test_out_of_memory(on: str) -> None:
+    job = cx.function(work.eats_memory, memory="100MiB").submit(1000, on=on)
+    with pytest.raises(MemoryLimitExceeded, match="100"):
+        job.result(90)
+
+
+def test_the_deadline_of_the_whole_job(configure: Configure) -> None:
+    configure(deadline=3)
+    with pytest.raises(TimeLimitExceeded, match=r"DeadlineExceeded|deadline"):
+        cx.function(work.wait_for).submit(1000, on="k8s").result(90)
+
+
+def test_a_worker_that_is_killed_leaves_a_sentence(
+    on: str, own_kubernetes: Kubernetes, namespace: str
+) -> None:
+    job = cx.function(work.wait_for).submit(1000, on=on)
+    running(job)
+    (pod,) = pods(own_kubernetes.access, namespace)
+    container = pod.status.container_statuses[0].container_id.removeprefix("containerd://")
+    node = own_kubernetes.node(pod.spec.node_name)
+    node.run("ctr", "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", container)
+    with pytest.raises(WorkerDied, match="its container ended with signal 9"):
+        job.result(90)
+
+
+def running(job: cx.Job) -> None:
+    until(job.running, 90, lambda: job.status)
+
+
+def test_a_job_that_is_deleted_behind_our_back(on: str, kubernetes: Access, namespace: str) -> None:
+    job = cx.function(work.wait_for).submit(1000, on=on)
+    running(job)
+    (name,) = (it.metadata.name for it in jobs(kubernetes, namespace))
+    with batch(kubernetes) as api:
+        api.delete_namespaced_job(name, namespace, propagation_policy="Background")
+    with pytest.raises(WorkerDied, match="its Job was deleted"):
+        job.result(90)
+
+
+def test_a_pod_that_is_deleted_while_it_runs_runs_again(
+    on: str, kubernetes: Access, namespace: str
+) -> None:
+    job = cx.function(work.wait_for).submit(6, on=on)
+    running(job)
+    (pod,) = pods(kubernetes, namespace)
+    with core(kubernetes) as api:
+        api.delete_namespaced_pod(pod.metadata.name, namespace)
+    assert job.result(120) == 6
+
+
+def test_evicted_runs_again(on: str, own_kubernetes: Kubernetes, namespace: str) -> None:
+    job = cx.function(work.wait_for).submit(8, on=on)
+    running(job)
+    (pod,) = pods(own_kubernetes.access, namespace)
+    own_kubernetes.fill_disk(pod.spec.node_name)
+    until(lambda: len(pods(own_kubernetes.access, namespace)) > 1, 90, lambda: job.status)
+    assert job.result(120) == 8
+
+
+def test_a_node_that_is_lost_and_its_elements_run_again(
+    on: str, own_kubernetes: Kubernetes, namespace: str
+) -> None:
+    job = cx.function(work.wait_for).submit(10, on=on)
+    running(job)
+    (pod,) = pods(own_kubernetes.access, namespace)
+    own_kubernetes.node(pod.spec.node_name).kill()
+    assert job.result(180) == 10

@@ -1,0 +1,198 @@
+"""The Job that is made: the golden file, and what must never be in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clustrix_containers.clusters.kubernetes import manifest
+from clustrix_containers.clusters.kubernetes.overlay import merge
+from clustrix_containers.clusters.kubernetes.server import Server
+from clustrix_containers.clusters.kubernetes.settings import Settings, results_option
+from clustrix_containers.clusters.kubernetes.verdict import within
+from clustrix_containers.errors import ClusterError
+from clustrix_containers.jobs import Resources, Task
+
+ROOT = Path(__file__).parents[4]
+NEW, OLD = Server(1, 36), Server(1, 20)
+
+TASK = Task(
+    run="fit-x7k2m9pq",
+    name="fit",
+    image="registry.example.org/team/runs@sha256:" + "0123456789abcdef" * 4,
+    elements=range(100),
+    resources=Resources(cpus=2, memory=2 << 30, timeout=1800),
+    directory=Path("never-read"),
+    max_parallel=20,
+    command=("/opt/venv/bin/python", "/opt/clustrix/worker.py"),
+    array=True,
+)
+SETTINGS = Settings(namespace="clustrix", pull_secret="registry")
+
+
+def job(task: Task = TASK, settings: Settings = SETTINGS, server: Server = NEW) -> dict:
+    made = manifest.jobs(task, settings, server, held=True)
+    assert len(made) == 1
+    return made[0]
+
+
+def pod(**changes: object) -> dict:
+    settings = replace(SETTINGS, **changes)
+    return job(settings=settings)["spec"]["template"]["spec"]
+
+
+def test_the_golden_file() -> None:
+    golden = ROOT / "k8s" / "job.yaml"
+    assert yaml.safe_load(golden.read_text()) == job()
+
+
+def test_everything_that_k8s_applies_is_there() -> None:
+    kustomization = yaml.safe_load((ROOT / "k8s" / "kustomization.yaml").read_text())
+    for name in kustomization["resources"]:
+        assert yaml.safe_load((ROOT / "k8s" / name).read_text())["kind"]
+
+
+def test_an_old_server_gets_one_job_for_each_element_and_nothing_that_it_drops() -> None:
+    made = manifest.jobs(
+        replace(TASK, elements=range(3), max_parallel=None), SETTINGS, OLD, held=True
+    )
+    assert [it["metadata"]["name"] for it in made] == [f"fit-x7k2m9pq-0-{n}" for n in range(3)]
+    for number, it in enumerate(made):
+        spec = it["spec"]
+        assert not {"suspend", "completionMode", "podFailurePolicy", "completions"} & set(spec)
+        env = {e["name"]: e["value"] for e in spec["template"]["spec"]["containers"][0]["env"]}
+        assert env["CLUSTRIX_ELEMENT"] == str(number)
+
+
+def test_one_element_is_a_plain_job_and_a_second_attempt_another_name() -> None:
+    single = replace(TASK, elements=range(1), max_parallel=None)
+    assert job(single)["metadata"]["name"] == "fit-x7k2m9pq-0"
+    assert "completionMode" not in job(single)["spec"]
+    again = replace(TASK, elements=(7,), attempt=1)
+    assert job(again)["metadata"]["name"] == "fit-x7k2m9pq-1-7"
+
+
+@pytest.mark.parametrize(
+    ("minor", "there", "missing"),
+    [
+        (22, "completionMode", "podFailurePolicy"),
+        (26, "podFailurePolicy", "backoffLimitPerIndex"),
+        (29, "backoffLimitPerIndex", "backoffLimit"),
+    ],
+)
+def test_a_field_is_sent_to_servers_that_know_it(minor: int, there: str, missing: str) -> None:
+    spec = job(server=Server(1, minor))["spec"]
+    assert there in spec
+    assert missing not in spec
+
+
+def test_the_key_is_in_the_secret_alone() -> None:
+    key = b"\x00key\xff" * 6
+    secret = manifest.secret(TASK, SETTINGS, {"store": {"token": "hush"}}, key)
+    text = json.dumps(job())
+    for value in (*secret["data"].values(), "hush"):
+        assert value not in text
+
+
+def test_what_a_container_may_do() -> None:
+    spec = pod()
+    container = spec["containers"][0]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert "runAsUser" not in pod(user=None)["securityContext"]
+
+
+def test_variables_are_text_to_kubernetes_too() -> None:
+    task = replace(TASK, resources=Resources(env={"MINE": "$(HOME) $$ ü"}))
+    env = {
+        e["name"]: e["value"] for e in job(task)["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    assert env["MINE"] == "$$(HOME) $$$$ ü"
+
+
+def test_a_queue_is_kueues() -> None:
+    made = job(settings=replace(SETTINGS, queue="clustrix"))
+    assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "clustrix"
+    assert made["spec"]["suspend"] is True
+
+
+def test_labels_are_labels_whatever_a_function_is_called() -> None:
+    assert manifest.label("<lambda>") == "lambda"
+    assert manifest.label("größe.fit") == "gr-e.fit"
+    assert len(manifest.label("x" * 99)) == 63
+    assert manifest.label("<>") == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(150 << 20, "150Mi"), (2 << 30, "2Gi"), (1000, "1000"), (3 << 10, "3Ki")]
+)
+def test_quantities(size: int, text: str) -> None:
+    assert manifest.quantity(size) == text
+
+
+def test_the_users_pod_template_is_merged_over_ours() -> None:
+    overlay = {
+        "metadata": {"annotations": {"team": "a"}},
+        "spec": {
+            "nodeSelector": {"disk": "ssd"},
+            "containers": [
+                {"name": "main", "env": [{"name": "MORE", "value": "1"}], "lifecycle": None},
+                {"name": "sidecar", "image": "x"},
+            ],
+        },
+    }
+    template = job(settings=replace(SETTINGS, overlay=overlay))["spec"]["template"]
+    assert template["metadata"]["annotations"] == {"team": "a"}
+    assert template["spec"]["nodeSelector"] == {"disk": "ssd"}
+    main, sidecar = template["spec"]["containers"]
+    assert sidecar == {"name": "sidecar", "image": "x"}
+    assert main["image"] == TASK.image
+    assert {"name": "MORE", "value": "1"} in main["env"]
+    assert len(main["env"]) > 4
+
+
+def test_strategic_merge() -> None:
+    base = {"a": {"b": 1, "c": 2}, "args": [1, 2], "volumes": [{"name": "x"}, {"name": "y"}]}
+    change = {
+        "a": {"b": None, "d": 3},
+        "args": [9],
+        "volumes": [{"name": "x", "$patch": "delete"}, {"name": "y", "emptyDir": {}}],
+    }
+    assert merge(base, change) == {
+        "a": {"c": 2, "d": 3},
+        "args": [9],
+        "volumes": [{"name": "y", "emptyDir": {}}],
+    }
+    assert merge(base, {"a": {"$patch": "replace", "z": 1}})["a"] == {"z": 1}
+
+
+def test_indexes_as_a_job_writes_them() -> None:
+    assert [n for n in range(10) if within("1,3-5,7", n)] == [1, 3, 4, 5, 7]
+    assert not within("", 0)
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "version"), [("1", "27+", (1, 27)), ("1", "20", (1, 20))]
+)
+def test_versions(major: str, minor: str, version: tuple[int, int]) -> None:
+    assert Server.parse(major, minor).version == version
+
+
+def test_a_version_that_is_none_is_said() -> None:
+    with pytest.raises(ClusterError, match="'x'"):
+        Server.parse("1", "x")
+
+
+@pytest.mark.parametrize("value", ["s4", {"s3": {}, "registry": {}}, {"s3": 3}, 7])
+def test_results_that_are_no_store_are_refused(value: object) -> None:
+    with pytest.raises(ClusterError, match="results is"):
+        results_option(value)
