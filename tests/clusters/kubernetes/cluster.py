@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.clusters.daemon import StartError, wait_until
-from tests.clusters.kubernetes import answers, audit, faults, parts
+from tests.clusters.kubernetes import answers, audit, faults, parts, volumes
 from tests.clusters.kubernetes import programs as built
 from tests.clusters.kubernetes.access import GIVEN, SECRET, Access
 from tests.clusters.kubernetes.alone import alone
@@ -204,33 +204,11 @@ class Kubernetes:
 
     def make_claim(self, namespace: str, name: str) -> None:
         """A volume claim that pods on both nodes may mount at once, and any user may write to."""
-        volume = f"{namespace}-{name}"
-        place = self._shared / volume
-        place.mkdir()
-        place.chmod(0o777)
-        size = {"storage": "1Gi"}
-        common = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
-        objects = [
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolume",
-                "metadata": {"name": volume},
-                "spec": {
-                    **common,
-                    "capacity": size,
-                    "hostPath": {"path": f"{parts.SHARED}/{volume}"},
-                    "claimRef": {"namespace": namespace, "name": name},
-                },
-            },
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolumeClaim",
-                "metadata": {"name": name, "namespace": namespace},
-                "spec": {**common, "volumeName": volume, "resources": {"requests": size}},
-            },
-        ]
-        listed = {"apiVersion": "v1", "kind": "List", "items": objects}
-        self.kubectl("create", "-f", "-", text=json.dumps(listed))
+        directory = f"{namespace}-{name}"
+        (self._shared / directory).mkdir()
+        (self._shared / directory).chmod(0o777)
+        objects = volumes.claim(namespace, name, directory)
+        self.kubectl("create", "-f", "-", text=json.dumps(objects))
         phase = ("get", "pvc", "-n", namespace, name, "-o", "jsonpath={.status.phase}")
         # A pod that comes before would be tried again after a while only.
         if not wait_until(lambda: self.kubectl(*phase) == "Bound", 60):
@@ -381,7 +359,7 @@ class Kubernetes:
         own = self.directory / name
         binds = {self._configuration: INSIDE, built.place(): parts.PROGRAMS}
         if name in NODES:
-            binds[self._shared] = parts.SHARED
+            binds[self._shared] = volumes.SHARED
             for part in parts.OWN_DISK:
                 binds[self.directory / f"{name}-{part}"] = f"/var/lib/{part}"
         return Machine(

@@ -106,7 +106,10 @@ class Configuration:
             "evictionSoft": {"nodefs.available": room},
             "evictionSoftGracePeriod": {"nodefs.available": "1s"},
         }
-        config = {**_KUBELET, "podCIDR": pods, **(limit if room else {})}
+        # There is no name service: this address says so at once.
+        config = {**_KUBELET, "podCIDR": pods, "clusterDNS": [self.server]}
+        if room:
+            config |= limit
         self._write(f"{name}.kubelet.json", config)
         self._write(f"{name}.cni.json", _cni(pods))
 
@@ -185,6 +188,7 @@ _KUBELET: Mapping[str, Any] = {
     "imageGCHighThresholdPercent": 100,
     "enforceNodeAllocatable": [],
     "resolvConf": "",
+    "clusterDomain": "cluster.local",
     "healthzPort": 0,
     # Often enough that tests see a change soon, seldom enough for two clusters on two cores.
     "nodeStatusUpdateFrequency": "3s",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clusters.daemon import StartError
+from tests.clusters.daemon import StartError, wait_until
 from tests.clusters.kubernetes.access import GIVEN, Access, given
 from tests.clusters.kubernetes.cluster import Kubernetes, prepare
 
@@ -54,7 +55,7 @@ def kubernetes(request: pytest.FixtureRequest) -> Access:
     if access is None:
         own: Kubernetes = request.getfixturevalue("_own_kubernetes")
         return own.access
-    if not access.answers():
+    if not wait_until(access.answers, 30):
         pytest.fail(f"no Kubernetes answers to {access.kubeconfig} ({GIVEN})")
     return access
 
@@ -67,7 +68,7 @@ def _own_kubernetes(request: pytest.FixtureRequest) -> Iterator[Kubernetes]:
     try:
         try:
             cluster.up()
-        except StartError as error:
+        except (StartError, subprocess.TimeoutExpired) as error:
             pytest.fail(f"{error}\n{cluster.logs()}")
         yield cluster
     finally:

@@ -81,6 +81,8 @@ def controller_manager(machine: Machine, configuration: Configuration) -> Servic
         f"--root-ca-file={INSIDE}/certificates/ca.pem",
         "--leader-elect=false",
         "--port=0",
+        # How soon a volume claim is bound.
+        "--pvclaimbinder-sync-period=2s",
         "--use-service-account-credentials=true",
         "--feature-gates=TTLAfterFinished=true",
         # A node that is lost is noticed within a test's patience: the kubelet gives a sign of
@@ -143,10 +145,6 @@ def kubelet(machine: Machine, configuration: Configuration) -> Service:
 
 OWN_DISK = ("containerd", "kubelet")
 """What of a node's ``/var/lib`` cannot lie on an overlay."""
-
-SHARED = "/srv/shared"
-"""Where each node sees the directory that all of them share, as sites do with NFS."""
-
 PREPARE = """
 set -e
 done=/run/prepared

@@ -181,10 +181,9 @@ def test_a_node_that_loses_power_is_noticed_and_comes_back(
 ) -> None:
     job = jobs.start(busybox, "sleep 1000", nodeName="node2")
     jobs.wait_running(job)
+    first = jobs.pod(job).metadata.name
     own_kubernetes.node("node2").kill()
     own_kubernetes.wait_for_nodes("node1")
-    # The pod is given up, and the Job has another one made.
-    first = jobs.core.list_namespaced_pod(jobs.namespace).items[0].metadata.name
 
     def given_up() -> bool:
         found = jobs.core.read_namespaced_pod(first, jobs.namespace)
@@ -202,7 +201,7 @@ def test_what_is_paused_and_cut_off_is_put_right(own_kubernetes: Kubernetes) -> 
     own_kubernetes.node("node2").cut()
     own_kubernetes.controller_manager.stop("KILL")
     own_kubernetes.up()
-    assert own_kubernetes.ready_nodes() == ["node1", "node2"]
+    own_kubernetes.wait_for_nodes()
     assert own_kubernetes.controller_manager.running()
 
 
@@ -256,8 +255,7 @@ def test_pulls_are_refused_and_heal(
     fresh = kubernetes.push("test/refused", busybox_image())
     job = jobs.start(fresh, "true")
     assert wait_until(lambda: jobs.waiting(job) in ("ErrImagePull", "ImagePullBackOff"), 60)
-    events = jobs.core.list_namespaced_event(jobs.namespace).items
-    assert any("connection refused" in (event.message or "") for event in events)
+    assert wait_until(lambda: "connection refused" in jobs.told(job), 30), jobs.told(job)
     own_kubernetes.allow_pulls()
     assert jobs.ended(job).exit_code == 0
 
