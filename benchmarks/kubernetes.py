@@ -62,7 +62,7 @@ def _function() -> Any:
     import clustrix_containers as cx
 
     assert cluster
-    return cx.function(trivial.work, memory="256MiB", cpus=0.02)
+    return cx.function(trivial.work, memory="256MiB", cpus=1)
 
 
 def _job(reference: str) -> str:
@@ -70,7 +70,7 @@ def _job(reference: str) -> str:
     container = {
         "name": "main",
         "image": reference,
-        "resources": {"limits": {"memory": "256Mi", "cpu": "20m"}},
+        "resources": {"limits": {"memory": "256Mi", "cpu": "1"}},
         "securityContext": {"runAsUser": 65532},
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
