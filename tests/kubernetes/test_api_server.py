@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -61,24 +60,6 @@ def test_a_restart_in_mid_run(on: str, own_kubernetes: Kubernetes) -> None:
     until(job.running, 60, lambda: job.status)
     restart(own_kubernetes)
     assert job.result(90) == 4
-
-
-def test_a_restart_while_a_large_result_is_taken(
-    on: str, own_kubernetes: Kubernetes, home: Path
-) -> None:
-    job = cx.function(work.big, memory="1GiB").submit(size := 1 << 26, on=on)
-    results = home / "state" / "runs" / job.run / "results"
-    until(lambda: begun(results), 90, lambda: job.status)
-    restart(own_kubernetes)
-    assert job.result(120).nbytes == size
-
-
-def begun(results: Path) -> bool:
-    """Whether some of a result has come; a file may get its name just now."""
-    try:
-        return any(file.stat().st_size for file in results.iterdir())
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.test_all
