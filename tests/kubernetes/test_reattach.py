@@ -28,7 +28,7 @@ CLIENT = """
 import sys
 import clustrix_containers as cx
 from tests.cases import work
-print(cx.function(work.wait_for).submit(float(sys.argv[1]), on="k8s").result(120))
+print(list(cx.function(work.wait_for).map([1] * int(sys.argv[1]), on="k8s")))
 """
 
 
@@ -89,11 +89,11 @@ def test_a_run_that_nobody_knows(on: str) -> None:
 class Client:
     """A process that submits and waits, to be killed at any moment; killed at the end of ``with``."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, elements: int = 1) -> None:
         self.output = home / "client.log"
         with self.output.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", CLIENT, "1"],
+                [sys.executable, "-c", CLIENT, str(elements)],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -116,13 +116,16 @@ class Client:
         self.process.wait()
 
 
-def found_again(run: str, cluster: Kubernetes, namespace: str) -> None:
-    assert cx.attach(run).result(90) == 1
-    assert len(jobs(cluster.access, namespace)) == 1
+def found_again(run: str, cluster: Kubernetes, namespace: str, elements: int = 1) -> None:
+    """Nothing is lost, and nothing was made twice: this server has one Job for each element."""
+    found = cx.attach(run)
+    assert isinstance(found, cx.JobArray)
+    assert list(found.results(120)) == [1] * elements
+    assert len(jobs(cluster.access, namespace)) == elements
 
 
 @pytest.mark.parametrize(
-    "requests", [0, 2, 4, *(pytest.param(n, marks=pytest.mark.test_all) for n in (1, 3, 5, 6, 8))]
+    "requests", [0, 3, *(pytest.param(n, marks=pytest.mark.test_all) for n in (1, 2, 4, 5, 6, 8))]
 )
 def test_killed_after_some_requests(
     requests: int,
@@ -133,11 +136,11 @@ def test_killed_after_some_requests(
 ) -> None:
     own = own_kubernetes.configuration.write_kubeconfig(namespace, "system:masters")
     configure(kubeconfig=str(own))
-    with Client(home) as client:
+    with Client(home, elements=3) as client:
         client.wait(lambda: record().runs())
         client.wait(lambda: len(own_kubernetes.requests(user=namespace)) >= requests)
     (run,) = record().runs()
-    found_again(run.id, own_kubernetes, namespace)
+    found_again(run.id, own_kubernetes, namespace, elements=3)
 
 
 @pytest.mark.test_all
