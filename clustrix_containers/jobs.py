@@ -112,3 +112,5 @@ class Found:
     key: bytes
     ids: tuple[str, ...]
     command: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    retries: int = 0

@@ -216,7 +216,8 @@ def _known(run_id: str, on: str | None, book: Record) -> Run:
         )
     details = {
         "options": _plain(target.options),
-        "resources": _plain(asdict(Resources())),
+        "resources": _plain(asdict(found.resources)),
+        "retries": found.retries,
         "reference": found.image,
         "command": list(found.command),
         "array": found.array,

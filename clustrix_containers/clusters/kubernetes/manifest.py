@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from clustrix_containers import contract
@@ -32,6 +33,8 @@ NOTE_IMAGE = f"{PREFIX}/image"
 NOTE_COUNT = f"{PREFIX}/count"
 NOTE_ARRAY = f"{PREFIX}/array"
 NOTE_COMMAND = f"{PREFIX}/command"
+NOTE_TASK = f"{PREFIX}/task"
+"""What another machine needs to run a lost element again: resources and retries, as JSON."""
 CONTAINER = "main"
 HOLD_PORT = 8473
 MESSAGE_PATH = "/dev/termination-log"
@@ -142,9 +145,14 @@ def _job(
             NOTE_COUNT: str(len(task.elements)),
             NOTE_ARRAY: str(int(task.array)),
             NOTE_COMMAND: json.dumps(list(task.command)),
+            NOTE_TASK: json.dumps({"retries": task.retries, **_resources_note(task.resources)}),
         },
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def _resources_note(resources: Resources) -> dict[str, Any]:
+    return {"resources": {**asdict(resources), "env": dict(resources.env)}}
 
 
 _FAILURE_POLICY = {

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.jobs import Found, Task
+from clustrix_containers.jobs import Found, Resources, Task
 
 from . import manifest, stores
 from .api import Api
@@ -99,6 +99,7 @@ def find(api: Api, namespace: str, run: str) -> Found | None:
         raise ClusterError(f"the Secret with the key of run {run} is gone") from None
     notes = jobs[0]["metadata"]["annotations"]
     count = int(notes[manifest.NOTE_COUNT])
+    task = json.loads(notes.get(manifest.NOTE_TASK) or "{}")
     return Found(
         run=run,
         name=jobs[0]["metadata"]["labels"].get(manifest.LABEL_FUNCTION, "run"),
@@ -108,6 +109,8 @@ def find(api: Api, namespace: str, run: str) -> Found | None:
         key=base64.b64decode(secret.data["key"]),
         ids=tuple(f"{namespace}/{run}/0.{element}" for element in range(count)),
         command=tuple(json.loads(notes[manifest.NOTE_COMMAND])),
+        resources=Resources(**task.get("resources", {})),
+        retries=int(task.get("retries", 0)),
     )
 
 
