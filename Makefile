@@ -37,8 +37,13 @@ demo: setup-demo ## the main job on real input: a sweep of scikit-learn, in cont
 	@"$(VENV)/bin/python" examples/digits.py
 
 .PHONY: test
-test: setup-system static ## everything: the static checks, then all tests, real parts included
+test: say-who setup-system static ## everything: the static checks, then all tests, real parts included
 	@$(PYTEST) --clusters "$(CLUSTERS)" --exclude "$(EXCLUDE)" $(PYTEST_ARGS)
+
+.PHONY: say-who
+say-who:
+	@[ "$$(id -u)" = 0 ] || echo "make test: not root: machines, kubernetes, slurm, ssh and docker cannot be" \
+	  "started here; leave them out by name: EXCLUDE=\"machines kubernetes slurm ssh docker\"" >&2
 
 .PHONY: test-all
 test-all: ## `make test` and what it leaves to this: every variant, every kill point, the big results

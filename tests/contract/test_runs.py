@@ -47,6 +47,13 @@ def test_round_trip(on: str) -> None:
     assert job.status.state is State.SUCCEEDED
 
 
+def test_the_image_is_the_same_whatever_runs_it(on: str) -> None:
+    function = cx.function(work.square)
+    there, here = function.submit(3, on=on), function.submit(3, on="local")
+    assert there.image == here.image
+    assert there.result(60) == here.result(60) == 9
+
+
 def test_array_in_order_and_as_completed(on: str) -> None:
     jobs = cx.function(work.square).map(range(7), on=on)
     assert {job.result() for job in jobs.as_completed(60)} == {x * x for x in range(7)}
