@@ -27,6 +27,25 @@ def alone(directory: Path) -> Iterator[None]:
             os.close(lock)
 
 
+@contextlib.contextmanager
+def if_left(directory: Path) -> Iterator[bool]:
+    """Whether nobody is in the directory by :func:`alone`; nobody gets in meanwhile, then."""
+    try:
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left = _is_at(lock, directory)
+        except BlockingIOError:
+            left = False
+        yield left
+    finally:
+        os.close(lock)
+
+
 def _is_at(handle: int, directory: Path) -> bool:
     """Whether it was not removed, or made anew, while this process waited."""
     try:

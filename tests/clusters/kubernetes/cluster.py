@@ -85,11 +85,12 @@ class Kubernetes:
 
     def logs(self) -> str:
         shown = [f"== {it.name}: first process\n{it.logs()}" for it in self.machines]
-        for service in self._services():
-            # A machine that is paused says nothing.
-            with contextlib.suppress(StartError, subprocess.TimeoutExpired):
-                shown.append(f"== {service.machine.name}: {service.name}\n{service.logs()}")
-        return "\n".join([*shown, self.registries.logs()])
+        # A network that did not come up has no addresses, a machine that is paused says nothing.
+        with contextlib.suppress(StartError):
+            for service in self._services():
+                with contextlib.suppress(StartError, subprocess.TimeoutExpired):
+                    shown.append(f"== {service.machine.name}: {service.name}\n{service.logs()}")
+        return "\n".join([*shown, Registries(self._registries).logs()])
 
     def down(self) -> None:
         """End everything, and remove all it had."""

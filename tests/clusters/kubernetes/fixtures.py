@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import subprocess
@@ -13,9 +14,11 @@ import pytest
 
 from tests.clusters.daemon import StartError, wait_until
 from tests.clusters.kubernetes.access import GIVEN, Access, given
+from tests.clusters.kubernetes.alone import alone, if_left
 from tests.clusters.kubernetes.cluster import Kubernetes, prepare
 
 _FAILED = pytest.StashKey[str]()
+_PREFIX = "cx own k8s ' "
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,15 +67,28 @@ def kubernetes(request: pytest.FixtureRequest) -> Access:
 def _own_kubernetes(request: pytest.FixtureRequest) -> Iterator[Kubernetes]:
     if _FAILED in request.config.stash:
         pytest.fail(request.config.stash[_FAILED])
-    cluster = Kubernetes(Path(tempfile.mkdtemp(prefix="cx kubernetes ' ")), with_parent=True)
-    try:
+    _clean()
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    with alone(directory):
+        cluster = Kubernetes(directory / "cluster", with_parent=True)
         try:
-            cluster.up()
-        except (StartError, subprocess.TimeoutExpired) as error:
-            pytest.fail(f"{error}\n{cluster.logs()}")
-        yield cluster
-    finally:
-        cluster.down()
+            try:
+                cluster.up()
+            except (StartError, subprocess.TimeoutExpired) as error:
+                pytest.fail(f"{error}\n{cluster.logs()}")
+            yield cluster
+        finally:
+            cluster.down()
+            directory.rmdir()
+
+
+def _clean() -> None:
+    """Remove what is left of the clusters of test runs that were killed."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with if_left(directory) as left, contextlib.suppress(StartError):
+            if left:
+                Kubernetes(directory / "cluster").down()
+                directory.rmdir()
 
 
 @pytest.fixture

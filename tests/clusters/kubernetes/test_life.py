@@ -106,9 +106,10 @@ def test_it_starts_again_where_one_was_killed(directory: Path) -> None:
     assert wait_until(lambda: not mentions(directory), 30), mentions(directory)
 
 
-def test_down_is_fine_where_nothing_was_started(directory: Path) -> None:
+def test_down_and_logs_are_fine_where_nothing_was_started(directory: Path) -> None:
     cluster = Kubernetes(directory)
     with pytest.raises(StartError, match="not up"):
         cluster.env()
+    assert "== node2" in cluster.logs()
     cluster.down()
     assert not directory.exists()
