@@ -13,7 +13,10 @@ _START = """
 log=$1
 shift
 [ ! -e "$log" ] || cp -- "$log" "$log.before"
+rm -f -- "$1"
 setsid sh -c 'echo $$ > "$0"; exec "$@"' "$@" > "$log" 2>&1 < /dev/null &
+# Until its number is there, it would seem to have ended.
+until [ -s "$1" ]; do sleep 0.01; done
 """
 
 
