@@ -224,7 +224,10 @@ class Reducer:
         self.codes.append(obj)
         consts = tuple(self.constant(value) for value in obj.co_consts)
         code = obj.replace(co_filename=self.place(obj.co_filename), co_consts=consts)
-        return cp._code_reduce(code)
+        make, arguments = cp._code_reduce(code)
+        # From 3.1.3 on cloudpickle forgets where code came from, which tracebacks tell.
+        kept = (code.co_filename if it == "<dynamic-code>" else it for it in arguments)
+        return make, tuple(kept)
 
     def constant(self, value: Any) -> Any:
         return value

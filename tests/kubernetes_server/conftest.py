@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.clusters.kubernetes.access import SECRET
-from tests.clusters.kubernetes.cluster import Kubernetes
+from tests.clusters.kubernetes.access import SECRET, Access
 from tests.kubernetes_server import Server, parts
 from tests.kubernetes_server.peers import Peer
 
@@ -60,30 +59,23 @@ def connected(server: Server, namespace: str) -> Iterator[Peer]:
     _close(client)
 
 
-def _real(cluster: Kubernetes, request: pytest.FixtureRequest) -> Iterator[Peer]:
+def _real(access: Access, request: pytest.FixtureRequest) -> Iterator[Peer]:
     image = request.getfixturevalue("real_busybox")
-    client = _client(cluster.configuration.kubeconfig("admin"))
+    client = _client(access.kubeconfig)
     namespace = request.getfixturevalue("namespace")
     yield Peer(client, namespace, image, {"imagePullSecrets": [{"name": SECRET}]})
     _close(client)
 
 
 @pytest.fixture(scope="session")
-def real_busybox(kubernetes: Kubernetes) -> str:
+def real_busybox(kubernetes: Access) -> str:
     """The same image in the real cluster's registry."""
-    from clustrix_containers.credentials import Credential
-    from clustrix_containers.oci import Image
-    from clustrix_containers.registry import Remote
     from tests.samples import image, layer
 
     program = shutil.which("busybox")
     assert program
-    made: Image = image(layer({"busybox": Path(program).read_bytes()}, mode=0o755))
-    registry = kubernetes.registry
-    name = f"{registry.address}/test/busybox"
-    credentials = Credential(registry.username, registry.password)
-    Remote(name, ca_file=registry.ca_file, credentials=lambda *_: credentials).push(made)
-    return f"{name}@{made.digest}"
+    made = image(layer({"busybox": Path(program).read_bytes()}, mode=0o755))
+    return kubernetes.push("compared/busybox", made)
 
 
 def _client(kubeconfig: Path) -> Any:

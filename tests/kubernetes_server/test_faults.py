@@ -282,7 +282,9 @@ def test_readiness_is_a_port_that_answers(peer: Peer) -> None:
 
 
 _KILLED = """
-import sys, time
+import signal, sys, time
+# Who started the tests in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from tests.kubernetes_server import Server, parts
 directory = Path(sys.argv[1])

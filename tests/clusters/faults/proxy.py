@@ -71,6 +71,7 @@ class Proxy:
     ) -> None:
         self.refuse()
         self.cut()
+        asyncio.run_coroutine_threadsafe(self._ended(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -159,6 +160,13 @@ class Proxy:
                 client.close()  # it may have been cut before it began
 
             task.add_done_callback(ended)
+
+    async def _ended(self) -> None:
+        """Wait until each connection has closed its sockets."""
+        serving = list(self._serving)
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
 
     async def _serve(self, client: socket.socket) -> None:
         """One connection, until both sides have closed it or one has reset it."""
