@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from kubernetes.client import BatchV1Api, CoreV1Api
-from kubernetes.config import new_client_from_config
 
 import clustrix_containers as cx
 from clustrix_containers import prepare
@@ -20,6 +19,7 @@ from clustrix_containers.clusters.kubernetes.manifest import selector
 from clustrix_containers.errors import ResultLost
 from tests.cases import work
 from tests.clusters.daemon import wait_until
+from tests.clusters.kubernetes.access import connected
 from tests.clusters.registry.cluster import Service
 from tests.kubernetes_server import Server, Unpacked, unpacked
 
@@ -139,12 +139,12 @@ def test_a_success_whose_pod_was_collected_is_lost(on: str, server: Server) -> N
 
 def pods(server: Server, run: str) -> list[str]:
     """The pods of a run, by name."""
-    with new_client_from_config(str(server.kubeconfig())) as client:
+    with connected(server.kubeconfig()) as client:
         listed = CoreV1Api(client).list_namespaced_pod("team", label_selector=selector(run))
         return [it.metadata.name for it in listed.items]
 
 
 def jobs(server: Server, run: str) -> list[Any]:
-    with new_client_from_config(str(server.kubeconfig())) as client:
+    with connected(server.kubeconfig()) as client:
         listed = BatchV1Api(client).list_namespaced_job("team", label_selector=selector(run))
         return [client.sanitize_for_serialization(it) for it in listed.items]

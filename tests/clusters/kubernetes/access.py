@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,9 @@ class Access:
         found = {"REGISTRY_AUTH_FILE": self.auth_file, "SSL_CERT_FILE": self.ca_file}
         return {name: str(path) for name, path in found.items() if path}
 
-    def client(self) -> Any:
+    def client(self) -> contextlib.AbstractContextManager[Any]:
         """The official client's ``ApiClient``: to be used in a ``with``."""
-        from kubernetes import config
-
-        load: Any = config.new_client_from_config
-        return load(config_file=str(self.kubeconfig))
+        return connected(self.kubeconfig)
 
     def answers(self) -> bool:
         """Whether the API server takes requests of this user."""
@@ -160,6 +158,21 @@ class Access:
             except ApiException as error:
                 if error.status != 404:
                     raise
+
+
+@contextlib.contextmanager
+def connected(kubeconfig: Path) -> Iterator[Any]:
+    """The official client's ``ApiClient`` for a kubeconfig, without connections afterwards."""
+    from kubernetes import config
+
+    load: Any = config.new_client_from_config
+    client = load(config_file=str(kubeconfig))
+    try:
+        yield client
+    finally:
+        client.close()
+        # Older clients leave their connections open.
+        client.rest_client.pool_manager.clear()
 
 
 def given(environment: Mapping[str, str] = os.environ) -> Access | None:
