@@ -48,7 +48,7 @@ def exits(code):
 
 
 def leaves_children():
-    children = [subprocess.Popen(["/bin/sh", "-c", "sleep 1000"]) for _ in range(3)]
+    children = [subprocess.Popen(["/bin/sh", "-c", "sleep 987"]) for _ in range(3)]
     print("children", *[child.pid for child in children], flush=True)
     time.sleep(1000)
 
