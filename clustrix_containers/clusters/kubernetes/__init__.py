@@ -113,12 +113,6 @@ class KubernetesCluster:
 
         return findings(self)
 
-    def describe(self, count: int) -> str:
-        """How an array of ``count`` elements runs there, and where its results go."""
-        from . import stores
-
-        return f"{self._api.server.describe(count)}. {stores.describe(self._settings)}"
-
     def preview(self, task: Task) -> str:
         """The objects that :meth:`submit` would make, as YAML, without what is secret."""
         import yaml

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.jobs import Resources, Task
 
-from . import manifest
+from . import manifest, stores
 from .api import Api
 from .settings import Settings
 
@@ -45,6 +45,7 @@ def findings(cluster: KubernetesCluster) -> Sequence[Finding]:
     found: list[Finding] = [
         ("API server", True, f"{api.where}: Kubernetes {server.major}.{server.minor}"),
         ("arrays", True, server.describe(1000)),
+        ("results", True, stores.describe(settings)),
     ]
     found += _permissions(api, settings)
     for look in (_pull_secret, _quotas, _architecture, _dry_run):
