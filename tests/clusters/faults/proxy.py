@@ -186,11 +186,14 @@ class Proxy:
             orderly = False
             raise
         finally:
-            await _end(pumps)
-            for it in (client, target):
-                if not orderly:
-                    it.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                it.close()
+            try:
+                await _end(pumps)
+            finally:  # whoever cuts while this one ends cancels that, too
+                for it in (client, target):
+                    if not orderly:
+                        linger = struct.pack("ii", 1, 0)
+                        it.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    it.close()
 
     def _pumps(
         self, source: socket.socket, sink: socket.socket, *, up: bool

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -203,3 +205,19 @@ def test_a_target_that_is_not_there_resets_the_client() -> None:
             connect(other) as connection,
         ):
             connection.recv(1)
+
+
+def test_a_cut_in_the_moment_in_which_a_connection_ends_leaves_no_socket_open(echo: Echo) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", ResourceWarning)
+        for step in range(600):
+            with Proxy(echo.listener.getsockname()) as line:
+                with socket.create_connection((line.host, line.port), timeout=10) as client:
+                    client.sendall(b"word")
+                    assert client.recv(2) == b"wo"  # what is not read makes closing a reset
+                until = time.monotonic() + (step % 200) * 1e-6
+                while time.monotonic() < until:
+                    pass
+                line.cut()
+        gc.collect()
+    assert [str(it.message) for it in said] == []
