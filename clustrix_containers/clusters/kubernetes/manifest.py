@@ -271,12 +271,16 @@ def _environment(task: Task, settings: Settings, element: int | None) -> list[di
 
 
 def _resources(resources: Resources, settings: Settings) -> dict[str, Any]:
-    amounts = {"cpu": f"{math.ceil(resources.cpus * 1000)}m"}
+    amounts = {}
     if resources.memory is not None:
         amounts["memory"] = quantity(resources.memory)
     if resources.gpus:
         amounts[settings.gpu] = str(resources.gpus)
-    return {"requests": amounts, "limits": dict(amounts)}
+    return {
+        "requests": {"cpu": f"{math.ceil(resources.cpus * 1000)}m", **amounts},
+        # A fraction is for finding room: held to it, Python alone would take seconds to start.
+        "limits": {"cpu": str(math.ceil(resources.cpus)), **amounts},
+    }
 
 
 def quantity(size: int) -> str:
