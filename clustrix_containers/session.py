@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .clusters import Cluster
 from .errors import ClusterError, Error, JobError, RemoteTraceback, ResultLost, UntrustedResultError
 from .futures import Job, Ticker
-from .jobs import State, Status
+from .jobs import Cause, State, Status
 from .record import Run
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ class Session:
     @property
     def image(self) -> str:
         return self._run.image
+
+    @property
+    def how(self) -> str:
+        """What the target chose at submission, in a sentence or two."""
+        return str(self._run.details.get("how") or "")
 
     @property
     def is_array(self) -> bool:
@@ -148,7 +153,9 @@ class Session:
         by_id = {self._ids[element]: element for element in open_jobs}
         changed = False
         lost: dict[int, list[Job]] = {}
-        for identity, status in self._cluster.states(list(by_id)).items():
+        statuses = self._cluster.states(list(by_id))
+        self._withdraw(statuses)
+        for identity, status in statuses.items():
             job = open_jobs[by_id[identity]]
             changed |= status.state is not job.status.state
             if status.state is State.UNKNOWN:
@@ -165,6 +172,16 @@ class Session:
         for attempt, jobs in lost.items():
             self._run_again(jobs, attempt)
         return changed
+
+    def _withdraw(self, statuses: Mapping[str, Status]) -> None:
+        """End what could not be started: it must not start later, when nobody waits for it.
+
+        Before its job is settled: then this process may end.
+        """
+        refused = [name for name, status in statuses.items() if status.cause is Cause.REFUSED]
+        if refused:
+            with contextlib.suppress(ClusterError):
+                self._cluster.cancel(refused)
 
     def _give_up(self, status: Status) -> None:
         if time.monotonic() - self._reached > PATIENCE:

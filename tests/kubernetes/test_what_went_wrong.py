@@ -44,6 +44,8 @@ def test_an_image_that_cannot_be_pulled_says_so_in_the_registrys_words(
     job = cx.function(work.square).submit(fresh(), on="k8s")
     with pytest.raises(WorkerDied, match=r"image cannot be pulled .*(401|authorization failed)"):
         job.result(90)
+    # It would start when the image can be pulled after all, and nobody waits for it any more.
+    until(lambda: not jobs(kubernetes, namespace), 30, lambda: jobs(kubernetes, namespace))
 
 
 def test_a_pull_that_heals_within_the_grace_goes_on(
