@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from .record import Run
 
 if TYPE_CHECKING:
     from .results.outcome import Outcome
+
+_log = logging.getLogger("clustrix_containers")
 
 MARK_GRACE = 5.0
 """Seconds to wait for the mark of an element that its cluster says has ended."""
@@ -221,6 +224,8 @@ class Session:
 
     def _run_again(self, jobs: Sequence[Job], attempt: int) -> None:
         elements = tuple(job.element for job in jobs)
+        for job in jobs:
+            _log.warning("%s/%d runs again: %s", self.run, job.element, job.status.message)
         ids = self._again(elements, attempt)
         self.move({element: (attempt, name) for element, name in zip(elements, ids, strict=True)})
 

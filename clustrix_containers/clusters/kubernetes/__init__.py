@@ -19,7 +19,7 @@ from clustrix_containers.jobs import Cause, Found, State, Status, Task
 
 from .api import Api, connect
 from .settings import Settings, results_option, seconds
-from .verdict import JOB_DELETED, JobView, PodView, judge, newest
+from .verdict import JOB_DELETED, JobView, PodView, deletion, judge, newest
 from .watch import Watcher, watcher
 
 APPEARS = 10.0
@@ -273,9 +273,14 @@ class KubernetesCluster:
         last = newest(pods)
         if last is not None and last.reason == "ImagePullBackOff" and last.reason in status.message:
             said = watching.failures.of(last.uid)
-            return (
-                replace(status, message=f"its image cannot be pulled: {said}") if said else status
-            )
+            text = f"its image cannot be pulled: {said}"
+            return replace(status, message=text) if said else status
+        for pod in pods:
+            if pod.cut_off and deletion(pod) in status.message:
+                # Before 1.26 only the scheduler's event tells.
+                said = watching.preemptions.of(pod.uid)
+                text = status.message.replace(deletion(pod), f"was preempted: {said}")
+                return replace(status, message=text) if said else status
         return status
 
     def _seconds_since(self, key: str) -> float:
