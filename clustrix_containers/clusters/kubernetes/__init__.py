@@ -19,7 +19,7 @@ from clustrix_containers.jobs import Cause, Found, State, Status, Task
 
 from .api import Api, connect
 from .settings import Settings, results_option, seconds
-from .verdict import JOB_DELETED, JobView, PodView, judge, newest
+from .verdict import JOB_DELETED, JobView, PodView, deletion, judge, newest
 from .watch import Watcher, watcher
 
 APPEARS = 10.0
@@ -113,13 +113,20 @@ class KubernetesCluster:
 
         return findings(self)
 
+    def choices(self, task: Task) -> str:
+        """What the server's version and the target's options make of it, and where results go."""
+        from . import stores
+
+        return f"{self._api.server.describe(len(task.elements))}. {stores.describe(self.settings)}"
+
     def preview(self, task: Task) -> str:
         """The objects that :meth:`submit` would make, as YAML, without what is secret."""
         import yaml
 
         from .submit import plan
 
-        return yaml.safe_dump_all(plan(self._api, self.settings, task), sort_keys=False)
+        objects = yaml.safe_dump_all(plan(self._api, self.settings, task), sort_keys=False)
+        return f"# {self.choices(task)}\n{objects}"
 
     def submit(self, task: Task) -> Sequence[str]:
         """Make the Job and its Secret; what is there already is taken as it is."""
@@ -168,6 +175,7 @@ class KubernetesCluster:
             found[name] = self._explained(status, job, own, watching)
             if found[name].state.terminal and not any(pod.ended or pod.ready for pod in own):
                 unsure.append(name)
+        _refuse_alike(found, pods)
         return found, unsure
 
     def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
@@ -265,15 +273,38 @@ class KubernetesCluster:
         last = newest(pods)
         if last is not None and last.reason == "ImagePullBackOff" and last.reason in status.message:
             said = watching.failures.of(last.uid)
-            return (
-                replace(status, message=f"its image cannot be pulled: {said}") if said else status
-            )
+            text = f"its image cannot be pulled: {said}"
+            return replace(status, message=text) if said else status
+        for pod in pods:
+            if pod.cut_off and deletion(pod) in status.message:
+                # Before 1.26 only the scheduler's event tells.
+                said = watching.preemptions.of(pod.uid)
+                text = status.message.replace(deletion(pod), f"was preempted: {said}")
+                return replace(status, message=text) if said else status
         return status
 
     def _seconds_since(self, key: str) -> float:
         """Since this was first asked about it."""
         now = time.monotonic()
         return now - self._since.setdefault(key, now)
+
+
+def _refuse_alike(
+    found: dict[str, Status], pods: Mapping[tuple[str, int], Mapping[int, Sequence[PodView]]]
+) -> None:
+    """Elements of a run have one image: where none has begun, what one cannot start none can."""
+    refused: dict[tuple[str, int], Status] = {}
+    for name, status in found.items():
+        if status.cause is Cause.REFUSED:
+            run, attempt, _ = _parse(name)
+            own = pods[run, attempt].values()
+            if not any(pod.started or pod.ended for all_of_one in own for pod in all_of_one):
+                refused[run, attempt] = status
+    if refused:
+        for name, status in found.items():
+            run, attempt, _ = _parse(name)
+            if status.state is State.PENDING and (run, attempt) in refused:
+                found[name] = refused[run, attempt]
 
 
 def _parse(name: str) -> tuple[str, int, int]:

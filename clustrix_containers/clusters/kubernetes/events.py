@@ -18,11 +18,11 @@ MOST = 500
 
 
 class Events:
-    """The warnings of one reason about one kind of object in a namespace."""
+    """The events of one reason about one kind of object in a namespace."""
 
     def __init__(self, api: Api, namespace: str, kind: str, reason: str) -> None:
         self._api, self._namespace = api, namespace
-        self._selector = f"type=Warning,involvedObject.kind={kind},reason={reason}"
+        self._selector = f"involvedObject.kind={kind},reason={reason}"
         self._lock = threading.Lock()
         self._asked: float | None = None
         self._said: dict[str, str] = {}
