@@ -74,7 +74,7 @@ class Forked:
     async def execute(self, command: Sequence[str], piped: bool) -> asyncio.subprocess.Process:
         raise NotImplementedError("nothing can be run beside a forked worker")
 
-    async def listens(self, port: int) -> bool:  # noqa: ARG002
+    async def listens(self, port: int) -> bool:
         return False
 
     def end(self, code: int) -> None:

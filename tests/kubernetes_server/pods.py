@@ -277,9 +277,7 @@ class Pod:
             mounts=[*image.mounts, *volumes.mounts(spec, made)],
         )
 
-    async def _started(
-        self, item: Object, spec: Object, container: Running, started: str
-    ) -> None:
+    async def _started(self, item: Object, spec: Object, container: Running, started: str) -> None:
         probe = spec.get("readinessProbe", {}).get("tcpSocket")
         self._api.event(item, "Started", f"Started container {spec['name']}")
         self._set(spec, {"running": {"startedAt": started}}, ready=not probe, started=True)

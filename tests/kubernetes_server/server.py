@@ -184,9 +184,7 @@ class Server:
 
     def sent(self) -> Counter[str]:
         """Bytes of the bodies of answers, by verb."""
-        return self.run(
-            lambda: Counter({**self._disturbances.sent, "watch": self._watches.sent})
-        )
+        return self.run(lambda: Counter({**self._disturbances.sent, "watch": self._watches.sent}))
 
     def forget_requests(self) -> None:
         self.run(self._disturbances.requests.clear)
