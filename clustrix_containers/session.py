@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -253,7 +254,7 @@ class Session:
             job.settle(None, error=self._without_mark(job, status))
         elif outcome.mark.outcome == "ok":
             self._outcomes[job.element] = outcome
-            job.settle(lambda: self.load(outcome))
+            job.settle(functools.partial(self.load, outcome))
         else:
             job.settle(None, error=self._exception(outcome, status))
 
@@ -266,12 +267,13 @@ class Session:
         self._cluster.fetch(self._ids[job.element], self._directory)
         while True:
             outcome = directory.collect(
-                self._directory, job.element, attempt, self._key(), run=self.run
+                self._directory, job.element, attempt, self._key, run=self.run
             )
             if outcome is not None or time.monotonic() > end:
                 return outcome
             time.sleep(0.1)
 
+    @functools.cached_property
     def _key(self) -> bytes:
         try:
             return (self._directory / "key").read_bytes()

@@ -10,7 +10,7 @@ from .verdict import JobView, PodView
 
 Place = tuple[int, "int | None"]
 """Attempt and element."""
-V = TypeVar("V", PodView, JobView)
+V = TypeVar("V", bound="PodView | JobView")
 
 
 class Views(Generic[V]):

@@ -155,7 +155,7 @@ class _Kind(Generic[V]):
         view: Callable[[Mapping[str, Any]], V],
     ) -> None:
         self._watcher, self._name, self._listing = watcher, name, listing
-        self._view = view
+        self._view: Callable[[Mapping[str, Any]], V] = view
         self.views: Views[V] = Views()
         self._asked: dict[str, float] = {}
         """When a run was last asked about by itself; all of them: ``""``."""
@@ -350,5 +350,8 @@ _lock = threading.Lock()
 
 def watcher(api: Api, namespace: str) -> Watcher:
     """The one watcher of a namespace in this process."""
+    key = (id(api), namespace)
     with _lock:
-        return _watchers.setdefault((id(api), namespace), Watcher(api, namespace))
+        if key not in _watchers:
+            _watchers[key] = Watcher(api, namespace)
+        return _watchers[key]
