@@ -234,7 +234,7 @@ class KubernetesCluster:
         return logs.follow(self._api, self._api.namespace, find, wait=follow)
 
     def cancel(self, ids: Sequence[str]) -> None:
-        from .submit import cancel
+        from .cancel import cancel
 
         wanted: dict[tuple[str, int], set[int]] = {}
         for name in ids:
@@ -281,21 +281,27 @@ class KubernetesCluster:
         if status.state is State.PENDING and job and not pods and not job.suspended:
             if self._seconds_since(job.uid) < SLOW:
                 return status
-            return replace(status, message=watching.refusals.of(job.uid) or status.message)
+            return replace(
+                status, message=watching.refusals.of(job.uid, job.name) or status.message
+            )
         if job is not None:
             self._since.pop(job.uid, None)
         last = newest(pods)
         if last is not None and last.reason == "ImagePullBackOff" and last.reason in status.message:
-            said = watching.failures.of(last.uid)
+            said = watching.failures.of(last.uid, last.name)
             text = f"its image cannot be pulled: {said}"
             return replace(status, message=text) if said else status
-        for pod in pods:
-            if pod.cut_off and deletion(pod) in status.message:
-                # Before 1.26 only the scheduler's event tells.
-                said = watching.preemptions.of(pod.uid)
-                text = status.message.replace(deletion(pod), f"was preempted: {said}")
-                return replace(status, message=text) if said else status
-        return status
+        cut = next((pod for pod in pods if pod.cut_off and deletion(pod) in status.message), None)
+        if cut is None:
+            return status
+        # Before 1.26 only events tell by what.
+        if said := watching.preemptions.of(cut.uid, cut.name):
+            why = f"was preempted: {said}"
+        elif watching.evictions.of(cut.uid, cut.name):
+            why = f"its node {cut.node} was lost, or tainted"
+        else:
+            return status
+        return replace(status, message=status.message.replace(deletion(cut), why))
 
     def _seconds_since(self, key: str) -> float:
         """Since this was first asked about it."""

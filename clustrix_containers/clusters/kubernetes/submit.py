@@ -1,10 +1,10 @@
-"""Making, adopting and deleting the objects of a run."""
+"""Making, adopting and finding the objects of a run."""
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,8 +13,8 @@ from clustrix_containers.jobs import Found, Resources, Task
 
 from . import manifest, stores
 from .api import Api
+from .server import Server
 from .settings import Settings
-from .verdict import view_job
 
 PARALLEL = 8
 MOST_OWNERS = 2
@@ -23,7 +23,7 @@ MOST_OWNERS = 2
 def plan(api: Api, settings: Settings, task: Task) -> list[dict[str, Any]]:
     """The Secret, its values left out, and the Jobs."""
     server = api.server
-    _refuse(task, api)
+    _refuse(task, settings, api)
     secret = manifest.secret(task, settings, {}, b"")
     secret["data"] = dict.fromkeys(secret["data"], "")
     return [secret, *manifest.jobs(task, settings, server, held=_held(settings))]
@@ -36,50 +36,19 @@ def submit(api: Api, settings: Settings, task: Task) -> None:
     Where not, the Secret comes first, so that no pod waits for it.
     """
     server = api.server
-    _refuse(task, api)
+    _refuse(task, settings, api)
     key = (task.directory / "key").read_bytes()
     secret = manifest.secret(task, settings, stores.deliver(settings, task), key)
     jobs = manifest.jobs(task, settings, server, held=_held(settings))
     if server.indexed:
-        made = _each(lambda job: _make_job(api, settings, job, task), jobs)
+        made = each(lambda job: _make_job(api, settings, job, task), jobs)
         _make_secret(api, settings, secret, made)
         if not settings.queue:
-            _each(lambda job: _resume(api, settings, job), made)
+            each(lambda job: _resume(api, settings, job), made)
         return
     _make_secret(api, settings, secret, ())
-    made = _each(lambda job: _make_job(api, settings, job, task), jobs)
+    made = each(lambda job: _make_job(api, settings, job, task), jobs)
     _own(api, settings, secret, made)
-
-
-def cancel(api: Api, namespace: str, run: str, attempt: int, elements: Collection[int]) -> None:
-    """Delete the Jobs of these elements; of an Indexed Job that has others too, their pods."""
-    chosen = f"{manifest.selector(run)},{manifest.LABEL_ATTEMPT}={attempt}"
-    listed = api.call("list Jobs", api.batch.list_namespaced_job, namespace, label_selector=chosen)
-    found = [view_job(api.plain(job)) for job in listed.items]
-    whole = []
-    for job in found:
-        if job.element in elements or (job.indexed and job.count <= len(elements)):
-            whole.append(job)
-        elif job.indexed:
-            _delete_pods(api, namespace, chosen, elements)
-    if len(whole) == len(found) > 1:
-        api.call(
-            "delete Jobs",
-            api.batch.delete_collection_namespaced_job,
-            namespace,
-            label_selector=chosen,
-            propagation_policy="Background",
-        )
-        return
-    for job in whole:
-        _gone_is_fine(
-            api,
-            "delete a Job",
-            api.batch.delete_namespaced_job,
-            job.name,
-            namespace,
-            propagation_policy="Background",
-        )
 
 
 def find(api: Api, namespace: str, run: str) -> Found | None:
@@ -87,22 +56,25 @@ def find(api: Api, namespace: str, run: str) -> Found | None:
     from kubernetes.client import ApiException
 
     chosen = f"{manifest.selector(run)},{manifest.LABEL_ATTEMPT}=0"
-    listed = api.call("list Jobs", api.batch.list_namespaced_job, namespace, label_selector=chosen)
-    jobs = [api.plain(job) for job in listed.items]
-    if not jobs:
+    # Any of them tells all about the run.
+    listed: Any = api.call(
+        "list Jobs", api.batch.list_namespaced_job, namespace, label_selector=chosen, limit=1
+    )
+    if not listed.items:
         return None
+    job = api.plain(listed.items[0])
     try:
         secret: Any = api.call(
             "read the run's Secret", api.core.read_namespaced_secret, run, namespace, final=(404,)
         )
     except ApiException:
         raise ClusterError(f"the Secret with the key of run {run} is gone") from None
-    notes = jobs[0]["metadata"]["annotations"]
+    notes = job["metadata"]["annotations"]
     count = int(notes[manifest.NOTE_COUNT])
     task = json.loads(notes.get(manifest.NOTE_TASK) or "{}")
     return Found(
         run=run,
-        name=jobs[0]["metadata"]["labels"].get(manifest.LABEL_FUNCTION, "run"),
+        name=job["metadata"]["labels"].get(manifest.LABEL_FUNCTION, "run"),
         image=notes[manifest.NOTE_IMAGE],
         count=count,
         array=notes[manifest.NOTE_ARRAY] == "1",
@@ -114,7 +86,19 @@ def find(api: Api, namespace: str, run: str) -> Found | None:
     )
 
 
-def _refuse(task: Task, api: Api) -> None:
+def refused_queue(settings: Settings, server: Server) -> str:
+    """Why a queue cannot be kept there; empty if it can, or if none is wanted."""
+    if not settings.queue or server.indexed:
+        return ""
+    return (
+        f"the queue {settings.queue} cannot be kept by Kubernetes {server.major}.{server.minor}:"
+        " its Jobs cannot be made suspended (1.22), which Kueue needs"
+    )
+
+
+def _refuse(task: Task, settings: Settings, api: Api) -> None:
+    if words := refused_queue(settings, api.server):
+        raise ClusterError(words, hint="Leave queue out for this target.", option="queue")
     if task.max_parallel and len(task.elements) > task.max_parallel and not api.server.indexed:
         raise ClusterError(
             f"max_parallel cannot be kept by {api.server.describe(len(task.elements))}",
@@ -202,29 +186,9 @@ def _resume(api: Api, settings: Settings, job: Mapping[str, Any]) -> None:
         )
 
 
-def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """``function`` of each item, a few at a time; the first error ends it."""
     if len(items) == 1:
         return [function(items[0])]
     with ThreadPoolExecutor(PARALLEL) as pool:
         return list(pool.map(function, items))
-
-
-def _delete_pods(api: Api, namespace: str, chosen: str, elements: Collection[int]) -> None:
-    pods = api.call("list pods", api.core.list_namespaced_pod, namespace, label_selector=chosen)
-    for pod in map(api.plain, pods.items):
-        metadata = pod["metadata"]
-        index = metadata.get("annotations", {}).get(manifest.INDEX)
-        if index is not None and int(index) in elements:
-            _gone_is_fine(
-                api, "delete a pod", api.core.delete_namespaced_pod, metadata["name"], namespace
-            )
-
-
-def _gone_is_fine(api: Api, action: str, function: Any, *arguments: Any, **options: Any) -> None:
-    from kubernetes.client import ApiException
-
-    try:
-        api.call(action, function, *arguments, final=(404,), **options)
-    except ApiException:
-        return

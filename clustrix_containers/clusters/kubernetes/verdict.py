@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from clustrix_containers.contract import GIVEN_UP
 from clustrix_containers.jobs import Cause, State, Status
 
 from .manifest import (
@@ -255,6 +256,8 @@ def judge(
     ``patient`` says whether a pod that is stuck has still time to start.
     """
     for pod in pods:
+        if pod.message == GIVEN_UP:
+            return Status(State.CANCELLED, message="cancelled")
         if pod.exit_code == 0 or (pod.phase == "Succeeded" and pod.exit_code is None):
             return Status(State.SUCCEEDED, exit_code=0)
         if pod.ready and not pod.deleted:

@@ -5,6 +5,7 @@ https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -47,6 +48,8 @@ class Watcher:
         """Why a pod does not start."""
         self.preemptions = Events(api, namespace, "Pod", "Preempted")
         """For which other pod a pod had to go."""
+        self.evictions = Events(api, namespace, "Pod", "TaintManagerEviction")
+        """That a node's taint, as one that is lost has it, has ended a pod."""
         self._pods = _Pods(self, "pods", api.core.list_namespaced_pod, view_pod)
         self._jobs = _Jobs(self, "Jobs", api.batch.list_namespaced_job, view_job)
 
@@ -59,7 +62,9 @@ class Watcher:
             self._followers.setdefault(run, []).append(tell)
         missed = any(pod.trimmed for pod in self._pods.views.of(run))
         if missed:
-            self.refresh(run)
+            # What this does not bring is read pod by pod.
+            with contextlib.suppress(ClusterError):
+                self.refresh(run)
 
         def end() -> None:
             with self._lock:
