@@ -25,8 +25,6 @@ from .watch import Watcher, watcher
 
 APPEARS = 10.0
 """Seconds within which the watch has heard of a Job that was made."""
-CATCHES_UP = 2.0
-"""Seconds for which the watch of pods may be behind that of Jobs."""
 SLOW = 3.0
 """Seconds after which a Job is asked why it has no pods."""
 
@@ -152,7 +150,7 @@ class KubernetesCluster:
         except ClusterError as error:
             return dict.fromkeys(ids, Status(State.UNKNOWN, message=error.message))
         found, unsure = self._judge(ids, watching)
-        late = [name for name, since in unsure.items() if time.monotonic() - since > CATCHES_UP]
+        late = [name for name, since in unsure.items() if watching.has_caught_up(since)]
         try:
             for run in {_parse(name)[0] for name in late}:
                 watching.refresh(run)

@@ -44,9 +44,7 @@ def cancel(api: Api, namespace: str, run: str, attempt: int, elements: Collectio
         _delete_job(api, namespace, first.name)
 
 
-def _give_up(
-    api: Api, namespace: str, run: str, chosen: str, elements: Collection[int]
-) -> None:
+def _give_up(api: Api, namespace: str, run: str, chosen: str, elements: Collection[int]) -> None:
     """End some elements of an Indexed Job, which itself has no way to be told of it.
 
     Its controller may start the index of a deleted pod again, or one that has had no pod so far:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 from clustrix_containers.errors import ClusterError
 
@@ -53,9 +54,14 @@ class Events:
         except ClusterError:
             # They only explain: without them the state is the same.
             return self._said
-        found = sorted(answer["items"], key=lambda it: it.get("lastTimestamp") or "")
+        found = sorted(answer["items"], key=_weight)
         said = {}
         for event in found:
             about = event["involvedObject"]
             said[about.get("uid") or about.get("name", "")] = event.get("message", "")
         return said
+
+
+def _weight(event: Any) -> tuple[bool, str]:
+    """The later event counts for more; but after the reason, kubelets say again that it failed."""
+    return not event.get("message", "").startswith("Error: "), event.get("lastTimestamp") or ""

@@ -30,6 +30,8 @@ WORKERS = (contract.INLINE, contract.STORED, contract.FAILED)
 WATCH_SECONDS = 240
 IDLE = 60.0
 """Seconds without a question after which the watching ends."""
+QUIET = 5.0
+"""Seconds without news of pods after which none is under way that is older."""
 STALE = 45.0
 """Seconds without an answer of the API server after which nothing is known."""
 
@@ -112,6 +114,11 @@ class Watcher:
         """When a run's pods were last asked for (monotonic): what was true then is known."""
         return self._pods.listed(run)
 
+    def has_caught_up(self, since: float) -> bool:
+        """Whether the watch of pods must have told by now what a Job told at ``since``."""
+        now = time.monotonic()
+        return now - max(since, self._pods.applied) > QUIET or now - since > STALE
+
     def taken(self, pod: PodView) -> None:
         """What a pod said is here, and need not be kept in memory."""
         self._pods.views.change(pod, trim)
@@ -169,6 +176,8 @@ class _Kind(Generic[V]):
         self._heard = 0.0
         self._error: Exception | None = None
         self._version = ""
+        self.applied = 0.0
+        """When the last change was taken note of (monotonic)."""
         self._broken: float | None = None
         """Since when the API server has not let it watch."""
 
@@ -288,6 +297,7 @@ class _Kind(Generic[V]):
             version = item["metadata"]["resourceVersion"]
             if event["type"] != "BOOKMARK":
                 self.apply(event["type"], self.kept(self._view(item)))
+                self.applied = self._heard
             if self._watcher.idle():
                 break
         self._heard = time.monotonic()
