@@ -287,7 +287,8 @@ def _node(api: Api, name: str) -> Object:
     told = ("bootID", "machineID", "systemUUID", "kernelVersion", "osImage", "kubeProxyVersion")
     info = {
         **dict.fromkeys((*told, "containerRuntimeVersion"), "played"),
-        **{"architecture": arch, "operatingSystem": "linux"},
+        "architecture": arch,
+        "operatingSystem": "linux",
         "kubeletVersion": f"v1.{api.minor}.0",
     }
     return {
