@@ -114,7 +114,11 @@ class Session:
         return self._cluster.logs(self._ids[element], follow=follow)
 
     def cancel(self, elements: Sequence[int]) -> None:
-        self._cluster.cancel([self._ids[element] for element in elements])
+        # With the last of an array all of it is to go: that is simpler to do, and nothing is left.
+        whole = len(elements) > 1 and all(job.done() for job in self.jobs)
+        self._cluster.cancel(
+            [self._ids[it] for it in (range(len(self._ids)) if whole else elements)]
+        )
         self._ticker.wake(elements)
 
     def move(self, moved: Mapping[int, tuple[int, str]]) -> None:

@@ -77,3 +77,19 @@ def test_one_that_waits_for_its_turn_never_begins(
     job, _ = objects(played, array.run)
     assert job.status.completed_indexes == "0-2"
     assert said(played, array.run, 1) == [GIVEN_UP]
+
+
+def test_the_rest_of_an_array_goes_at_once_and_what_is_here_stays(
+    played: Server, on_played: Callable[..., str]
+) -> None:
+    on = on_played(played.kubeconfig())
+    array = cx.function(work.wait_for).map([0, 1000, 1000, 1000], on=on, max_parallel=1)
+    assert array[0].result(120) == 0
+    assert wait_until(array[1].running, 120)
+    assert array.cancel() == 3
+    with connected(played.kubeconfig()) as client:
+        batch, core = BatchV1Api(client), CoreV1Api(client)
+        assert wait_until(lambda: not batch.list_namespaced_job("team").items, 120)
+        assert wait_until(lambda: not core.list_namespaced_pod("team").items, 120)
+    assert array[0].result(1) == 0
+    assert [job.cancelled() for job in array[:]] == [False, True, True, True]

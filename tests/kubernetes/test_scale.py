@@ -115,7 +115,7 @@ def test_a_whole_array_is_cancelled_by_one_deletion(on: str, server: Alone) -> N
     assert wait_until(lambda: any(job.running() for job in array[:]), 120)
     server.forget()
     assert array.cancel() == 100
-    assert asked(server) == {("list", "jobs"): 1, ("delete", "jobs"): 1}
+    assert asked(server) == {("list", "jobs"): 1, ("deletecollection", "jobs"): 1}
     assert array.done()
     with connected(server.kubeconfig) as client:
         api = CoreV1Api(client)

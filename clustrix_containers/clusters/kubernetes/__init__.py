@@ -211,6 +211,7 @@ class KubernetesCluster:
                 return
             if said is not None:
                 stores.fetch(self._settings, image, run, said, element, attempt, directory, key)
+                self._watcher.taken(pod)
                 return
             if pod.ready and not pod.ended:
                 take.from_pod(api, api.namespace, pod, directory, run=run, key=key)
@@ -234,12 +235,12 @@ class KubernetesCluster:
     def cancel(self, ids: Sequence[str]) -> None:
         from .cancel import cancel
 
-        wanted: dict[tuple[str, int], set[int]] = {}
+        wanted: dict[str, dict[int, set[int]]] = {}
         for name in ids:
             run, attempt, element = _parse(name)
-            wanted.setdefault((run, attempt), set()).add(element)
-        for (run, attempt), elements in wanted.items():
-            cancel(self._api, self._api.namespace, run, attempt, elements)
+            wanted.setdefault(run, {}).setdefault(attempt, set()).add(element)
+        for run, elements in wanted.items():
+            cancel(self._api, self._api.namespace, run, elements)
 
     def find(self, run: str) -> Found | None:
         """Everything that is needed to attach lies in the run's Jobs and its Secret."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from . import manifest
@@ -15,33 +15,32 @@ BY_LABEL = 50
 """Elements up to which their pods are asked for by name, and not all of the run's."""
 
 
-def cancel(api: Api, namespace: str, run: str, attempt: int, elements: Collection[int]) -> None:
-    """Delete the Jobs of these elements; where an Indexed Job has others too, their pods.
+def cancel(api: Api, namespace: str, run: str, wanted: Mapping[int, Collection[int]]) -> None:
+    """End elements, by attempt: delete their Jobs; where an Indexed Job has others too, their pods.
 
-    An array that is ended as a whole takes one deletion, whatever its size.
+    A run that is ended as a whole takes one deletion, whatever its size.
     """
-    chosen = f"{manifest.selector(run)},{manifest.LABEL_ATTEMPT}={attempt}"
-    # Any of an attempt's Jobs says how many elements it has.
+    chosen = f"{manifest.selector(run)},{manifest.LABEL_ATTEMPT}=0"
+    # Any of the first attempt's Jobs says how many elements the run has.
     listed = _list(api, "list Jobs", api.batch.list_namespaced_job, namespace, chosen, limit=1)
-    if not listed["items"]:
-        return
-    first = view_job(listed["items"][0])
-    if first.count > len(elements):
-        if first.indexed:
-            _give_up(api, namespace, run, chosen, elements)
-        else:
-            names = [f"{run}-{attempt}-{element}" for element in elements]
-            each(lambda name: _delete_job(api, namespace, name), names)
-    elif first.count > 1 and not first.indexed:
+    first = view_job(listed["items"][0]) if listed["items"] else None
+    if first is not None and first.count <= len(set().union(*wanted.values())):
         api.call(
-            "delete Jobs",
+            "delete the run's Jobs",
             api.batch.delete_collection_namespaced_job,
             namespace,
-            label_selector=chosen,
+            label_selector=manifest.selector(run),
             propagation_policy="Background",
         )
-    else:
-        _delete_job(api, namespace, first.name)
+        return
+    for attempt, elements in wanted.items():
+        if attempt == 0 and first is None:
+            continue  # they are gone
+        if attempt == 0 and first is not None and first.indexed:
+            _give_up(api, namespace, run, chosen, elements)
+        else:
+            names = {name for it in elements for name in manifest.job_names(run, attempt, it)}
+            each(lambda name: _delete_job(api, namespace, name), sorted(names))
 
 
 def _give_up(api: Api, namespace: str, run: str, chosen: str, elements: Collection[int]) -> None:

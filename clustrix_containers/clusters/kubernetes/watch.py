@@ -10,7 +10,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Generic
 
@@ -175,7 +175,6 @@ class _Kind(Generic[V]):
         self._listed = threading.Event()
         self._heard = 0.0
         self._error: Exception | None = None
-        self._version = ""
         self.applied = 0.0
         """When the last change was taken note of (monotonic)."""
         self._broken: float | None = None
@@ -232,20 +231,22 @@ class _Kind(Generic[V]):
 
     def refresh(self, run: str) -> None:
         now = time.monotonic()
-        self.views.add(lambda: self._pages(selector(run)))
+        self.views.add(lambda: self._all(selector(run))[0])
         self._asked[run] = now
 
     def _list(self) -> str:
         now = time.monotonic()
-        self.views.fill(self._pages(selector()))
+        views, version = self._all(selector())
+        self.views.fill(views)
         self._asked = {"": now}
         self._heard = time.monotonic()
         self._listed.set()
         self._watcher.changed()
-        return self._version
+        return version
 
-    def _pages(self, chosen: str) -> Iterator[V]:
-        """The views of what is there, a page at a time; then ``_version`` says of when."""
+    def _all(self, chosen: str) -> tuple[list[V], str]:
+        """The views of what is there, and the resource version of that."""
+        views: list[V] = []
         token: str | None = None
         while True:
             answer = body(
@@ -259,12 +260,10 @@ class _Kind(Generic[V]):
                     **({"_continue": token} if token else {}),
                 )
             )
-            for item in answer["items"]:
-                yield self.kept(self._view(item))
+            views += (self.kept(self._view(item)) for item in answer["items"])
             token = answer["metadata"].get("continue")
             if not token:
-                self._version = str(answer["metadata"]["resourceVersion"])
-                return
+                return views, str(answer["metadata"]["resourceVersion"])
 
     def kept(self, view: V) -> V:
         """What of a view is kept."""
