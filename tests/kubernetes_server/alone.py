@@ -20,7 +20,7 @@ from tests.kubernetes_server.disturbances import Request
 from tests.kubernetes_server.images import Unpacked, unpacked
 from tests.kubernetes_server.server import Server, Settings
 
-LARGE = Settings(forked=True, room=16, batch=1, window=5_000, bookmark=10)
+LARGE = Settings(forked=True, room=16, batch=1, window=20_000, bookmark=10)
 """For thousands of elements: their workers are forked, as many at once as ``room``."""
 
 
