@@ -84,13 +84,15 @@ def launch(
         "argv": sys.argv[:1],
     }
     run = _intent(image, name, count, options, target, resources, reference, array)
+    run = replace(run, details={**run.details, **details})
     book = record()
-    how = cluster.choices(_task(run, Path()))
-    run = replace(run, details={**run.details, **details, "how": how})
-    _log.info("%s on %s: %s", run.id, target.name, how or target.type)
     directory = book.intend(run, built=built)
-    ids = cluster.submit(_task(run, directory))
-    book.update(run.id, state="submitted", ids=_pack(ids))
+    task = _task(run, directory)
+    how = cluster.choices(task)
+    _log.info("%s on %s: %s", run.id, target.name, how or target.type)
+    ids = cluster.submit(task)
+    book.update(run.id, state="submitted", ids=_pack(ids), how=how)
+    run = replace(run, details={**run.details, "how": how})
     session = _session(run, cluster, ids, main_module, trust)
     session.watch()
     return session
