@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.errors import ClusterError
 
-from .api import Api
+from .api import DENIED, Api
 from .manifest import CONTAINER
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ STDIN, STDOUT, STDERR, ERROR = 0, 1, 2, 3
 CONNECT = 10.0
 """Seconds for each of: the connection, TLS, and each piece of the answer to the upgrade."""
 MOST_WORDS = 4096
+EXEC = "exec"
 
 
 class BrokenOff(Exception):
@@ -142,6 +143,7 @@ def _connect(
         raise _refused(api, pod, error) from error
     except (WebSocketException, OSError) as error:
         raise ClusterError(f"{api.where} does not answer: {error}", temporary=True) from error
+    api.denied.pop(EXEC, None)
     return made
 
 
@@ -187,12 +189,14 @@ def _refused(api: Api, pod: str, error: Any) -> ClusterError:
     said = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         said = json.loads(said).get("message") or said
-    hint = None
+    hint, temporary = None, True
     if status in (401, 403):
+        # One that has just started does not know yet who may do what.
+        temporary = time.monotonic() - api.denied.setdefault(EXEC, time.monotonic()) < DENIED
         hint = "`cxc doctor --on …` lists the permissions that are missing; k8s/ has a Role."
     return ClusterError(
         f"{api.where} refuses to run a command in the pod {pod}: {status} {said}".rstrip(),
         hint=hint,
-        temporary=status not in (401, 403),
+        temporary=temporary,
         status=status,
     )

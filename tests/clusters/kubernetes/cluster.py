@@ -63,6 +63,7 @@ class Kubernetes:
                     machine.mend()
                 machine.up()
             self._start()
+            self._connect_anew()
         self.wait_for_nodes()
 
     def env(self) -> Mapping[str, str]:
@@ -316,6 +317,22 @@ class Kubernetes:
         for service in (self.controller_manager, self.scheduler):
             service.start()
         for service in (self.controller_manager, self.scheduler):
+            service.wait()
+
+    def _connect_anew(self) -> None:
+        """Start those anew whose API server was: left alone, they ask it again in up to a minute.
+
+        https://github.com/kubernetes/kubernetes/blob/v1.20.2/staging/src/k8s.io/client-go/tools/cache/reflector.go
+        """
+        if not self.api_server.started_again():
+            return
+        since = self.api_server.started()
+        watching = [self.controller_manager, self.scheduler, *map(self.kubelet, NODES)]
+        late = [service for service in watching if service.started() < since]
+        for service in late:
+            service.stop()
+            service.start()
+        for service in late:
             service.wait()
 
     def _heal_node(self, name: str) -> None:
