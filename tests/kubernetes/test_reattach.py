@@ -151,7 +151,7 @@ def test_an_array_that_was_half_made_is_completed_from_another_machine(
     home: Path,
     elsewhere: Callable[[], None],
 ) -> None:
-    count = 20
+    count = 12
     # Eight Jobs are made at a time.
     line.delay(0.5)
     with Client(home, elements=count) as client:
