@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from clustrix_containers.errors import ClusterError
@@ -42,7 +44,8 @@ def submit(api: Api, settings: Settings, task: Task) -> None:
     jobs = manifest.jobs(task, settings, server, held=_held(settings))
     if server.indexed:
         made = _each(lambda job: _make_job(api, settings.namespace, job), jobs)
-        _make_secret(api, settings, secret, made)
+        if not _make_secret(api, settings, secret, made):
+            _adopt_key(api, settings, task, key)
         if not settings.queue:
             _each(lambda job: _resume(api, settings.namespace, job), made)
         return
@@ -82,40 +85,67 @@ def cancel(api: Api, namespace: str, run: str, attempt: int, elements: Collectio
         )
 
 
-def find(api: Api, namespace: str, run: str) -> Found | None:
+def find(api: Api, settings: Settings, run: str) -> Found | None:
     """What the Jobs and the Secret of a run say of it; ``None`` if there is no such Job.
 
-    What its client had not come to before it ended is done now: Jobs are made, or resumed.
+    What its client had not come to before it ended is done now: Jobs are made or resumed, a Secret
+    that no pod has waited for yet is made with a new key.
     """
-    from kubernetes.client import ApiException
-
+    namespace = settings.namespace
     chosen = f"{manifest.selector(run)},{manifest.LABEL_ATTEMPT}=0"
     listed = api.call("list Jobs", api.batch.list_namespaced_job, namespace, label_selector=chosen)
     jobs = [api.plain(job) for job in listed.items]
     if not jobs:
         return None
-    try:
-        secret: Any = api.call(
-            "read the run's Secret", api.core.read_namespaced_secret, run, namespace, final=(404,)
-        )
-    except ApiException:
-        raise ClusterError(f"the Secret with the key of run {run} is gone") from None
-    _complete(api, namespace, jobs, api.plain(secret))
     notes = jobs[0]["metadata"]["annotations"]
-    count = int(notes[manifest.NOTE_COUNT])
-    task = json.loads(notes.get(manifest.NOTE_TASK) or "{}")
-    return Found(
+    noted = json.loads(notes.get(manifest.NOTE_TASK) or "{}")
+    task = Task(
         run=run,
         name=jobs[0]["metadata"]["labels"].get(manifest.LABEL_FUNCTION, "run"),
         image=notes[manifest.NOTE_IMAGE],
-        count=count,
-        array=notes[manifest.NOTE_ARRAY] == "1",
-        key=base64.b64decode(secret.data["key"]),
-        ids=tuple(f"{namespace}/{run}/0.{element}" for element in range(count)),
+        elements=range(int(notes[manifest.NOTE_COUNT])),
+        resources=Resources(**noted.get("resources", {})),
+        directory=Path(),
         command=tuple(json.loads(notes[manifest.NOTE_COMMAND])),
-        resources=Resources(**task.get("resources", {})),
-        retries=int(task.get("retries", 0)),
+        array=notes[manifest.NOTE_ARRAY] == "1",
+        retries=int(noted.get("retries", 0)),
     )
+    secret = _read_secret(api, namespace, run)
+    if secret is None and jobs[0]["spec"].get("suspend"):
+        body = manifest.secret(task, settings, stores.deliver(settings, task), os.urandom(32))
+        _make_secret(api, settings, body, jobs)
+        secret = _read_secret(api, namespace, run)
+    if secret is None:
+        raise ClusterError(f"the Secret with the key of run {run} is gone")
+    _complete(api, namespace, jobs, secret)
+    return Found(
+        run=run,
+        name=task.name,
+        image=task.image,
+        count=len(task.elements),
+        array=task.array,
+        key=_key(secret),
+        ids=tuple(f"{namespace}/{run}/0.{element}" for element in task.elements),
+        command=task.command,
+        resources=task.resources,
+        retries=task.retries,
+    )
+
+
+def _read_secret(api: Api, namespace: str, run: str) -> dict[str, Any] | None:
+    from kubernetes.client import ApiException
+
+    try:
+        found = api.call(
+            "read the run's Secret", api.core.read_namespaced_secret, run, namespace, final=(404,)
+        )
+    except ApiException:
+        return None
+    return api.plain(found)
+
+
+def _key(secret: Mapping[str, Any]) -> bytes:
+    return base64.b64decode(secret["data"]["key"])
 
 
 def _complete(
@@ -182,7 +212,8 @@ def _whose(job: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 def _make_secret(
     api: Api, settings: Settings, secret: dict[str, Any], jobs: Sequence[Mapping[str, Any]]
-) -> None:
+) -> bool:
+    """Whether it was made now; False if there is one."""
     from kubernetes.client import ApiException
 
     secret["metadata"]["ownerReferences"] = [manifest.owner(job) for job in _owners(jobs)]
@@ -195,7 +226,20 @@ def _make_secret(
             final=(409,),
         )
     except ApiException:
-        return  # an earlier try of this run
+        return False  # an earlier try of this run
+    return True
+
+
+def _adopt_key(api: Api, settings: Settings, task: Task, key: bytes) -> None:
+    """Take the key that the pods have: another machine may have gone on with this run meanwhile."""
+    secret = _read_secret(api, settings.namespace, task.run)
+    if secret is None or _key(secret) == key:
+        return
+    part = task.directory / ".key.part"
+    part.unlink(missing_ok=True)
+    part.touch(0o600)
+    part.write_bytes(_key(secret))
+    part.replace(task.directory / "key")
 
 
 def _own(api: Api, namespace: str, secret: str, jobs: Sequence[Mapping[str, Any]]) -> None:
