@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -29,6 +30,8 @@ from .session import Session
 
 if TYPE_CHECKING:
     from .registry.layout import Layout
+
+_log = logging.getLogger("clustrix_containers")
 
 RESOURCES = ("cpus", "memory", "timeout", "gpus", "shm", "env")
 """The options of a target that say what its elements get."""
@@ -82,8 +85,10 @@ def launch(
         "argv": sys.argv[:1],
     }
     run = _intent(image, name, count, options, target, resources, reference, array)
-    run = replace(run, details={**run.details, **details})
     book = record()
+    how = cluster.choices(_task(run, Path()))
+    run = replace(run, details={**run.details, **details, "how": how})
+    _log.info("%s on %s: %s", run.id, target.name, how or target.type)
     directory = book.intend(run, built=built)
     ids = cluster.submit(_task(run, directory))
     book.update(run.id, state="submitted", ids=_pack(ids))

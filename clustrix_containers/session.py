@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from .clusters import Cluster
 from .errors import ClusterError, Error, JobError, RemoteTraceback, ResultLost, UntrustedResultError
 from .futures import Job, Ticker
-from .jobs import State, Status
+from .jobs import Cause, State, Status
 from .record import Run
 
 if TYPE_CHECKING:
     from .results.outcome import Outcome
+
+_log = logging.getLogger("clustrix_containers")
 
 MARK_GRACE = 5.0
 """Seconds to wait for the mark of an element that its cluster says has ended."""
@@ -74,6 +77,11 @@ class Session:
         return self._run.image
 
     @property
+    def how(self) -> str:
+        """What the target chose at submission, in a sentence or two."""
+        return str(self._run.details.get("how") or "")
+
+    @property
     def is_array(self) -> bool:
         """Whether the run came from ``map``."""
         return bool(self._run.details.get("array"))
@@ -102,13 +110,8 @@ class Session:
         else:
             outcomes.save(outcome, path)
 
-    def logs(
-        self, element: int, *, follow: bool = False, again: Callable[[int], object] = int
-    ) -> Iterator[bytes]:
-        """What an element prints; with ``follow`` to its end, also where it runs again.
-
-        ``again`` is then told the new attempt's number.
-        """
+    def logs(self, element: int, *, follow: bool = False) -> Iterator[bytes]:
+        """What an element prints; with ``follow`` to its end, also where it runs again."""
         while True:
             name = self._ids[element]
             try:
@@ -120,7 +123,6 @@ class Session:
             else:
                 if not follow or not self._runs_again(element, name):
                     return
-            again(self._attempts[element])
 
     def _runs_again(self, element: int, name: str) -> bool:
         """Whether what has just ended under the id ``name`` runs again under another."""
@@ -178,7 +180,9 @@ class Session:
         by_id = {self._ids[element]: element for element in open_jobs}
         changed = False
         lost: dict[int, list[Job]] = {}
-        for identity, status in self._cluster.states(list(by_id)).items():
+        statuses = self._cluster.states(list(by_id))
+        self._withdraw(statuses)
+        for identity, status in statuses.items():
             job = open_jobs[by_id[identity]]
             changed |= status.state is not job.status.state
             if status.state is State.UNKNOWN:
@@ -195,6 +199,16 @@ class Session:
         for attempt, jobs in lost.items():
             self._run_again(jobs, attempt)
         return changed
+
+    def _withdraw(self, statuses: Mapping[str, Status]) -> None:
+        """End what could not be started: it must not start later, when nobody waits for it.
+
+        Before its job is settled: then this process may end.
+        """
+        refused = [name for name, status in statuses.items() if status.cause is Cause.REFUSED]
+        if refused:
+            with contextlib.suppress(ClusterError):
+                self._cluster.cancel(refused)
 
     def _give_up(self, status: Status) -> None:
         if time.monotonic() - self._reached > PATIENCE:
@@ -236,6 +250,8 @@ class Session:
 
     def _run_again(self, jobs: Sequence[Job], attempt: int) -> None:
         elements = tuple(job.element for job in jobs)
+        for job in jobs:
+            _log.warning("%s/%d runs again: %s", self.run, job.element, job.status.message)
         ids = self._again(elements, attempt)
         self.move({element: (attempt, name) for element, name in zip(elements, ids, strict=True)})
 

@@ -7,7 +7,6 @@ import datetime
 import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,15 +169,10 @@ def _logs(arguments: argparse.Namespace) -> int:
     session = runs.attach(name, on=arguments.on, watch=arguments.follow)
     chosen = session.jobs if element is None else [session.jobs[element]]
     for job in chosen:
-        again = partial(_note_again, f"{session.run}/{job.element}")
-        for chunk in session.logs(job.element, follow=arguments.follow, again=again):
+        for chunk in session.logs(job.element, follow=arguments.follow):
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
     return 0
-
-
-def _note_again(name: str, attempt: int) -> None:
-    output.note(f"{name} was lost with its node or evicted, and runs again (attempt {attempt + 1})")
 
 
 def _result(arguments: argparse.Namespace) -> int:

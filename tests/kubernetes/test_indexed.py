@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,13 @@ from kubernetes.client import BatchV1Api, CoreV1Api
 import clustrix_containers as cx
 from clustrix_containers import prepare, runs
 from clustrix_containers.clusters.kubernetes.manifest import selector
-from clustrix_containers.errors import ResultLost
+from clustrix_containers.errors import ResultLost, WorkerDied
 from clustrix_containers.runs import record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
 from tests.clusters.registry.cluster import Service
-from tests.kubernetes_server import Server, Unpacked, unpacked
+from tests.kubernetes_server import PullError, Server, Unpacked, unpacked
 
 pytestmark = pytest.mark.registry
 
@@ -31,8 +32,16 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def server(tmp_path: Path, home: Path) -> Iterator[Server]:
+def refused() -> threading.Event:
+    """While it is set, no image can be pulled."""
+    return threading.Event()
+
+
+@pytest.fixture
+def server(tmp_path: Path, home: Path, refused: threading.Event) -> Iterator[Server]:
     def pull(reference: str) -> Unpacked:
+        if refused.is_set():
+            raise PullError("pull access denied")
         image = prepare.layout().image(reference.partition("@")[2])
         return unpacked(image, tmp_path / "unpacked")
 
@@ -48,6 +57,7 @@ def on(server: Server, registry_open: Service, home: Path, monkeypatch: pytest.M
         "kubeconfig": str(server.kubeconfig()),
         "namespace": "team",
         "registry": f"{registry_open.address}/indexed/runs",
+        "pull_grace": 3,
     }
     config = home / "clustrix.yml"
     config.write_text(json.dumps({"targets": {"k8s": target}}))
@@ -87,6 +97,18 @@ def test_one_element_that_fails_is_tried_again_and_leaves_the_others(
     with pytest.raises(ValueError, match="one"):
         array[1].result(120)
     assert len(pods(server, array.run)) == 4
+
+
+def test_an_image_that_cannot_be_pulled_ends_the_whole_array_and_its_job(
+    on: str, server: Server, refused: threading.Event
+) -> None:
+    refused.set()
+    array = cx.function(work.square).map(range(30), on=on, max_parallel=2)
+    assert "one Indexed Job" in array.how
+    for job in array.as_completed(120):
+        with pytest.raises(WorkerDied, match=r"image cannot be pulled: .*pull access denied"):
+            job.result(0)
+    assert wait_until(lambda: not jobs(server, array.run), 60)
 
 
 def test_a_lost_reply_makes_no_second_job(on: str, server: Server) -> None:

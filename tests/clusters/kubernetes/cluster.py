@@ -160,7 +160,9 @@ class Kubernetes:
 
     # -- for tests
 
-    def kubectl(self, *arguments: str, text: str = "", check: bool = True) -> str:
+    def kubectl(
+        self, *arguments: str, text: str = "", check: bool = True, timeout: float = 120
+    ) -> str:
         """What ``kubectl`` prints, as the administrator; :class:`StartError` if it fails."""
         done = subprocess.run(
             [
@@ -173,7 +175,7 @@ class Kubernetes:
             check=False,
             capture_output=True,
             encoding="utf-8",
-            timeout=120,
+            timeout=timeout,
         )
         if check and done.returncode != 0:
             raise StartError(f"kubectl {' '.join(arguments)}: {done.stderr}")
