@@ -74,6 +74,19 @@ def test_a_restart_while_a_large_result_is_taken(
 
 
 @pytest.mark.test_all
+def test_a_power_cut_of_its_machine_that_ends_no_connection(
+    on: str, own_kubernetes: Kubernetes
+) -> None:
+    job = cx.function(work.wait_for).submit(5, on=on)
+    until(job.running, 60, lambda: job.status)
+    # So nothing tells this side that the watches are over.
+    own_kubernetes.control.cut()
+    own_kubernetes.control.kill()
+    own_kubernetes.up()
+    assert job.result(120) == 5
+
+
+@pytest.mark.test_all
 def test_a_pause_of_some_seconds(on: str, own_kubernetes: Kubernetes) -> None:
     job = cx.function(work.wait_for).submit(2, on=on)
     until(job.running, 60, lambda: job.status)

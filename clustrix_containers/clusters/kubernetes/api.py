@@ -206,6 +206,7 @@ def _connect(kubeconfig: Path | None, context: str | None, namespace: str | None
     # Tried again by us, who know what may pass.
     configuration.retries = False
     configuration.connection_pool_maxsize = 16
+    configuration.socket_options = list(_noticing_dead_lines())
     try:
         found, where = _load(kubernetes, configuration, kubeconfig, context)
     except ConfigException as error:
@@ -218,6 +219,22 @@ def _connect(kubeconfig: Path | None, context: str | None, namespace: str | None
     client.user_agent = "clustrix-containers"
     core, batch = kubernetes.client.CoreV1Api(client), kubernetes.client.BatchV1Api(client)
     return Api(client, core, batch, where, namespace or found or "default")
+
+
+def _noticing_dead_lines() -> Iterator[tuple[int, int, int]]:
+    """Socket options by which a connection ends whose other side says nothing: within a minute.
+
+    Else a watch over a line that is dead, and does not say so, would wait for its whole time.
+    """
+    import socket
+
+    yield socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+    yield socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+    # Seconds, a number, milliseconds. Not every system has them all.
+    wanted = (("KEEPIDLE", 20), ("KEEPINTVL", 10), ("KEEPCNT", 3), ("USER_TIMEOUT", 40_000))
+    for name, value in wanted:
+        if option := getattr(socket, f"TCP_{name}", None):
+            yield socket.IPPROTO_TCP, option, value
 
 
 def _load(
