@@ -330,12 +330,16 @@ class Kubernetes:
             return
         since = self.api_server.started()
         watching = [self.controller_manager, self.scheduler, *map(self.kubelet, NODES)]
-        late = [service for service in watching if service.started() < since]
-        for service in late:
-            service.stop()
-            service.start()
-        for service in late:
-            service.wait()
+
+        def renew(service: Service) -> None:
+            if service.started() < since:
+                service.stop()
+                service.start()
+                service.wait()
+
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(renew, watching):
+                pass
 
     def _heal_node(self, name: str) -> None:
         self._start_node(name)
