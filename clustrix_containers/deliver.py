@@ -15,7 +15,9 @@ How a call failed is told even if no store takes all of it: cut to the size of a
 
 As a program, ``deliver.py give RESULTS ELEMENT ATTEMPT`` writes the mark's length (u32, little
 endian), the mark and the result to standard output, and ends the hold when it then reads a line
-``taken``; its exit code is 0 then, and 1 if it did not come to that.
+``taken``; its exit code is 0 then, and 1 if it did not come to that. Where nobody reads for long
+what it writes, or answers it, SIGALRM ends it. ``deliver.py taken RESULTS ELEMENT ATTEMPT`` ends
+the hold for a client whose word has got lost.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 INLINE = "CXM1"
 STORED = "CXM2"
 FAILED = "CXM3"
+NOTHING = "there is no outcome to give"
 MESSAGE_LIMIT = 4096
 PACKED_LIMIT = 64
 ARTIFACT = "application/vnd.clustrix-containers.result.v1"
@@ -47,6 +50,7 @@ CHUNK = 1 << 18
 TRIES = 12
 LONGEST_WAIT = 20.0
 TIMEOUT = 60.0
+UNHEARD = 120
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 REDIRECTS = 3
 # Where distributions keep what a Python that was built elsewhere does not find.
@@ -342,19 +346,30 @@ def _since(path: str) -> float:
         return float("inf")
 
 
-def give(results: str, element: int, attempt: int) -> int:
+def give(outcome: Outcome) -> int:
     """Write an outcome to standard output, and take note when the other side has it."""
-    outcome = Outcome(results, element, attempt)
+    import signal
+
     giving = outcome.side_path("giving")
     out = sys.stdout.buffer
+    # A container runtime keeps the pipe open though the connection behind it is gone: what waits
+    # for it would do so as long as the container lives. Its default action ends this process.
+    signal.alarm(UNHEARD)
     out.write(len(outcome.mark).to_bytes(4, "little") + outcome.mark)
     for data in outcome.result():
         _touch(giving)
         out.write(data)
+        signal.alarm(UNHEARD)
     out.flush()
     _touch(giving)
+    signal.alarm(UNHEARD)
     if sys.stdin.buffer.readline(100).strip() != b"taken":
         return 1
+    return taken(outcome)
+
+
+def taken(outcome: Outcome) -> int:
+    """Let the container that holds the outcome end."""
     _touch(outcome.side_path("taken"))
     return 0
 
@@ -365,17 +380,18 @@ def _touch(path: str) -> None:
 
 
 def main(arguments: List[str]) -> int:
-    if len(arguments) != 4 or arguments[0] != "give":
-        sys.stderr.write("usage: deliver.py give RESULTS ELEMENT ATTEMPT\n")
+    if len(arguments) != 4 or arguments[0] not in ("give", "taken"):
+        sys.stderr.write("usage: deliver.py give|taken RESULTS ELEMENT ATTEMPT\n")
         return 2
     try:
-        return give(arguments[1], int(arguments[2]), int(arguments[3]))
+        outcome = Outcome(arguments[1], int(arguments[2]), int(arguments[3]))
+        return give(outcome) if arguments[0] == "give" else taken(outcome)
     except BrokenPipeError:
         # Nobody listens any more: nor may the interpreter's own flush complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, KeyError, Undelivered) as error:
-        sys.stderr.write("there is no outcome to give: %s\n" % error)
+        sys.stderr.write("%s: %s\n" % (NOTHING, error))
         return 1
 
 

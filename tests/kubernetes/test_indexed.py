@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -15,9 +16,10 @@ import pytest
 from kubernetes.client import BatchV1Api, CoreV1Api
 
 import clustrix_containers as cx
-from clustrix_containers import prepare
+from clustrix_containers import prepare, runs
 from clustrix_containers.clusters.kubernetes.manifest import selector
 from clustrix_containers.errors import ResultLost, WorkerDied
+from clustrix_containers.runs import record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
@@ -136,6 +138,31 @@ def test_an_evicted_element_runs_again_and_is_not_charged(on: str, server: Serve
     server.faults.evict("team", pods(server, job.run)[0])
     assert job.result(120) == 5
     assert len(pods(server, job.run)) == 2
+
+
+@pytest.mark.parametrize("step", [("create", "secrets"), ("patch", "jobs")])
+def test_a_run_whose_client_was_killed_while_it_submitted_is_completed_elsewhere(
+    on: str, server: Server, home: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str]
+) -> None:
+    server.faults.cut(*step, times=10_000)
+    words = ("run", "--on", on, "tests/cases/work.py:square", "3")
+    with subprocess.Popen(
+        [sys.executable, "-m", "clustrix_containers", *words], cwd=ROOT
+    ) as client:
+        assert wait_until(lambda: asked(server)[step] > 0 or client.poll() is not None, 60)
+        client.kill()
+    server.faults.calm()
+    (run,) = record().runs()
+    mine = os.environ["CLUSTRIX_STATE_DIR"]
+    monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(home / "elsewhere"))
+    session = runs.attach(run.id, on=on, watch=False)
+    session.trust()
+    session.watch()
+    assert session.jobs[0].result(60) == 9
+    # Whoever submitted it has another key, and takes that of the pods.
+    monkeypatch.setenv("CLUSTRIX_STATE_DIR", mine)
+    assert cx.attach(run.id).result(60) == 9
+    assert len(jobs(server, run.id)) == 1
 
 
 def test_a_success_whose_pod_was_collected_is_lost(on: str, server: Server) -> None:

@@ -233,7 +233,7 @@ class KubernetesCluster:
         """Everything that is needed to attach lies in the run's Jobs and its Secret."""
         from .submit import find
 
-        return find(self._api, self._api.namespace, run)
+        return find(self._api, self.settings, run)
 
     def tidy(self, older_than: float) -> None:
         """Nothing is kept there for speed."""
