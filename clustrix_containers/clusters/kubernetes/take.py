@@ -42,17 +42,17 @@ def from_pod(
     full = api.call("read a pod", api.core.read_namespaced_pod, pod.name, namespace)
     python = _interpreter(api, namespace, full)
     command = [python, contract.GIVER, "give", contract.RESULTS, str(element), str(attempt)]
-    with _exchange(api, namespace, pod.name, command) as connection:
-        inline.receive(_output(connection), directory, element, attempt, key=key, run=run)
+    with exchange(api, namespace, pod.name, command) as connection:
+        inline.receive(output(connection), directory, element, attempt, key=key, run=run)
         # It is here: whether the pod hears of it or not, nothing is lost.
         with contextlib.suppress(Exception):
             connection.write_stdin(b"taken\n")
-            for _ in _output(connection):
+            for _ in output(connection):
                 pass
 
 
 @contextlib.contextmanager
-def _exchange(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Iterator[Any]:
+def exchange(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Iterator[Any]:
     """A command in a pod; if the connection breaks, a ClusterError that says it may pass."""
     from kubernetes.client import ApiException
     from websocket import WebSocketException
@@ -108,7 +108,7 @@ def _interpreter(api: Api, namespace: str, pod: Any) -> str:
     return str(command[0]) if command else f"{contract.VENV}/bin/python"
 
 
-def _output(connection: Any) -> Iterator[bytes]:
+def output(connection: Any) -> Iterator[bytes]:
     """What a command prints, in pieces. ClusterError with what it said if it fails.
 
     The client's own reading waits for the socket, also for what TLS has read from it already: so
