@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 APPEARS = 10.0
 """Seconds within which the watch has heard of a Job that was made."""
-SEEN_LATE, FOUND_LATE = 120.0, 15.0
+SEEN_LATE, FOUND_LATE = 75.0, 15.0
 """Seconds for which a file of a volume is waited for: one that a pod has named, and any."""
 SLOW = 3.0
 """Seconds after which a Job is asked why it has no pods."""

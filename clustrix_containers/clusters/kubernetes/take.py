@@ -75,14 +75,22 @@ def _exec(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Any:
     What ``kubernetes.stream`` does, on a client of its own: that function changes the client that
     it is given while it runs, and others use ours. Nothing of what arrives is kept.
     """
-    from functools import partial
-
-    from kubernetes.client import ApiClient, CoreV1Api
+    from kubernetes.client import ApiClient, ApiException, CoreV1Api
     from kubernetes.stream.ws_client import websocket_call
 
     configuration = api.client.configuration
+
+    def connect(*arguments: Any, **options: Any) -> Any:
+        try:
+            return websocket_call(
+                configuration, *arguments, binary=True, capture_all=False, **options
+            )
+        except ApiException as error:
+            # It has no body, and the client's own handling of errors wants one.
+            raise ConnectionError(str(error.reason)) from error
+
     client = ApiClient(configuration)
-    client.request = partial(websocket_call, configuration, binary=True, capture_all=False)
+    client.request = connect
     return CoreV1Api(client).connect_get_namespaced_pod_exec(
         pod,
         namespace,
