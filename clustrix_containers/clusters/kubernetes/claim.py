@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from clustrix_containers.errors import ClusterError
@@ -47,10 +48,11 @@ def inspect(api: Api, settings: Settings) -> tuple[bool, str]:
         if error.fields.get("option") != "results":
             raise
         return False, str(error).replace("\n ", "")
-    return _judge(name, api.plain(found))
+    return judge(name, api.plain(found))
 
 
-def _judge(name: str, claim: dict[str, Any]) -> tuple[bool, str]:
+def judge(name: str, claim: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether pods can write to a claim as the API gives it, and which of them at once."""
     phase = claim.get("status", {}).get("phase", "")
     modes = claim["spec"].get("accessModes", [])
     text = f"{name} is {phase}, {', '.join(modes)}"

@@ -21,13 +21,14 @@ from clustrix_containers.results import inline
 
 from . import manifest, take
 from .api import Api
+from .server import Server
 from .settings import Settings, volume
 from .verdict import PodView, view_pod
 from .watch import watcher
 
 IDLE = 120
 """Seconds without use after which the pod ends by itself."""
-LINGER = 15.0
+LINGER = 10.0
 """Seconds without use after which this process deletes it."""
 STARTS = 15.0
 """Seconds for which whoever wants something waits for it to start; later, it is asked again."""
@@ -129,7 +130,7 @@ class Reader:
 
         api, namespace = self._api, self._settings.namespace
         name = f"{self._run}-reads-{secrets.token_hex(3)}"
-        job = manifest_of(self._settings, api, self._image, self._run, name)
+        job = manifest_of(self._settings, api.server, self._image, self._run, name)
         action = f"make the Job {name}"
         try:
             made = api.call(action, api.batch.create_namespaced_job, namespace, job, final=(409,))
@@ -185,7 +186,9 @@ class Reader:
         self.delete()
 
 
-def manifest_of(settings: Settings, api: Api, image: str, run: str, name: str) -> dict[str, Any]:
+def manifest_of(
+    settings: Settings, server: Server, image: str, run: str, name: str
+) -> dict[str, Any]:
     """The Job: nothing that looks for a run's Jobs or pods takes it for one."""
     labels = {
         manifest.LABEL_MANAGER: f"{manifest.MANAGER}-reader",
@@ -213,7 +216,7 @@ def manifest_of(settings: Settings, api: Api, image: str, run: str, name: str) -
         "backoffLimit": 0,
         "activeDeadlineSeconds": LONGEST,
         "ttlSecondsAfterFinished": 60,
-        "template": manifest.template(settings, api.server, labels, container, volumes),
+        "template": manifest.template(settings, server, labels, container, volumes),
     }
     metadata = {"name": name, "namespace": settings.namespace, "labels": labels}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
