@@ -62,8 +62,7 @@ In the image
       result: unpacked no more than 64 times ``limit``;
     * ``CXM2``: then JSON ``{"store": kind, "mark": name, "result": name|null}`` and, from a registry,
       ``"manifest"``: the digest of the artifact. The names are those in the store:
-      ``{element}.{attempt}.{first 16 hex digits of the file's sha256}.mark`` or ``.result``
-      (in a volume the mark keeps its name ``{element}.{attempt}.mark``);
+      ``{element}.{attempt}.{first 16 hex digits of the file's sha256}.mark`` or ``.result``;
     * ``CXM3``: then why the outcome could not be delivered.
 
     Where no store takes the outcome of a call that did *not* return, ``CXM1`` carries another mark
@@ -79,7 +78,8 @@ In the image
     * ``s3`` (``url``, ``fields``, ``prefix``, ``ca``): POST under a signed policy;
     * ``registry`` (``base``, ``repository``, ``token``, ``tag``, ``subject``, ``ca``): an OCI
       artifact under the tag ``{tag}-{attempt}-{element}``;
-    * ``volume``.
+    * ``volume`` (``path``, ``claim``): files in the directory ``path``, which may have to be made,
+      of the volume claim ``claim``.
 
     ``ca`` (PEM, or null) is trusted beside the image's own authorities.
 """

@@ -274,7 +274,7 @@ class Session:
 
         end = time.monotonic() + (MARK_GRACE if status.state is State.SUCCEEDED else 0)
         attempt = self._attempts.get(job.element, 0)
-        self._cluster.fetch(self._ids[job.element], self._directory)
+        self._cluster.fetch(self._ids[job.element], self._directory, self._run.details["reference"])
         while True:
             outcome = directory.collect(
                 self._directory, job.element, attempt, self._key(), run=self.run

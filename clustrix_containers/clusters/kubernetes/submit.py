@@ -13,7 +13,7 @@ from typing import Any
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.jobs import Found, Resources, Task
 
-from . import manifest, stores
+from . import claim, manifest, stores
 from .api import Api
 from .settings import Settings
 from .verdict import view_job
@@ -39,6 +39,8 @@ def submit(api: Api, settings: Settings, task: Task) -> None:
     """
     server = api.server
     _refuse(task, api)
+    if settings.claim:
+        claim.require(api, settings)
     key = (task.directory / "key").read_bytes()
     secret = manifest.secret(task, settings, stores.deliver(settings, task), key)
     jobs = manifest.jobs(task, settings, server, held=_held(settings))
