@@ -62,8 +62,7 @@ In the image
       result: unpacked no more than 64 times ``limit``;
     * ``CXM2``: then JSON ``{"store": kind, "mark": name, "result": name|null}`` and, from a registry,
       ``"manifest"``: the digest of the artifact. The names are those in the store:
-      ``{element}.{attempt}.{first 16 hex digits of the file's sha256}.mark`` or ``.result``
-      (in a volume the mark keeps its name ``{element}.{attempt}.mark``);
+      ``{element}.{attempt}.{first 16 hex digits of the file's sha256}.mark`` or ``.result``;
     * ``CXM3``: then why the outcome could not be delivered;
     * ``CXM4`` alone: the element was given up before it began.
 
@@ -78,12 +77,13 @@ In the image
     Stores, all with optional ``tries`` and ``timeout`` (seconds of one read or write):
 
     * ``hold`` (``port``, ``seconds``): the container waits, and the port answers, until the client
-      has taken the outcome through ``deliver.py give``; so many seconds since it began, or since
-      the last piece went out;
+      has taken the outcome through ``deliver.py give``, or says so through ``deliver.py taken``;
+      so many seconds since it began, or since the last piece went out;
     * ``s3`` (``url``, ``fields``, ``prefix``, ``ca``): POST under a signed policy;
     * ``registry`` (``base``, ``repository``, ``token``, ``tag``, ``subject``, ``ca``): an OCI
       artifact under the tag ``{tag}-{attempt}-{element}``;
-    * ``volume``.
+    * ``volume`` (``path``, ``claim``): files in the directory ``path``, which may have to be made,
+      of the volume claim ``claim``.
 
     ``ca`` (PEM, or null) is trusted beside the image's own authorities.
 """
@@ -152,6 +152,9 @@ GIVEN_UP = "CXM4"
 MESSAGE_LIMIT = 4096
 PACKED_LIMIT = 64
 """How many times larger than the message its contents may be when unpacked."""
+
+NOTHING = "there is no outcome to give"
+"""How what ``deliver.py give`` says begins where it has nothing to give."""
 
 RESULT_ARTIFACT = "application/vnd.clustrix-containers.result.v1"
 

@@ -65,6 +65,7 @@ class Session:
         shortest, longest = cluster.poll_interval
         self._ticker = Ticker(shortest, longest)
         self._outcomes: dict[int, Outcome] = {}
+        self._watching = False
         self._unfetched: dict[int, float] = {}
         """Since when an element's outcome could not be brought here."""
 
@@ -111,7 +112,28 @@ class Session:
             outcomes.save(outcome, path)
 
     def logs(self, element: int, *, follow: bool = False) -> Iterator[bytes]:
-        return self._cluster.logs(self._ids[element], follow=follow)
+        """What an element prints; with ``follow`` to its end, also where it runs again."""
+        while True:
+            name = self._ids[element]
+            try:
+                yield from self._cluster.logs(name, follow=follow)
+            except ClusterError:
+                # What was lost with its node has no output to give any more.
+                if not follow or not self._runs_again(element, name):
+                    raise
+            else:
+                if not follow or not self._runs_again(element, name):
+                    return
+
+    def _runs_again(self, element: int, name: str) -> bool:
+        """Whether what has just ended under the id ``name`` runs again under another."""
+        job = self.jobs[element]
+        while self._ids[element] == name and self._watching and not job.done():
+            status = self._cluster.states([name])[name]
+            if status.state.terminal and not self._to_run_again(element, status):
+                break
+            concurrent.futures.wait([job], 0.2)
+        return self._ids[element] != name
 
     def cancel(self, elements: Sequence[int]) -> None:
         # With the last of an array all of it is to go: that is simpler to do, and nothing is left.
@@ -124,10 +146,12 @@ class Session:
     def move(self, moved: Mapping[int, tuple[int, str]]) -> None:
         """Take note of elements that run again: attempt and id of each."""
         for element, (attempt, name) in moved.items():
-            self._attempts[element], self._ids[element] = attempt, name
+            self._attempts[element] = attempt
+            self._ids[element] = name
 
     def watch(self) -> None:
         """Start watching in a daemon thread."""
+        self._watching = True
         threading.Thread(target=self._watch, name=f"clustrix-watch-{self.run}", daemon=True).start()
 
     def _watch(self) -> None:
@@ -233,14 +257,16 @@ class Session:
 
     def _is_lost(self, job: Job, status: Status) -> bool:
         """Whether an element ended through no fault of its own, and left no outcome."""
-        if status.state is not State.FAILED or not status.cause.infrastructure:
-            return False
-        if self._attempts.get(job.element, 0) >= MOST_LOSSES:
+        if not self._to_run_again(job.element, status):
             return False
         try:
             return self._collect(job, status) is None
         except JobError:
             return False
+
+    def _to_run_again(self, element: int, status: Status) -> bool:
+        lost = status.state is State.FAILED and status.cause.infrastructure
+        return lost and self._attempts.get(element, 0) < MOST_LOSSES
 
     def _run_again(self, jobs: Sequence[Job], attempt: int) -> None:
         elements = tuple(job.element for job in jobs)
@@ -268,7 +294,7 @@ class Session:
 
         end = time.monotonic() + (MARK_GRACE if status.state is State.SUCCEEDED else 0)
         attempt = self._attempts.get(job.element, 0)
-        self._cluster.fetch(self._ids[job.element], self._directory)
+        self._cluster.fetch(self._ids[job.element], self._directory, self._run.details["reference"])
         while True:
             outcome = directory.collect(
                 self._directory, job.element, attempt, self._key, run=self.run

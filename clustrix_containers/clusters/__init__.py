@@ -70,10 +70,10 @@ class Cluster(Protocol):
         """
         ...
 
-    def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
+    def fetch(self, id: str, directory: Path, image: str) -> None:  # noqa: A002
         """Bring an ended element's mark and result into ``results/`` of the run's ``directory``.
 
-        Nothing happens where they are there by themselves, or where there is no outcome.
+        ``image`` is that of the run's task. Nothing happens where they are there by themselves, or where there is no outcome.
         ``ResultLost`` says why one that was there cannot be had.
         """
         ...

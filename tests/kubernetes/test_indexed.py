@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -15,14 +16,15 @@ import pytest
 from kubernetes.client import BatchV1Api, CoreV1Api
 
 import clustrix_containers as cx
-from clustrix_containers import prepare
+from clustrix_containers import prepare, runs
 from clustrix_containers.clusters.kubernetes.manifest import selector
 from clustrix_containers.errors import ResultLost, WorkerDied
+from clustrix_containers.runs import record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
 from tests.clusters.registry.cluster import Service
-from tests.kubernetes_server import PullError, Server, Unpacked, unpacked
+from tests.kubernetes_server import PullError, Server, Settings, Unpacked, unpacked
 
 pytestmark = pytest.mark.registry
 
@@ -36,14 +38,24 @@ def refused() -> threading.Event:
 
 
 @pytest.fixture
-def server(tmp_path: Path, home: Path, refused: threading.Event) -> Iterator[Server]:
+def volume(tmp_path: Path) -> Path:
+    """What is behind the claim ``results`` of every namespace."""
+    directory = tmp_path / "volume"
+    directory.mkdir()
+    directory.chmod(0o777)
+    return directory
+
+
+@pytest.fixture
+def server(tmp_path: Path, home: Path, volume: Path, refused: threading.Event) -> Iterator[Server]:
     def pull(reference: str) -> Unpacked:
         if refused.is_set():
             raise PullError("pull access denied")
         image = prepare.layout().image(reference.partition("@")[2])
         return unpacked(image, tmp_path / "unpacked")
 
-    with Server(tmp_path / "server", pull) as server:
+    settings = Settings(claims={"results": volume})
+    with Server(tmp_path / "server", pull, settings) as server:
         server.make_namespace("team")
         yield server
 
@@ -138,6 +150,31 @@ def test_an_evicted_element_runs_again_and_is_not_charged(on: str, server: Serve
     assert len(pods(server, job.run)) == 2
 
 
+@pytest.mark.parametrize("step", [("create", "secrets"), ("patch", "jobs")])
+def test_a_run_whose_client_was_killed_while_it_submitted_is_completed_elsewhere(
+    on: str, server: Server, home: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str]
+) -> None:
+    server.faults.cut(*step, times=10_000)
+    words = ("run", "--on", on, "tests/cases/work.py:square", "3")
+    with subprocess.Popen(
+        [sys.executable, "-m", "clustrix_containers", *words], cwd=ROOT
+    ) as client:
+        assert wait_until(lambda: asked(server)[step] > 0 or client.poll() is not None, 60)
+        client.kill()
+    server.faults.calm()
+    (run,) = record().runs()
+    mine = os.environ["CLUSTRIX_STATE_DIR"]
+    monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(home / "elsewhere"))
+    session = runs.attach(run.id, on=on, watch=False)
+    session.trust()
+    session.watch()
+    assert session.jobs[0].result(60) == 9
+    # Whoever submitted it has another key, and takes that of the pods.
+    monkeypatch.setenv("CLUSTRIX_STATE_DIR", mine)
+    assert cx.attach(run.id).result(60) == 9
+    assert len(jobs(server, run.id)) == 1
+
+
 def test_a_success_whose_pod_was_collected_is_lost(on: str, server: Server) -> None:
     words = ("run", "--on", on, "--detach", "tests/cases/work.py:square", "3")
     done = subprocess.run(
@@ -157,6 +194,28 @@ def test_a_success_whose_pod_was_collected_is_lost(on: str, server: Server) -> N
     assert server.faults.collect_pods("team", jobs(server, run)[0]["metadata"]["name"]) == 1
     with pytest.raises(ResultLost, match="its result is not there"):
         cx.attach(run).result(60)
+
+
+def test_large_results_of_an_array_on_a_volume_are_read_by_one_pod(
+    on: str, server: Server, home: Path, volume: Path
+) -> None:
+    config = json.loads((home / "clustrix.yml").read_text())
+    config["targets"][on]["results"] = {"volume": {"claim": "results", "path": "runs"}}
+    (home / "clustrix.yml").write_text(json.dumps(config))
+    claim = {
+        "metadata": {"name": "results"},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }
+    with connected(server.kubeconfig()) as client:
+        CoreV1Api(client).create_namespaced_persistent_volume_claim("team", claim)
+    array = cx.function(work.big).map([1 << 18] * 12, on=on)
+    assert [len(value) for value in array.results(200)] == [1 << 15] * 12
+    assert len(list((volume / "runs" / array.run).glob("*.mark"))) == 12
+    # The run's own, and the one that reads.
+    assert asked(server)["create", "jobs"] == 2
 
 
 def pods(server: Server, run: str) -> list[str]:

@@ -151,6 +151,43 @@ def test_a_pod_that_is_deleted_while_it_runs_runs_again(
     assert job.result(120) == 4
 
 
+def test_a_log_goes_on_with_the_pod_that_takes_the_place_of_one_that_was_deleted(
+    on: str, kubernetes: Access, namespace: str
+) -> None:
+    job = cx.function(work.counts_aloud).submit(60, 0.1, on=on)
+    lines = job.logs(follow=True)
+    seen = [next(lines) for _ in range(5)]
+    (pod,) = pods(kubernetes, namespace)
+    with core(kubernetes) as api:
+        api.delete_namespaced_pod(pod.metadata.name, namespace)
+    seen += lines
+    counted_twice(seen, 60)
+
+
+def counted_twice(seen: list[str], count: int) -> None:
+    """The beginning of ``counts_aloud``, and then all of it, no line lost or twice."""
+    whole = [*(f"line {i} – ünïcode\n" for i in range(count)), "to stderr\n"]
+    first, second = seen[: -len(whole)], seen[-len(whole) :]
+    assert second == whole
+    assert first == whole[: len(first)]
+    assert 5 <= len(first) < count
+
+
+@pytest.mark.test_all
+def test_a_log_goes_on_with_the_attempt_after_one_that_was_evicted(
+    on: str, own_kubernetes: Kubernetes, namespace: str
+) -> None:
+    job = cx.function(work.counts_aloud).submit(400, 0.1, on=on)
+    lines = job.logs(follow=True)
+    seen = [next(lines) for _ in range(5)]
+    (pod,) = pods(own_kubernetes.access, namespace)
+    own_kubernetes.fill_disk(pod.spec.node_name)
+    seen += lines
+    counted_twice(seen, 400)
+    assert job.result(60) == 400
+    assert len(jobs(own_kubernetes.access, namespace)) == 2
+
+
 @pytest.mark.test_all
 def test_evicted_runs_again(
     on: str, own_kubernetes: Kubernetes, namespace: str, caplog: pytest.LogCaptureFixture

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.clusters import Tell
-from clustrix_containers.errors import ClusterError
+from clustrix_containers.errors import ClusterError, ResultLost
 from clustrix_containers.jobs import Cause, Found, State, Status, Task
 
 from .api import Api, connect
@@ -23,8 +23,13 @@ from .settings import Settings, results_option, seconds
 from .verdict import JOB_DELETED, JobView, PodView, deletion, judge, newest
 from .watch import Watcher, watcher
 
+if TYPE_CHECKING:
+    from clustrix_containers.results.inline import Stored
+
 APPEARS = 10.0
 """Seconds within which the watch has heard of a Job that was made."""
+SEEN_LATE, FOUND_LATE = 75.0, 15.0
+"""Seconds for which a file of a volume is waited for: one that a pod has named, and any."""
 SLOW = 3.0
 """Seconds after which a Job is asked why it has no pods."""
 
@@ -188,36 +193,70 @@ class KubernetesCluster:
         _refuse_alike(found, watching)
         return found, unsure
 
-    def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
+    def fetch(self, id: str, directory: Path, image: str) -> None:  # noqa: A002
         """Bring an element's mark and result into ``directory``, from wherever they are."""
-        from clustrix_containers.results import inline
+        from clustrix_containers.results import arrival, inline
 
-        from . import stores, take
+        from . import take
 
         run, attempt, element = _parse(id)
         api, key = self._api, (directory / "key").read_bytes()
+        claim = self._settings.claim
+        if claim and arrival.arrived(directory, element, attempt, key=key, run=run):
+            return
         pods = self._pods(run, attempt, element)
         # Where the Job's word counts, the pods have been asked for since.
         if not any(pod.ended or pod.ready for pod in pods) and id not in self._unsure:
             self._watcher.refresh(run)
             pods = self._pods(run, attempt, element)
-        image = ""
         for pod in pods:
-            image = pod.image
             said = take.said_by(self._watcher.reread(pod) if pod.trimmed else pod, run)
             if isinstance(said, inline.Inline):
                 inline.put(directory, element, attempt, said.mark, said.result, key=key, run=run)
                 self._watcher.taken(pod)
                 return
             if said is not None:
-                stores.fetch(self._settings, image, run, said, element, attempt, directory, key)
+                self._fetch(id, said, directory, image)
                 self._watcher.taken(pod)
                 return
             if pod.ready and not pod.ended:
                 take.from_pod(api, api.namespace, pod, directory, run=run, key=key)
                 return
+        if claim and pods and all(pod.exit_code for pod in pods):
+            # Whoever had written there would have said so.
+            return
         # No pod tells of it any more; a store keeps it all the same.
-        stores.fetch(self._settings, image, run, None, element, attempt, directory, key)
+        self._fetch(id, None, directory, image)
+
+    def _fetch(
+        self,
+        name: str,
+        said: Stored | None,
+        directory: Path,
+        image: str,
+    ) -> None:
+        from . import stores
+
+        run, attempt, element = _parse(name)
+        place = (element, attempt, directory, (directory / "key").read_bytes())
+        if stores.fetch(self._api, self.settings, image, run, said, *place):
+            return
+        claim = self._settings.claim
+        if not claim or (said is not None and said.kind != "volume"):
+            return
+        # A shared file system shows late what another machine has written.
+        if self._seconds_since(f"{name} late") < (FOUND_LATE if said is None else SEEN_LATE):
+            raise ClusterError(
+                f"the result of element {element} is not to be seen on the volume claim {claim} yet",
+                temporary=True,
+            )
+        if said is not None:
+            raise ResultLost(
+                f"the result of element {element} is not on the volume claim {claim} any more",
+                hint="Somebody has deleted it.",
+                element=element,
+                run=run,
+            )
 
     def logs(self, id: str, *, follow: bool = False) -> Iterator[bytes]:  # noqa: A002
         from . import logs
@@ -246,7 +285,7 @@ class KubernetesCluster:
         """Everything that is needed to attach lies in the run's Jobs and its Secret."""
         from .submit import find
 
-        return find(self._api, self._api.namespace, run)
+        return find(self._api, self.settings, run)
 
     def tidy(self, older_than: float) -> None:
         """Nothing is kept there for speed."""

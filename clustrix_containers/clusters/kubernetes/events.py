@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
 
 from clustrix_containers.errors import ClusterError
 
@@ -16,6 +15,8 @@ from .api import Api, body
 EVERY = 15.0
 """Seconds for which the last answer is good enough."""
 MOST = 500
+_EMPTY = ("", "Error: ErrImagePull", "Error: ImagePullBackOff")
+"""What a kubelet says in the same second as the registry's words."""
 
 
 class Events:
@@ -54,14 +55,10 @@ class Events:
         except ClusterError:
             # They only explain: without them the state is the same.
             return self._said
-        found = sorted(answer["items"], key=_weight)
+        found = sorted(answer["items"], key=lambda it: it.get("lastTimestamp") or "")
         said = {}
         for event in found:
             about = event["involvedObject"]
-            said[about.get("uid") or about.get("name", "")] = event.get("message", "")
+            if event.get("message", "") not in _EMPTY:
+                said[about.get("uid") or about.get("name", "")] = event.get("message", "")
         return said
-
-
-def _weight(event: Any) -> tuple[bool, str]:
-    """The later event counts for more; but after the reason, kubelets say again that it failed."""
-    return not event.get("message", "").startswith("Error: "), event.get("lastTimestamp") or ""

@@ -6,6 +6,7 @@ https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import math
 import re
@@ -36,7 +37,10 @@ NOTE_COMMAND = f"{PREFIX}/command"
 NOTE_TASK = f"{PREFIX}/task"
 """What another machine needs to run a lost element again: resources and retries, as JSON."""
 CONTAINER = "main"
+CLAIM = "claim"
 HOLD_PORT = 8473
+VOLUME_PATH = "/opt/clustrix/volume"
+"""Where a volume claim for results is mounted."""
 MESSAGE_PATH = "/dev/termination-log"
 INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -121,7 +125,7 @@ def _job(
     spec: dict[str, Any] = {
         "backoffLimit": task.retries,
         "ttlSecondsAfterFinished": settings.ttl,
-        "template": _template(task, settings, element, labels, held),
+        "template": _template(task, settings, server, element, labels, held),
     }
     if settings.deadline is not None:
         spec["activeDeadlineSeconds"] = settings.deadline
@@ -157,6 +161,43 @@ def _job(
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
+def like(job: Mapping[str, Any], element: int) -> dict[str, Any]:
+    """The Job of another element of the same run, as the API server gave that of one."""
+    before, template = job["metadata"], job["spec"]["template"]
+    own = str(element)
+
+    def labels(of: Mapping[str, Any]) -> dict[str, str]:
+        # What the server has put there says which pods are that Job's.
+        names = (LABEL_MANAGER, LABEL_QUEUE)
+        found = of["metadata"]["labels"]
+        kept = {k: v for k, v in found.items() if k in names or k.startswith(f"{PREFIX}/")}
+        return {**kept, LABEL_ELEMENT: own}
+
+    spec = {key: value for key, value in job["spec"].items() if key not in ("selector", "status")}
+    pod = copy.deepcopy(template)
+    pod["metadata"] = {**template["metadata"], "labels": labels(template)}
+    for container in pod["spec"]["containers"]:
+        for variable in container.get("env", ()):
+            if variable["name"] == contract.ENV_ELEMENT:
+                variable["value"] = own
+    metadata = {
+        "name": before["name"].rpartition("-")[0] + f"-{own}",
+        "namespace": before["namespace"],
+        "labels": labels(job),
+        "annotations": {
+            key: value
+            for key, value in before["annotations"].items()
+            if key.startswith(f"{PREFIX}/")
+        },
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {**spec, "template": pod},
+    }
+
+
 def _resources_note(resources: Resources) -> dict[str, Any]:
     return {"resources": {**asdict(resources), "env": dict(resources.env)}}
 
@@ -188,21 +229,50 @@ def label(text: str) -> str:
 
 
 def _template(
-    task: Task, settings: Settings, element: int | None, labels: Mapping[str, str], held: bool
+    task: Task,
+    settings: Settings,
+    server: Server,
+    element: int | None,
+    labels: Mapping[str, str],
+    held: bool,
 ) -> dict[str, Any]:
+    more: dict[str, Any] = {}
+    if task.resources.timeout is not None:
+        # The worker ends the function in time and says so; this is for a worker that cannot.
+        spare = 60 + math.ceil(settings.grace) + (settings.hold if held else 0)
+        more["activeDeadlineSeconds"] = math.ceil(task.resources.timeout) + spare
+    container = _container(task, settings, element, held)
+    volumes = _volumes(task)
+    if settings.claim:
+        container["volumeMounts"].append({"name": CLAIM, "mountPath": VOLUME_PATH})
+        volumes.append(claimed(settings.claim))
+    return template(settings, server, labels, container, volumes, **more)
+
+
+def claimed(claim: str) -> dict[str, Any]:
+    """The volume :data:`CLAIM` of a pod."""
+    return {"name": CLAIM, "persistentVolumeClaim": {"claimName": claim}}
+
+
+def template(
+    settings: Settings,
+    server: Server,
+    labels: Mapping[str, str],
+    container: Mapping[str, Any],
+    volumes: Sequence[Mapping[str, Any]],
+    **more: object,
+) -> dict[str, Any]:
+    """A pod template as the target's options want every pod of ours to be."""
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": math.ceil(settings.grace) + 5,
-        "securityContext": _pod_security(settings),
-        "containers": [_container(task, settings, element, held)],
-        "volumes": _volumes(task),
+        "securityContext": _pod_security(settings, server),
+        "containers": [container],
+        "volumes": volumes,
+        **more,
     }
-    if task.resources.timeout is not None:
-        # The worker ends the function in time and says so; this is for a worker that cannot.
-        spare = 60 + math.ceil(settings.grace) + (settings.hold if held else 0)
-        spec["activeDeadlineSeconds"] = math.ceil(task.resources.timeout) + spare
     chosen = {
         "imagePullSecrets": [{"name": settings.pull_secret}] if settings.pull_secret else None,
         "serviceAccountName": settings.service_account,
@@ -212,16 +282,28 @@ def _template(
         "affinity": dict(settings.affinity),
     }
     spec |= {name: value for name, value in chosen.items() if value}
-    template = {"metadata": {"labels": dict(labels)}, "spec": spec}
-    merged: dict[str, Any] = merge(template, settings.overlay)
+    ours = {"metadata": {"labels": dict(labels)}, "spec": spec}
+    merged: dict[str, Any] = merge(ours, settings.overlay)
     return merged
 
 
-def _pod_security(settings: Settings) -> dict[str, Any]:
+def _pod_security(settings: Settings, server: Server) -> dict[str, Any]:
     security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     if settings.user is not None:
         security |= {"runAsUser": settings.user, "runAsGroup": settings.user}
+    if settings.claim and settings.user is not None:
+        # A new disk belongs to root. Where the group is right already, no file is looked at.
+        security["fsGroup"] = settings.user
+        if server.group_policy:
+            security["fsGroupChangePolicy"] = "OnRootMismatch"
     return security
+
+
+CONTAINER_SECURITY: Mapping[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
 def _container(task: Task, settings: Settings, element: int | None, held: bool) -> dict[str, Any]:
@@ -237,11 +319,7 @@ def _container(task: Task, settings: Settings, element: int | None, held: bool) 
         "imagePullPolicy": "IfNotPresent",
         "env": _environment(task, settings, element),
         "resources": _resources(task.resources, settings),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": CONTAINER_SECURITY,
         "terminationMessagePath": MESSAGE_PATH,
         "volumeMounts": [
             {"name": name, "mountPath": path, **({"readOnly": True} if fixed else {})}

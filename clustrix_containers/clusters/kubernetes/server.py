@@ -30,6 +30,11 @@ class Server:
         return self.major, self.minor
 
     @property
+    def group_policy(self) -> bool:
+        """``fsGroupChangePolicy`` (on by default since 1.20)."""
+        return self.version >= (1, 20)
+
+    @property
     def indexed(self) -> bool:
         """Indexed Jobs, and Jobs that are made suspended (both on by default since 1.22)."""
         return self.version >= (1, 22)

@@ -45,6 +45,7 @@ class PodView:
     phase: str
     created: float
     ready: bool = False
+    """Whether it holds a result for whoever takes it."""
     deleted: bool = False
     gone: bool = False
     """Whether it is not there any more: this is how it was last seen."""
@@ -61,7 +62,6 @@ class PodView:
     disruption: str = ""
     memory: str = ""
     """Its memory limit, as the API writes it."""
-    image: str = ""
 
     @property
     def final(self) -> bool:
@@ -119,7 +119,7 @@ class JobView:
 
 def view_pod(pod: Mapping[str, Any]) -> PodView:
     """The view of a pod as the API gives it."""
-    metadata, status = pod["metadata"], pod.get("status", {})
+    metadata, status, container = pod["metadata"], pod.get("status", {}), _container(pod)
     labels = metadata.get("labels", {})
     element = labels.get(LABEL_ELEMENT, labels.get(INDEX))
     if element is None:
@@ -135,13 +135,13 @@ def view_pod(pod: Mapping[str, Any]) -> PodView:
         node=_same(pod.get("spec", {}).get("nodeName", "")),
         phase=_same(status.get("phase", "Pending")),
         created=seconds(metadata.get("creationTimestamp")),
-        ready=conditions.get("Ready", {}).get("status") == "True",
+        # One that does not hold results is Ready as soon as it runs.
+        ready="readinessProbe" in container and conditions.get("Ready", {}).get("status") == "True",
         deleted="deletionTimestamp" in metadata,
         pod_reason=status.get("reason", ""),
         detail=status.get("message", ""),
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
-        memory=_same(_container(pod).get("resources", {}).get("limits", {}).get("memory", "")),
-        image=_same(_container(pod).get("image", "")),
+        memory=_same(container.get("resources", {}).get("limits", {}).get("memory", "")),
     )
     containers = [it for it in status.get("containerStatuses", ()) if it["name"] == CONTAINER]
     if containers:

@@ -198,7 +198,8 @@ class _Kind(Generic[V]):
         now, broken = time.monotonic(), self._broken
         silent = now - self._heard > WATCH_SECONDS + STALE
         if not listed or silent or (broken is not None and now - broken > STALE):
-            raise ClusterError(f"the API server says nothing of its {self._name}")
+            text = f"the API server says nothing of its {self._name}"
+            raise ClusterError(text, temporary=True)
 
     def _run(self) -> None:
         pause = 0.1

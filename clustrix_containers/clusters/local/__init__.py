@@ -149,7 +149,7 @@ class LocalCluster:
         """Asking costs next to nothing here."""
         return lambda: None
 
-    def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
+    def fetch(self, id: str, directory: Path, image: str) -> None:  # noqa: A002
         """They are there: the directory is mounted."""
 
     def find(self, run: str) -> None:  # noqa: ARG002

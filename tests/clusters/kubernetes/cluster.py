@@ -63,6 +63,7 @@ class Kubernetes:
                     machine.mend()
                 machine.up()
             self._start()
+            self._connect_anew()
         self.wait_for_nodes()
 
     def env(self) -> Mapping[str, str]:
@@ -319,6 +320,26 @@ class Kubernetes:
             service.start()
         for service in (self.controller_manager, self.scheduler):
             service.wait()
+
+    def _connect_anew(self) -> None:
+        """Start those anew whose API server was: left alone, they ask it again in up to a minute.
+
+        https://github.com/kubernetes/kubernetes/blob/v1.20.2/staging/src/k8s.io/client-go/tools/cache/reflector.go
+        """
+        if not self.api_server.started_again():
+            return
+        since = self.api_server.started()
+        watching = [self.controller_manager, self.scheduler, *map(self.kubelet, NODES)]
+
+        def renew(service: Service) -> None:
+            if service.started() < since:
+                service.stop()
+                service.start()
+                service.wait()
+
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(renew, watching):
+                pass
 
     def _heal_node(self, name: str) -> None:
         self._start_node(name)
