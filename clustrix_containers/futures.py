@@ -201,12 +201,15 @@ class Ticker:
     """
 
     EACH = 0.002
+    """Between two questions about all, for each of them: half a per cent of a core."""
+
     RAREST = 30.0
 
     def __init__(self, shortest: float, longest: float) -> None:
         self.shortest, self.longest = shortest, longest
         self._now = shortest
-        self._asked = time.monotonic()
+        self._asked: float | None = None
+        """When all were last asked about, once that is over."""
         self._told = False
         self._lock = threading.Lock()
         self._news: set[int] = set()
@@ -216,6 +219,8 @@ class Ticker:
     def wait(self, count: int, *, changed: bool) -> set[int] | None:
         """Wait; the elements to ask about, of ``count`` that have not ended, or ``None`` for all."""
         self._now = self.shortest if changed else min(self.longest, self._now * 1.4)
+        if self._asked is None:
+            self._asked = time.monotonic()
         rare = min(self.RAREST, count * self.EACH) if self._told else 0.0
         left = self._asked + max(self._now, rare) - time.monotonic()
         if left > 0 and self._wake.wait(left):
@@ -225,7 +230,7 @@ class Ticker:
                 news, self._news, everything, self._all = self._news, set(), self._all, False
             if not everything:
                 return news
-        self._asked = time.monotonic()
+        self._asked = None
         return None
 
     def wake(self, elements: Iterable[int] | None = None) -> None:
