@@ -85,13 +85,15 @@ def launch(
         "argv": sys.argv[:1],
     }
     run = _intent(image, name, count, options, target, resources, reference, array)
+    run = replace(run, details={**run.details, **details})
     book = record()
-    how = cluster.choices(_task(run, Path()))
-    run = replace(run, details={**run.details, **details, "how": how})
-    _log.info("%s on %s: %s", run.id, target.name, how or target.type)
+    # Before the target is asked anything: it may be out of reach until this process has ended.
     directory = book.intend(run, built=built)
+    how = cluster.choices(_task(run, directory))
+    run = replace(run, details={**run.details, "how": how})
+    _log.info("%s on %s: %s", run.id, target.name, how or target.type)
     ids = cluster.submit(_task(run, directory))
-    book.update(run.id, state="submitted", ids=_pack(ids))
+    book.update(run.id, state="submitted", ids=_pack(ids), how=how)
     session = _session(run, cluster, ids, main_module, trust)
     session.watch()
     return session
