@@ -103,7 +103,7 @@ def test_large_results_are_read_by_one_pod_that_goes_again(
 ) -> None:
     array = big().map([8, *[LARGE] * 5], on=on)
     assert [len(value) for value in array.results(200)] == [1, *[LARGE // 8] * 5]
-    assert len(readers(own_kubernetes, namespace)) == 1
+    assert len(readers(own_kubernetes, namespace)) <= 1
     assert files(volume / PATH / array.run) == [".mark"] * 5 + [".result"] * 5
 
     def over() -> bool:
@@ -111,6 +111,26 @@ def test_large_results_are_read_by_one_pod_that_goes_again(
         return not readers(own_kubernetes, namespace) + [it for it in left if "-reads-" in it]
 
     until(over, 90, lambda: pods(own_kubernetes.access, namespace))
+
+
+def test_who_deletes_the_pod_that_reads_gets_another_one(
+    on: str, own_kubernetes: Kubernetes, namespace: str
+) -> None:
+    def later(seconds: float) -> bytes:
+        import os
+        import time
+
+        time.sleep(seconds)
+        return os.urandom(LARGE)
+
+    array = cx.function(later).map([0, 8], on=on)
+    assert len(array[0].result(120)) == LARGE
+    first = readers(own_kubernetes, namespace)
+    with batch(own_kubernetes.access) as api:
+        for name in first:
+            api.delete_namespaced_job(name, namespace, propagation_policy="Background")
+    assert len(array[1].result(120)) == LARGE
+    assert not set(first) & set(readers(own_kubernetes, namespace))
 
 
 def test_a_result_outlives_its_job_and_the_client(
@@ -138,6 +158,12 @@ def test_where_the_volume_is_mounted_here_no_pod_reads(
     configure(results={"volume": {"claim": "results", "mount": str(volume)}}, user="any")
     assert len(big().submit(LARGE, on="k8s").result(120)) == LARGE // 8
     assert len(jobs(own_kubernetes.access, namespace)) == 1
+
+
+def test_a_pod_that_runs_is_not_one_that_holds_a_result(on: str) -> None:
+    job = cx.function(work.wait_for).submit(4, on=on)
+    until(job.running, 60, lambda: job.status)
+    assert job.result(60) == 4
 
 
 def test_two_pods_of_one_element(
