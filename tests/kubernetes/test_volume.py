@@ -202,11 +202,15 @@ def test_two_pods_of_one_element(
         pytest.param(1 << 30, id="1 GiB", marks=pytest.mark.test_all),
     ],
 )
-def test_a_very_large_result_takes_no_memory(on: str, size: int, home: Path) -> None:
+def test_a_very_large_result_takes_no_memory(
+    on: str, size: int, own_kubernetes: Kubernetes, namespace: str, home: Path
+) -> None:
     run = submitted_elsewhere(home, size)
     count, last, peak = process(home, TAKE, run).split()
     assert (int(count), int(last)) == (size // 8, size // 8 - 1)
     assert int(peak) < 200
+    # The process that it served has deleted it as it ended.
+    assert readers(own_kubernetes, namespace) == []
 
 
 def test_the_role_is_enough(
