@@ -99,7 +99,7 @@ def _bare(reference: str, count: int, cpus: float = 1) -> None:
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": jobs})
     cluster.kubectl("create", "-f", "-", text=text)
     wait = ("--for=condition=complete", "--timeout=1800s")
-    cluster.kubectl("wait", "-n", NAMESPACE, *wait, *places)
+    cluster.kubectl("wait", "-n", NAMESPACE, *wait, *places, timeout=1900)
 
 
 def _reference(job: Any) -> str:

@@ -73,8 +73,8 @@ In the image
     Stores, all with optional ``tries`` and ``timeout`` (seconds of one read or write):
 
     * ``hold`` (``port``, ``seconds``): the container waits, and the port answers, until the client
-      has taken the outcome through ``deliver.py give``; so many seconds since it began, or since
-      the last piece went out;
+      has taken the outcome through ``deliver.py give``, or says so through ``deliver.py taken``;
+      so many seconds since it began, or since the last piece went out;
     * ``s3`` (``url``, ``fields``, ``prefix``, ``ca``): POST under a signed policy;
     * ``registry`` (``base``, ``repository``, ``token``, ``tag``, ``subject``, ``ca``): an OCI
       artifact under the tag ``{tag}-{attempt}-{element}``;
@@ -147,6 +147,9 @@ FAILED = "CXM3"
 MESSAGE_LIMIT = 4096
 PACKED_LIMIT = 64
 """How many times larger than the message its contents may be when unpacked."""
+
+NOTHING = "there is no outcome to give"
+"""How what ``deliver.py give`` says begins where it has nothing to give."""
 
 RESULT_ARTIFACT = "application/vnd.clustrix-containers.result.v1"
 

@@ -15,10 +15,12 @@ How a call failed is told even if no store takes all of it: cut to the size of a
 
 As a program, ``deliver.py give RESULTS ELEMENT ATTEMPT`` writes the mark's length (u32, little
 endian), the mark and the result to standard output, and ends the hold when it then reads a line
-``taken``; its exit code is 0 then, and 1 if it did not come to that. ``deliver.py read DIRECTORY
-ELEMENT ATTEMPT MARK SIGN`` writes the same from a volume, where the mark is the file MARK (``-``:
-any), or the length 0 while it is not there, and touches SIGN as it goes; ``deliver.py wait SIGN
-SECONDS`` lives until SIGN has not been touched for so long.
+``taken``; its exit code is 0 then, and 1 if it did not come to that. Where nobody reads for long
+what it writes, or answers it, SIGALRM ends it. ``deliver.py taken RESULTS ELEMENT ATTEMPT`` ends
+the hold for a client whose word has got lost. ``deliver.py read DIRECTORY ELEMENT ATTEMPT MARK
+SIGN`` writes the same from a volume, where the mark is the file MARK (``-``: any), or the length 0
+while it is not there, and touches SIGN as it goes; ``deliver.py wait SIGN SECONDS`` lives until
+SIGN has not been touched for so long.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 INLINE = "CXM1"
 STORED = "CXM2"
 FAILED = "CXM3"
+NOTHING = "there is no outcome to give"
 MESSAGE_LIMIT = 4096
 PACKED_LIMIT = 64
 ARTIFACT = "application/vnd.clustrix-containers.result.v1"
@@ -50,6 +53,7 @@ CHUNK = 1 << 18
 TRIES = 12
 LONGEST_WAIT = 20.0
 TIMEOUT = 60.0
+UNHEARD = 120
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 REDIRECTS = 3
 # Where distributions keep what a Python that was built elsewhere does not find.
@@ -342,24 +346,35 @@ def _since(path: str) -> float:
         return float("inf")
 
 
-def give(results: str, element: int, attempt: int) -> int:
+def give(outcome: Outcome) -> int:
     """Write an outcome to standard output, and take note when the other side has it."""
-    outcome = Outcome(results, element, attempt)
     _send(outcome, outcome.side_path("giving"))
     if sys.stdin.buffer.readline(100).strip() != b"taken":
         return 1
+    return taken(outcome)
+
+
+def taken(outcome: Outcome) -> int:
+    """Let the container that holds the outcome end."""
     _touch(outcome.side_path("taken"))
     return 0
 
 
 def _send(outcome: Outcome, sign: str) -> None:
+    import signal
+
     out = sys.stdout.buffer
+    # A container runtime keeps the pipe open though the connection behind it is gone: what waits
+    # for it would do so as long as the container lives. Its default action ends this process.
+    signal.alarm(UNHEARD)
     out.write(len(outcome.mark).to_bytes(4, "little") + outcome.mark)
     for data in outcome.result():
         _touch(sign)
         out.write(data)
+        signal.alarm(UNHEARD)
     out.flush()
     _touch(sign)
+    signal.alarm(UNHEARD)
 
 
 def _touch(path: str) -> None:
@@ -370,14 +385,15 @@ def _touch(path: str) -> None:
 def main(arguments: List[str]) -> int:
     command, words = "".join(arguments[:1]), arguments[1:]
     try:
-        if command == "give" and len(words) == 3:
-            return give(words[0], int(words[1]), int(words[2]))
+        if command in ("give", "taken") and len(words) == 3:
+            outcome = Outcome(words[0], int(words[1]), int(words[2]))
+            return give(outcome) if command == "give" else taken(outcome)
         if command == "read" and len(words) == 5:
             return read(words[0], int(words[1]), int(words[2]), words[3], words[4])
         if command == "wait" and len(words) == 2:
             return wait(words[0], float(words[1]))
         sys.stderr.write(
-            "usage: deliver.py give RESULTS ELEMENT ATTEMPT"
+            "usage: deliver.py give|taken RESULTS ELEMENT ATTEMPT"
             " | read DIRECTORY ELEMENT ATTEMPT MARK SIGN | wait SIGN SECONDS\n"
         )
         return 2
@@ -386,7 +402,7 @@ def main(arguments: List[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, KeyError, Undelivered) as error:
-        sys.stderr.write("there is no outcome to give: %s\n" % error)
+        sys.stderr.write("%s: %s\n" % (NOTHING, error))
         return 1
 
 

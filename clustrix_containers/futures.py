@@ -23,6 +23,8 @@ class Session(Protocol):
     def run(self) -> str: ...
     @property
     def image(self) -> str: ...
+    @property
+    def how(self) -> str: ...
     def logs(self, element: int, *, follow: bool) -> Iterator[bytes]: ...
     def cancel(self, elements: Sequence[int]) -> None: ...
 
@@ -49,6 +51,11 @@ class Job(concurrent.futures.Future[Any]):
     def image(self) -> str:
         """The digest of the image that this job runs."""
         return self._session.image
+
+    @property
+    def how(self) -> str:
+        """How its target runs it and keeps its result, as it was chosen at submission; or ``""``."""
+        return self._session.how
 
     @property
     def status(self) -> Status:
@@ -129,6 +136,11 @@ class JobArray:
     def image(self) -> str:
         """The digest of the image that all elements run; empty for no items."""
         return self._session.image if self._session else ""
+
+    @property
+    def how(self) -> str:
+        """How its target runs it and keeps its results, as it was chosen at submission; or ``""``."""
+        return self._session.how if self._session else ""
 
     def __len__(self) -> int:
         return len(self._jobs)

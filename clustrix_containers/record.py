@@ -2,7 +2,8 @@
 
 One SQLite file with a rollback journal (no WAL: homes lie on NFS), one short
 transaction per change, so that several clients may write at once. What an element
-is doing is never copied here: the cluster and the completion marks are asked.
+is doing is not kept here: the cluster and the completion marks are asked. What was seen when
+they were last asked is, for when they cannot be.
 """
 
 from __future__ import annotations

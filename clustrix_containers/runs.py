@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from .clusters import Cluster, open_cluster
 from .contract import ENTRY, INSIDE, LABEL_ARRAY, LABEL_COUNT, LABEL_FUNCTION
 from .errors import ClusterError, InsideImageError
 from .futures import Job, JobArray
-from .jobs import Resources, Task
+from .jobs import Resources, State, Task
 from .oci import Image
 from .options import Options
 from .progress import shown
@@ -28,6 +30,8 @@ from .session import Session
 
 if TYPE_CHECKING:
     from .registry.layout import Layout
+
+_log = logging.getLogger("clustrix_containers")
 
 RESOURCES = ("cpus", "memory", "timeout", "gpus", "shm", "env")
 """The options of a target that say what its elements get."""
@@ -84,8 +88,12 @@ def launch(
     run = replace(run, details={**run.details, **details})
     book = record()
     directory = book.intend(run, built=built)
-    ids = cluster.submit(_task(run, directory))
-    book.update(run.id, state="submitted", ids=_pack(ids))
+    task = _task(run, directory)
+    how = cluster.choices(task)
+    _log.info("%s on %s: %s", run.id, target.name, how or target.type)
+    ids = cluster.submit(task)
+    book.update(run.id, state="submitted", ids=_pack(ids), how=how)
+    run = replace(run, details={**run.details, "how": how})
     session = _session(run, cluster, ids, main_module, trust)
     session.watch()
     return session
@@ -137,8 +145,26 @@ def _session(
         book.move(run.id, dict(zip(elements, new, strict=True)), attempt)
         return new
 
-    done = partial(book.update, run.id, state="done")
-    return Session(run, cluster, ids, directory, main_module, trust, done, again)
+    def done() -> None:
+        states = Counter(job.status.state for job in session.jobs)
+        book.update(run.id, state="done", seen=seen(states, time.time()))
+
+    session = Session(run, cluster, ids, directory, main_module, trust, done, again)
+    return session
+
+
+def seen(states: Mapping[State, int], at: float) -> dict[str, Any]:
+    """How many elements were in which state at a time (seconds since the epoch), for the record."""
+    return {"at": at, "states": {state.value: count for state, count in states.items()}}
+
+
+def known_ids(run: Run) -> list[str]:
+    """The ids of a run's elements, as the record has them; none before its target has given any."""
+    packed = run.details.get("ids")
+    ids = list(_unpack(packed, run.count)) if packed is not None else []
+    for element, (_, name) in record().moved(run).items():
+        ids[element] = name
+    return ids
 
 
 def _place(image: Image, cluster: Cluster, target: configuration.Target, options: Options) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from .clusters import Cluster
 from .errors import ClusterError, Error, JobError, RemoteTraceback, ResultLost, UntrustedResultError
 from .futures import Job, Ticker
-from .jobs import State, Status
+from .jobs import Cause, State, Status
 from .record import Run
 
 if TYPE_CHECKING:
     from .results.outcome import Outcome
+
+_log = logging.getLogger("clustrix_containers")
 
 MARK_GRACE = 5.0
 """Seconds to wait for the mark of an element that its cluster says has ended."""
@@ -61,6 +64,7 @@ class Session:
         shortest, longest = cluster.poll_interval
         self._ticker = Ticker(shortest, longest)
         self._outcomes: dict[int, Outcome] = {}
+        self._watching = False
         self._unfetched: dict[int, float] = {}
         """Since when an element's outcome could not be brought here."""
 
@@ -71,6 +75,11 @@ class Session:
     @property
     def image(self) -> str:
         return self._run.image
+
+    @property
+    def how(self) -> str:
+        """What the target chose at submission, in a sentence or two."""
+        return str(self._run.details.get("how") or "")
 
     @property
     def is_array(self) -> bool:
@@ -102,7 +111,28 @@ class Session:
             outcomes.save(outcome, path)
 
     def logs(self, element: int, *, follow: bool = False) -> Iterator[bytes]:
-        return self._cluster.logs(self._ids[element], follow=follow)
+        """What an element prints; with ``follow`` to its end, also where it runs again."""
+        while True:
+            name = self._ids[element]
+            try:
+                yield from self._cluster.logs(name, follow=follow)
+            except ClusterError:
+                # What was lost with its node has no output to give any more.
+                if not follow or not self._runs_again(element, name):
+                    raise
+            else:
+                if not follow or not self._runs_again(element, name):
+                    return
+
+    def _runs_again(self, element: int, name: str) -> bool:
+        """Whether what has just ended under the id ``name`` runs again under another."""
+        job = self.jobs[element]
+        while self._ids[element] == name and self._watching and not job.done():
+            status = self._cluster.states([name])[name]
+            if status.state.terminal and not self._to_run_again(element, status):
+                break
+            concurrent.futures.wait([job], 0.2)
+        return self._ids[element] != name
 
     def cancel(self, elements: Sequence[int]) -> None:
         self._cluster.cancel([self._ids[element] for element in elements])
@@ -111,10 +141,12 @@ class Session:
     def move(self, moved: Mapping[int, tuple[int, str]]) -> None:
         """Take note of elements that run again: attempt and id of each."""
         for element, (attempt, name) in moved.items():
-            self._attempts[element], self._ids[element] = attempt, name
+            self._attempts[element] = attempt
+            self._ids[element] = name
 
     def watch(self) -> None:
         """Start watching in a daemon thread."""
+        self._watching = True
         self._cluster.subscribe(self._ticker.wake)
         threading.Thread(target=self._watch, name=f"clustrix-watch-{self.run}", daemon=True).start()
 
@@ -148,7 +180,9 @@ class Session:
         by_id = {self._ids[element]: element for element in open_jobs}
         changed = False
         lost: dict[int, list[Job]] = {}
-        for identity, status in self._cluster.states(list(by_id)).items():
+        statuses = self._cluster.states(list(by_id))
+        self._withdraw(statuses)
+        for identity, status in statuses.items():
             job = open_jobs[by_id[identity]]
             changed |= status.state is not job.status.state
             if status.state is State.UNKNOWN:
@@ -165,6 +199,16 @@ class Session:
         for attempt, jobs in lost.items():
             self._run_again(jobs, attempt)
         return changed
+
+    def _withdraw(self, statuses: Mapping[str, Status]) -> None:
+        """End what could not be started: it must not start later, when nobody waits for it.
+
+        Before its job is settled: then this process may end.
+        """
+        refused = [name for name, status in statuses.items() if status.cause is Cause.REFUSED]
+        if refused:
+            with contextlib.suppress(ClusterError):
+                self._cluster.cancel(refused)
 
     def _give_up(self, status: Status) -> None:
         if time.monotonic() - self._reached > PATIENCE:
@@ -193,17 +237,21 @@ class Session:
 
     def _is_lost(self, job: Job, status: Status) -> bool:
         """Whether an element ended through no fault of its own, and left no outcome."""
-        if status.state is not State.FAILED or not status.cause.infrastructure:
-            return False
-        if self._attempts.get(job.element, 0) >= MOST_LOSSES:
+        if not self._to_run_again(job.element, status):
             return False
         try:
             return self._collect(job, status) is None
         except JobError:
             return False
 
+    def _to_run_again(self, element: int, status: Status) -> bool:
+        lost = status.state is State.FAILED and status.cause.infrastructure
+        return lost and self._attempts.get(element, 0) < MOST_LOSSES
+
     def _run_again(self, jobs: Sequence[Job], attempt: int) -> None:
         elements = tuple(job.element for job in jobs)
+        for job in jobs:
+            _log.warning("%s/%d runs again: %s", self.run, job.element, job.status.message)
         ids = self._again(elements, attempt)
         self.move({element: (attempt, name) for element, name in zip(elements, ids, strict=True)})
 

@@ -63,11 +63,13 @@ class Delivering:
     def value(self, element: int = 0, attempt: int = 0) -> Any:
         return load(self.outcome(element, attempt), unpickle=unpickle)
 
-    def give(self, element: int = 0, attempt: int = 0) -> subprocess.Popen[bytes]:
+    def give(
+        self, element: int = 0, attempt: int = 0, *, word: str = "give"
+    ) -> subprocess.Popen[bytes]:
         """The process that the client starts in the container to take the outcome."""
         results = str(self.bare.root / "results")
         return subprocess.Popen(
-            [self.bare.python, str(GIVER), "give", results, str(element), str(attempt)],
+            [self.bare.python, str(GIVER), word, results, str(element), str(attempt)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

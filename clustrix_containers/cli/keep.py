@@ -18,6 +18,10 @@ from ..options import Options
 from ..record import Run
 from ..session import Session
 from . import output, work
+from .survey import Seen, survey
+
+PATIENCE = 5.0
+"""Seconds for which targets are waited for that do not say how their runs are."""
 
 
 def add(commands: Any) -> None:
@@ -96,50 +100,60 @@ def _jobs(text: str, on: str | None) -> tuple[Session, list[Job]]:
 
 
 def _ps(arguments: argparse.Namespace) -> int:
-    rows = [
-        _summary(run) for run in runs.record().runs(limit=None if arguments.all else arguments.last)
-    ]
+    listed = runs.record().runs(limit=None if arguments.all else arguments.last)
+    found = survey(listed, PATIENCE)
     if arguments.json:
-        output.emit_json(rows)
+        output.emit_json([_summary(run, found[run.id]) for run in listed])
         return 0
     output.table(
         ("RUN", "TARGET", "STATE", "ELEMENTS", "CREATED", "IMAGE"),
         (
             (
-                row["run"],
-                row["target"],
-                row["state"],
-                str(row["count"]),
-                _ago(row["created"]),
-                row["image"][7:19],
+                run.id,
+                run.target,
+                _shown(run, found[run.id]),
+                str(run.count),
+                _ago(run.created),
+                run.image[7:19],
             )
-            for row in rows
+            for run in listed
         ),
     )
     return 0
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def _summary(run: Run, seen: Seen) -> dict[str, Any]:
     return {
         "run": run.id,
         "function": run.name,
         "target": run.target,
-        "state": _state(run),
+        "state": _state(run, seen),
         "count": run.count,
         "created": run.created,
         "image": run.image,
+        "seen": {state.value: count for state, count in seen.states.items()},
+        "seen_at": seen.at,
     }
 
 
-def _state(run: Run) -> str:
-    try:
-        session = runs.attach(run.id, watch=False)
-        counts = session.count_states()
-    except ClusterError:
-        return "unknown"
-    if len(counts) == 1:
-        return next(iter(counts)).value
-    return ", ".join(f"{count} {state.value}" for state, count in counts.items())
+def _state(run: Run, seen: Seen) -> str:
+    if run.details.get("ids") is None:
+        return "not submitted"
+    return _counts(seen) if seen.now else State.UNKNOWN.value
+
+
+def _shown(run: Run, seen: Seen) -> str:
+    state = _state(run, seen)
+    if state != State.UNKNOWN.value:
+        return state
+    last = f" ({_counts(seen)} then)" if seen.states else ""
+    return f"{run.target} out of reach since {_ago(seen.at)}{last}"
+
+
+def _counts(seen: Seen) -> str:
+    if len(seen.states) == 1:
+        return next(iter(seen.states)).value
+    return ", ".join(f"{count} {state.value}" for state, count in seen.states.items())
 
 
 def _ago(then: float) -> str:
@@ -228,8 +242,10 @@ def _prune(arguments: argparse.Namespace) -> int:
     age = config.parse_duration(arguments.older_than)
     before = time.time() - age
     book = runs.record()
-    live = {run.id for run in book.runs() if _live(run)}
-    old = [run for run in book.runs() if run.created < before and run.id not in live]
+    listed = book.runs()
+    seen = survey(listed, PATIENCE)
+    live = {run.id for run in listed if seen[run.id].live or _begins(run)}
+    old = [run for run in listed if run.created < before and run.id not in live]
     for run in old:
         output.note(f"{'would remove' if arguments.dry_run else 'removing'} {run.id}")
         if not arguments.dry_run:
@@ -244,9 +260,6 @@ def _prune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _live(run: Run) -> bool:
-    try:
-        counts = runs.attach(run.id, watch=False).count_states()
-    except ClusterError:
-        return False
-    return any(state in (State.PENDING, State.RUNNING) for state in counts)
+def _begins(run: Run) -> bool:
+    """Whether its client may be submitting it just now."""
+    return run.details.get("ids") is None and time.time() - run.created < 3600

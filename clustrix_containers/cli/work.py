@@ -217,6 +217,8 @@ def _run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(f"{job.run}\n")
         return 0
     output.note(f"run {job.run}  image {job.image}")
+    if job.how:
+        output.note(job.how)
     return wait(job, as_json=arguments.json)
 
 

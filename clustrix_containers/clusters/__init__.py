@@ -39,6 +39,10 @@ class Cluster(Protocol):
         """What this target needs: name, whether it is there, a sentence. For ``doctor``."""
         ...
 
+    def choices(self, task: Task) -> str:
+        """What ``submit`` will choose for a task and its results, in a sentence or two, if anything."""
+        ...
+
     def preview(self, task: Task) -> str:
         """What ``submit`` would make, as a person writes it (YAML, a script); nothing secret."""
         ...

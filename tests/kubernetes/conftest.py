@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import clustrix_containers as cx
+from tests.clusters.faults.proxy import Proxy
 from tests.clusters.kubernetes.access import SECRET, Access
+from tests.clusters.kubernetes.cluster import Kubernetes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,3 +57,27 @@ def configure(
 def on(configure: Callable[..., None]) -> str:
     """The name of the target, as it is without further options."""
     return "k8s"
+
+
+@pytest.fixture
+def line(configure: Callable[..., None], own_kubernetes: Kubernetes, home: Path) -> Iterator[Proxy]:
+    """The line between the target ``k8s`` and its API server, to be damaged. Those of others are not."""
+    configuration = own_kubernetes.configuration
+    with Proxy((configuration.server, 6443)) as proxy:
+        config = json.loads(own_kubernetes.access.kubeconfig.read_text())
+        (cluster,) = config["clusters"]
+        cluster["cluster"]["server"] = f"https://{proxy.address}"
+        cluster["cluster"]["tls-server-name"] = configuration.server
+        path = home / "over the line.kubeconfig"
+        path.write_text(json.dumps(config))
+        configure(kubeconfig=str(path))
+        yield proxy
+
+
+def begun(job: cx.Job, home: Path) -> bool:
+    """Whether some of a result has come; a file may get its name just now."""
+    results = home / "state" / "runs" / job.run / "results"
+    try:
+        return any(file.stat().st_size for file in results.iterdir())
+    except FileNotFoundError:
+        return False

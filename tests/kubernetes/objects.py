@@ -26,6 +26,14 @@ def batch(access: Access) -> Iterator[Any]:
         yield BatchV1Api(client)
 
 
+@contextlib.contextmanager
+def scheduling(access: Access) -> Iterator[Any]:
+    from kubernetes.client import SchedulingV1Api
+
+    with access.client() as client:
+        yield SchedulingV1Api(client)
+
+
 def pods(access: Access, namespace: str) -> list[Any]:
     with core(access) as api:
         return list(api.list_namespaced_pod(namespace).items)

@@ -91,6 +91,7 @@ def test_a_dry_run_prints_what_the_server_takes_and_makes_nothing(
     own_kubernetes: Kubernetes, namespace: str, on: str, home: Path
 ) -> None:
     printed = cxc(home, "run", "--on", on, "--dry-run", "tests/cases/work.py:square", "3")
+    assert printed.startswith("# Kubernetes 1.20: one Job. Results of a few kilobytes")
     assert "kind: Job" in printed
     made = own_kubernetes.kubectl("create", "--dry-run=server", "-f", "-", text=printed)
     assert made.count("created (server dry run)") == 2

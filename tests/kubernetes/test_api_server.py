@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from clustrix_containers.errors import ClusterError
 from clustrix_containers.runs import record
 from tests.cases import work
 from tests.clusters.kubernetes.cluster import Kubernetes
+from tests.kubernetes.conftest import begun
 from tests.kubernetes.objects import jobs, until
 
 pytestmark = pytest.mark.kubernetes
@@ -60,6 +62,28 @@ def test_a_restart_in_mid_run(on: str, own_kubernetes: Kubernetes) -> None:
     until(job.running, 60, lambda: job.status)
     restart(own_kubernetes)
     assert job.result(90) == 4
+
+
+def test_a_restart_while_a_large_result_is_taken(
+    on: str, own_kubernetes: Kubernetes, home: Path
+) -> None:
+    job = cx.function(work.big, memory="1GiB").submit(size := 1 << 26, on=on)
+    until(lambda: begun(job, home), 90, lambda: job.status)
+    restart(own_kubernetes)
+    assert job.result(120).nbytes == size
+
+
+@pytest.mark.test_all
+def test_a_power_cut_of_its_machine_that_ends_no_connection(
+    on: str, own_kubernetes: Kubernetes
+) -> None:
+    job = cx.function(work.wait_for).submit(5, on=on)
+    until(job.running, 60, lambda: job.status)
+    # So nothing tells this side that the watches are over.
+    own_kubernetes.control.cut()
+    own_kubernetes.control.kill()
+    own_kubernetes.up()
+    assert job.result(120) == 5
 
 
 @pytest.mark.test_all

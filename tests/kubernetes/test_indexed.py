@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +16,25 @@ import pytest
 from kubernetes.client import BatchV1Api, CoreV1Api
 
 import clustrix_containers as cx
-from clustrix_containers import prepare
+from clustrix_containers import prepare, runs
 from clustrix_containers.clusters.kubernetes.manifest import selector
-from clustrix_containers.errors import ResultLost
+from clustrix_containers.errors import ResultLost, WorkerDied
+from clustrix_containers.runs import record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
 from tests.clusters.registry.cluster import Service
-from tests.kubernetes_server import Server, Settings, Unpacked, unpacked
+from tests.kubernetes_server import PullError, Server, Settings, Unpacked, unpacked
 
 pytestmark = pytest.mark.registry
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def refused() -> threading.Event:
+    """While it is set, no image can be pulled."""
+    return threading.Event()
 
 
 @pytest.fixture
@@ -38,8 +47,10 @@ def volume(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(tmp_path: Path, home: Path, volume: Path) -> Iterator[Server]:
+def server(tmp_path: Path, home: Path, volume: Path, refused: threading.Event) -> Iterator[Server]:
     def pull(reference: str) -> Unpacked:
+        if refused.is_set():
+            raise PullError("pull access denied")
         image = prepare.layout().image(reference.partition("@")[2])
         return unpacked(image, tmp_path / "unpacked")
 
@@ -56,6 +67,7 @@ def on(server: Server, registry_open: Service, home: Path, monkeypatch: pytest.M
         "kubeconfig": str(server.kubeconfig()),
         "namespace": "team",
         "registry": f"{registry_open.address}/indexed/runs",
+        "pull_grace": 3,
     }
     config = home / "clustrix.yml"
     config.write_text(json.dumps({"targets": {"k8s": target}}))
@@ -97,6 +109,18 @@ def test_one_element_that_fails_is_tried_again_and_leaves_the_others(
     assert len(pods(server, array.run)) == 4
 
 
+def test_an_image_that_cannot_be_pulled_ends_the_whole_array_and_its_job(
+    on: str, server: Server, refused: threading.Event
+) -> None:
+    refused.set()
+    array = cx.function(work.square).map(range(30), on=on, max_parallel=2)
+    assert "one Indexed Job" in array.how
+    for job in array.as_completed(120):
+        with pytest.raises(WorkerDied, match=r"image cannot be pulled: .*pull access denied"):
+            job.result(0)
+    assert wait_until(lambda: not jobs(server, array.run), 60)
+
+
 def test_a_lost_reply_makes_no_second_job(on: str, server: Server) -> None:
     server.faults.lose_reply("create", "jobs")
     assert list(cx.function(work.square).map(range(3), on=on).results(120)) == [0, 1, 4]
@@ -124,6 +148,31 @@ def test_an_evicted_element_runs_again_and_is_not_charged(on: str, server: Serve
     server.faults.evict("team", pods(server, job.run)[0])
     assert job.result(120) == 5
     assert len(pods(server, job.run)) == 2
+
+
+@pytest.mark.parametrize("step", [("create", "secrets"), ("patch", "jobs")])
+def test_a_run_whose_client_was_killed_while_it_submitted_is_completed_elsewhere(
+    on: str, server: Server, home: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str]
+) -> None:
+    server.faults.cut(*step, times=10_000)
+    words = ("run", "--on", on, "tests/cases/work.py:square", "3")
+    with subprocess.Popen(
+        [sys.executable, "-m", "clustrix_containers", *words], cwd=ROOT
+    ) as client:
+        assert wait_until(lambda: asked(server)[step] > 0 or client.poll() is not None, 60)
+        client.kill()
+    server.faults.calm()
+    (run,) = record().runs()
+    mine = os.environ["CLUSTRIX_STATE_DIR"]
+    monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(home / "elsewhere"))
+    session = runs.attach(run.id, on=on, watch=False)
+    session.trust()
+    session.watch()
+    assert session.jobs[0].result(60) == 9
+    # Whoever submitted it has another key, and takes that of the pods.
+    monkeypatch.setenv("CLUSTRIX_STATE_DIR", mine)
+    assert cx.attach(run.id).result(60) == 9
+    assert len(jobs(server, run.id)) == 1
 
 
 def test_a_success_whose_pod_was_collected_is_lost(on: str, server: Server) -> None:

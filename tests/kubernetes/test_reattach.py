@@ -18,9 +18,10 @@ from clustrix_containers.errors import UntrustedResultError
 from clustrix_containers.runs import record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
+from tests.clusters.faults.proxy import Proxy
 from tests.clusters.kubernetes.cluster import Kubernetes
 from tests.kubernetes.conftest import ROOT
-from tests.kubernetes.objects import jobs
+from tests.kubernetes.objects import core, jobs
 
 pytestmark = pytest.mark.kubernetes
 
@@ -141,6 +142,35 @@ def test_killed_after_some_requests(
         client.wait(lambda: len(own_kubernetes.requests(user=namespace)) >= requests)
     (run,) = record().runs()
     found_again(run.id, own_kubernetes, namespace, elements=3)
+
+
+def test_an_array_that_was_half_made_is_completed_from_another_machine(
+    line: Proxy,
+    own_kubernetes: Kubernetes,
+    namespace: str,
+    home: Path,
+    elsewhere: Callable[[], None],
+) -> None:
+    count = 12
+    # Eight Jobs are made at a time.
+    line.delay(0.5)
+    with Client(home, elements=count) as client:
+        client.wait(lambda: jobs(own_kubernetes.access, namespace))
+        line.refuse()
+        line.cut()
+    assert 0 < len(jobs(own_kubernetes.access, namespace)) < count
+    (run,) = record().runs()
+    line.heal()
+    elsewhere()
+    found = trusted(run.id)
+    assert isinstance(found, cx.JobArray)
+    assert list(found.results(180)) == [1] * count
+    made = jobs(own_kubernetes.access, namespace)
+    assert len(made) == count
+    assert [job.status.succeeded for job in made] == [1] * count
+    with core(own_kubernetes.access) as api:
+        owners = api.read_namespaced_secret(run.id, namespace).metadata.owner_references
+    assert [it.name for it in owners] == [f"{run.id}-0-0", f"{run.id}-0-{count - 1}"]
 
 
 @pytest.mark.test_all

@@ -13,7 +13,7 @@ from clustrix_containers.jobs import State
 from tests.cases import work
 from tests.clusters.kubernetes.access import Access
 from tests.clusters.kubernetes.cluster import Kubernetes
-from tests.kubernetes.objects import batch, core, jobs, pods, until
+from tests.kubernetes.objects import batch, core, jobs, pods, scheduling, until
 
 pytestmark = pytest.mark.kubernetes
 
@@ -44,6 +44,8 @@ def test_an_image_that_cannot_be_pulled_says_so_in_the_registrys_words(
     job = cx.function(work.square).submit(fresh(), on="k8s")
     with pytest.raises(WorkerDied, match=r"image cannot be pulled .*(401|authorization failed)"):
         job.result(90)
+    # It would start when the image can be pulled after all, and nobody waits for it any more.
+    until(lambda: not jobs(kubernetes, namespace), 30, lambda: jobs(kubernetes, namespace))
 
 
 def test_a_pull_that_heals_within_the_grace_goes_on(
@@ -149,14 +151,54 @@ def test_a_pod_that_is_deleted_while_it_runs_runs_again(
     assert job.result(120) == 4
 
 
+def test_a_log_goes_on_with_the_pod_that_takes_the_place_of_one_that_was_deleted(
+    on: str, kubernetes: Access, namespace: str
+) -> None:
+    job = cx.function(work.counts_aloud).submit(60, 0.1, on=on)
+    lines = job.logs(follow=True)
+    seen = [next(lines) for _ in range(5)]
+    (pod,) = pods(kubernetes, namespace)
+    with core(kubernetes) as api:
+        api.delete_namespaced_pod(pod.metadata.name, namespace)
+    seen += lines
+    counted_twice(seen, 60)
+
+
+def counted_twice(seen: list[str], count: int) -> None:
+    """The beginning of ``counts_aloud``, and then all of it, no line lost or twice."""
+    whole = [*(f"line {i} – ünïcode\n" for i in range(count)), "to stderr\n"]
+    first, second = seen[: -len(whole)], seen[-len(whole) :]
+    assert second == whole
+    assert first == whole[: len(first)]
+    assert 5 <= len(first) < count
+
+
 @pytest.mark.test_all
-def test_evicted_runs_again(on: str, own_kubernetes: Kubernetes, namespace: str) -> None:
+def test_a_log_goes_on_with_the_attempt_after_one_that_was_evicted(
+    on: str, own_kubernetes: Kubernetes, namespace: str
+) -> None:
+    job = cx.function(work.counts_aloud).submit(400, 0.1, on=on)
+    lines = job.logs(follow=True)
+    seen = [next(lines) for _ in range(5)]
+    (pod,) = pods(own_kubernetes.access, namespace)
+    own_kubernetes.fill_disk(pod.spec.node_name)
+    seen += lines
+    counted_twice(seen, 400)
+    assert job.result(60) == 400
+    assert len(jobs(own_kubernetes.access, namespace)) == 2
+
+
+@pytest.mark.test_all
+def test_evicted_runs_again(
+    on: str, own_kubernetes: Kubernetes, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
     job = cx.function(work.wait_for).submit(8, on=on)
     running(job)
     (pod,) = pods(own_kubernetes.access, namespace)
     own_kubernetes.fill_disk(pod.spec.node_name)
     until(lambda: len(pods(own_kubernetes.access, namespace)) > 1, 90, lambda: job.status)
     assert job.result(120) == 8
+    assert "runs again: was evicted from the node" in caplog.text
 
 
 @pytest.mark.test_all
@@ -167,4 +209,26 @@ def test_a_node_that_is_lost_and_its_elements_run_again(
     running(job)
     (pod,) = pods(own_kubernetes.access, namespace)
     own_kubernetes.node(pod.spec.node_name).kill()
-    assert job.result(180) == 10
+    status_says(job, f"(again: its node {pod.spec.node_name} was lost", 150)
+    assert job.result(60) == 10
+
+
+def test_preempted_runs_again(
+    configure: Configure, own_kubernetes: Kubernetes, namespace: str
+) -> None:
+    with scheduling(own_kubernetes.access) as api:
+        api.create_priority_class({"metadata": {"name": f"high-{namespace}"}, "value": 1000})
+        # Each of them fills a node.
+        low = [cx.function(work.wait_for, cpus=1.2).submit(6 + n, on="k8s") for n in range(2)]
+        for job in low:
+            running(job)
+        configure(priority_class=f"high-{namespace}")
+        high = cx.function(work.wait_for, cpus=1.2).submit(3, on="k8s")
+        until(
+            lambda: any("was preempted: " in job.status.message for job in low),
+            60,
+            lambda: [job.status for job in low],
+        )
+        assert high.result(120) == 3
+        assert [job.result(120) for job in low] == [6, 7]
+        api.delete_priority_class(f"high-{namespace}")

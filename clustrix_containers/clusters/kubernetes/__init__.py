@@ -19,7 +19,7 @@ from clustrix_containers.jobs import Cause, Found, State, Status, Task
 
 from .api import Api, connect
 from .settings import Settings, results_option, seconds
-from .verdict import JOB_DELETED, JobView, PodView, judge, newest
+from .verdict import JOB_DELETED, JobView, PodView, deletion, judge, newest
 from .watch import Watcher, watcher
 
 if TYPE_CHECKING:
@@ -118,13 +118,20 @@ class KubernetesCluster:
 
         return findings(self)
 
+    def choices(self, task: Task) -> str:
+        """What the server's version and the target's options make of it, and where results go."""
+        from . import stores
+
+        return f"{self._api.server.describe(len(task.elements))}. {stores.describe(self.settings)}"
+
     def preview(self, task: Task) -> str:
         """The objects that :meth:`submit` would make, as YAML, without what is secret."""
         import yaml
 
         from .submit import plan
 
-        return yaml.safe_dump_all(plan(self._api, self.settings, task), sort_keys=False)
+        objects = yaml.safe_dump_all(plan(self._api, self.settings, task), sort_keys=False)
+        return f"# {self.choices(task)}\n{objects}"
 
     def submit(self, task: Task) -> Sequence[str]:
         """Make the Job and its Secret; what is there already is taken as it is."""
@@ -173,6 +180,7 @@ class KubernetesCluster:
             found[name] = self._explained(status, job, own, watching)
             if found[name].state.terminal and not any(pod.ended or pod.ready for pod in own):
                 unsure.append(name)
+        _refuse_alike(found, pods)
         return found, unsure
 
     def fetch(self, id: str, directory: Path, image: str) -> None:  # noqa: A002
@@ -264,7 +272,7 @@ class KubernetesCluster:
         """Everything that is needed to attach lies in the run's Jobs and its Secret."""
         from .submit import find
 
-        return find(self._api, self._api.namespace, run)
+        return find(self._api, self.settings, run)
 
     def tidy(self, older_than: float) -> None:
         """Nothing is kept there for speed."""
@@ -298,21 +306,50 @@ class KubernetesCluster:
         if status.state is State.PENDING and job and not pods and not job.suspended:
             if self._seconds_since(job.uid) < SLOW:
                 return status
-            return replace(status, message=watching.refusals.of(job.uid) or status.message)
+            return replace(
+                status, message=watching.refusals.of(job.uid, job.name) or status.message
+            )
         if job is not None:
             self._since.pop(job.uid, None)
         last = newest(pods)
         if last is not None and last.reason == "ImagePullBackOff" and last.reason in status.message:
-            said = watching.failures.of(last.uid)
-            return (
-                replace(status, message=f"its image cannot be pulled: {said}") if said else status
-            )
-        return status
+            said = watching.failures.of(last.uid, last.name)
+            text = f"its image cannot be pulled: {said}"
+            return replace(status, message=text) if said else status
+        cut = next((pod for pod in pods if pod.cut_off and deletion(pod) in status.message), None)
+        if cut is None:
+            return status
+        # Before 1.26 only events tell by what.
+        if said := watching.preemptions.of(cut.uid, cut.name):
+            why = f"was preempted: {said}"
+        elif watching.evictions.of(cut.uid, cut.name):
+            why = f"its node {cut.node} was lost, or tainted"
+        else:
+            return status
+        return replace(status, message=status.message.replace(deletion(cut), why))
 
     def _seconds_since(self, key: str) -> float:
         """Since this was first asked about it."""
         now = time.monotonic()
         return now - self._since.setdefault(key, now)
+
+
+def _refuse_alike(
+    found: dict[str, Status], pods: Mapping[tuple[str, int], Mapping[int, Sequence[PodView]]]
+) -> None:
+    """Elements of a run have one image: where none has begun, what one cannot start none can."""
+    refused: dict[tuple[str, int], Status] = {}
+    for name, status in found.items():
+        if status.cause is Cause.REFUSED:
+            run, attempt, _ = _parse(name)
+            own = pods[run, attempt].values()
+            if not any(pod.started or pod.ended for all_of_one in own for pod in all_of_one):
+                refused[run, attempt] = status
+    if refused:
+        for name, status in found.items():
+            run, attempt, _ = _parse(name)
+            if status.state is State.PENDING and (run, attempt) in refused:
+                found[name] = refused[run, attempt]
 
 
 def _parse(name: str) -> tuple[str, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ T = TypeVar("T")
 CONNECT, READ = 10.0, 60.0
 PATIENCE = 60.0
 """Seconds for which a request is tried again that failed in a way that may pass."""
+DENIED = 20.0
+"""Seconds after which a request is not allowed any more that used to be."""
 
 
 @dataclass
@@ -35,6 +38,10 @@ class Api:
     where: str
     namespace: str
     _server: Server | None = None
+    denied: dict[str, float] = field(default_factory=dict)
+    """Since when (monotonic) the server has not allowed something that is not asked by :meth:`call`."""
+    _allowed: set[str] = field(default_factory=set)
+    """The client's functions that the server has answered before."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -66,18 +73,27 @@ class Api:
         """
         final = options.pop("final", ())
         options.setdefault("_request_timeout", (CONNECT, READ))
-        end = time.monotonic() + PATIENCE
+        name = getattr(function, "__name__", action)
+        begun = time.monotonic()
+        end = begun + PATIENCE
         pause = 0.1
         while True:
             try:
-                return function(*arguments, **options)
+                answer = function(*arguments, **options)
+                self._allowed.add(name)
+                return answer
             except Exception as error:  # noqa: PERF203
                 problem = _problem(error)
                 if problem is None:
                     raise
                 if problem.status in final:
                     raise
-                if not problem.temporary or time.monotonic() + pause > end:
+                if problem.denied and name in self._allowed:
+                    # One that has just started does not know yet who may do what.
+                    end = min(end, begun + DENIED)
+                elif not problem.temporary:
+                    end = 0.0
+                if time.monotonic() + pause > end:
                     raise ClusterError(
                         f"cannot {action} at {self.where}: {problem.text}",
                         hint=problem.hint,
@@ -94,6 +110,8 @@ class _Problem:
     status: int = 0
     hint: str | None = None
     wait: float = 0.0
+    denied: bool = False
+    """Whether it is about who asks, and not about what is asked for."""
 
 
 def _problem(error: Exception) -> _Problem | None:
@@ -129,7 +147,8 @@ def _answer(error: Any) -> _Problem:
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         wait = min(30.0, float(error.headers.get("Retry-After") or 0))
     temporary = status in (0, 429, 500, 502, 503, 504)
-    return _Problem(f"{status} {message}".strip(), temporary, status, hint, wait)
+    denied = status == 401 or (status == 403 and bool(re.search(r'User "[^"]*" cannot ', message)))
+    return _Problem(f"{status} {message}".strip(), temporary, status, hint, wait, denied)
 
 
 def body(answer: Any) -> Any:
@@ -187,6 +206,7 @@ def _connect(kubeconfig: Path | None, context: str | None, namespace: str | None
     # Tried again by us, who know what may pass.
     configuration.retries = False
     configuration.connection_pool_maxsize = 16
+    configuration.socket_options = list(_noticing_dead_lines())
     try:
         found, where = _load(kubernetes, configuration, kubeconfig, context)
     except ConfigException as error:
@@ -199,6 +219,22 @@ def _connect(kubeconfig: Path | None, context: str | None, namespace: str | None
     client.user_agent = "clustrix-containers"
     core, batch = kubernetes.client.CoreV1Api(client), kubernetes.client.BatchV1Api(client)
     return Api(client, core, batch, where, namespace or found or "default")
+
+
+def _noticing_dead_lines() -> Iterator[tuple[int, int, int]]:
+    """Socket options by which a connection ends whose other side says nothing: within a minute.
+
+    Else a watch over a line that is dead, and does not say so, would wait for its whole time.
+    """
+    import socket
+
+    yield socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+    yield socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+    # Seconds, a number, milliseconds. Not every system has them all.
+    wanted = (("KEEPIDLE", 20), ("KEEPINTVL", 10), ("KEEPCNT", 3), ("USER_TIMEOUT", 40_000))
+    for name, value in wanted:
+        if option := getattr(socket, f"TCP_{name}", None):
+            yield socket.IPPROTO_TCP, option, value
 
 
 def _load(

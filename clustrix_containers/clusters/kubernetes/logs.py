@@ -13,6 +13,8 @@ from .verdict import PodView
 
 SILENCE = 60.0
 """Seconds without a line after which a log is asked for again."""
+PATIENCE = 900.0
+"""Seconds without an answer after which a log is followed no further."""
 
 
 def follow(
@@ -20,23 +22,30 @@ def follow(
 ) -> Iterator[bytes]:
     """The lines of the pod that ``find`` gives with whether the element is over.
 
-    With ``wait`` from its start to its end; else what there is now.
+    With ``wait`` from its start to its end, and then those of the pod that takes its place; else
+    what there is now. An API server that is out of reach is waited for for :data:`PATIENCE`.
     """
-    seen = _Seen()
-    pause = 0.05
+    seen: dict[str, _Seen] = {}
+    pause, heard = 0.05, time.monotonic()
     while True:
-        pod, over = find()
-        if pod is not None and (pod.started or pod.ended):
-            for line in _read(api, namespace, pod, seen, wait and not pod.ended):
-                pause = 0.05
-                yield line
-            # Over before this reading began: nothing more can come, of no other pod either.
-            if not wait or over:
-                return
-        elif over or not wait:
+        over = False
+        try:
+            pod, over = find()
+            if pod is not None and (pod.started or pod.ended):
+                own = seen.setdefault(pod.uid, _Seen())
+                for line in _read(api, namespace, pod, own, wait and not pod.ended):
+                    pause = 0.05
+                    yield line
+            heard = time.monotonic()
+        except ClusterError as error:
+            passing = wait and not over and error.fields.get("temporary")
+            if not passing or time.monotonic() - heard > PATIENCE:
+                raise
+        # Over before this reading began: nothing more can come, of no other pod either.
+        if over or not wait:
             return
         time.sleep(pause)
-        pause = min(pause * 1.5, 1.0)
+        pause = min(pause * 1.5, 2.0)
 
 
 class _Seen:
@@ -75,7 +84,9 @@ def _read(api: Api, namespace: str, pod: PodView, seen: _Seen, stay: bool) -> It
             _preload_content=False,
             # Asked again where it was: a node that is gone ends no connection.
             _request_timeout=(10, SILENCE if stay else 60),
-            final=(400, 404),
+            # Asked for again by whoever follows it: another pod may have taken the place of one
+            # whose node does not answer.
+            final=(400, 404, *((500, 502, 503, 504) if stay else ())),
             **options,
         )
         # What breaks off in a line comes once more; at the end nothing does, and all is read.

@@ -6,6 +6,7 @@ https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import math
 import re
@@ -152,6 +153,43 @@ def _job(
         },
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def like(job: Mapping[str, Any], element: int) -> dict[str, Any]:
+    """The Job of another element of the same run, as the API server gave that of one."""
+    before, template = job["metadata"], job["spec"]["template"]
+    own = str(element)
+
+    def labels(of: Mapping[str, Any]) -> dict[str, str]:
+        # What the server has put there says which pods are that Job's.
+        names = (LABEL_MANAGER, LABEL_QUEUE)
+        found = of["metadata"]["labels"]
+        kept = {k: v for k, v in found.items() if k in names or k.startswith(f"{PREFIX}/")}
+        return {**kept, LABEL_ELEMENT: own}
+
+    spec = {key: value for key, value in job["spec"].items() if key not in ("selector", "status")}
+    pod = copy.deepcopy(template)
+    pod["metadata"] = {**template["metadata"], "labels": labels(template)}
+    for container in pod["spec"]["containers"]:
+        for variable in container.get("env", ()):
+            if variable["name"] == contract.ENV_ELEMENT:
+                variable["value"] = own
+    metadata = {
+        "name": before["name"].rpartition("-")[0] + f"-{own}",
+        "namespace": before["namespace"],
+        "labels": labels(job),
+        "annotations": {
+            key: value
+            for key, value in before["annotations"].items()
+            if key.startswith(f"{PREFIX}/")
+        },
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {**spec, "template": pod},
+    }
 
 
 def _resources_note(resources: Resources) -> dict[str, Any]:

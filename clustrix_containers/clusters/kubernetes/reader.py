@@ -23,6 +23,7 @@ from . import manifest, take
 from .api import Api
 from .server import Server
 from .settings import Settings, volume
+from .stream import command
 from .verdict import PodView, view_pod
 from .watch import watcher
 
@@ -69,16 +70,16 @@ class Reader:
         ``ClusterError`` (``temporary``) while the pod has not started, or if the way broke off.
         """
         place = volume(self._settings.results).directory(manifest.VOLUME_PATH, self._run)
-        mark = said.mark if said is not None else "-"
-        command = [PYTHON, contract.GIVER, "read", str(place), str(element), str(attempt)]
-        with self._pod() as pod:
-            namespace = self._settings.namespace
-            with take.exchange(self._api, namespace, pod, [*command, mark, SIGN]) as connection:
-                stream = take.output(connection)
-                try:
-                    inline.receive(stream, directory, element, attempt, key=key, run=self._run)
-                except inline.Absent:
-                    return False
+        words = [PYTHON, contract.GIVER, "read", str(place), str(element), str(attempt)]
+        words += [said.mark if said is not None else "-", SIGN]
+        with (
+            self._pod() as pod,
+            command(self._api, self._settings.namespace, pod, words) as giver,
+        ):
+            try:
+                take.receive(giver, pod, directory, element, attempt, run=self._run, key=key)
+            except inline.Absent:
+                return False
         return True
 
     def delete(self, timeout: float = 10.0) -> None:
@@ -198,7 +199,10 @@ class Reader:
         if self._job is None:
             return "its Job was deleted"
         refusals = watcher(self._api, self._settings.namespace).refusals
-        return refusals.of(self._job.metadata.uid) or "its Job has made no pod yet"
+        return (
+            refusals.of(self._job.metadata.uid, self._job.metadata.name)
+            or "its Job has made no pod yet"
+        )
 
     def _expire(self, job: Any) -> None:
         """Delete the Job once nobody has used it for a while."""

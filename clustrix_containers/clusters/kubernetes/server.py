@@ -52,6 +52,8 @@ class Server:
     def describe(self, count: int) -> str:
         """How an array of ``count`` elements runs there, in one sentence."""
         name = f"Kubernetes {self.major}.{self.minor}"
+        if count == 1:
+            return f"{name}: one Job"
         if not self.indexed:
             return f"{name} has no Indexed Jobs: each of the {count} elements is a Job"
         if not self.limit_per_index:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,16 @@ from clustrix_containers import contract
 from clustrix_containers.errors import ClusterError, ResultLost
 from clustrix_containers.results import inline
 
+from . import release
 from .api import Api
-from .manifest import CONTAINER, NOTE_COMMAND
+from .manifest import NOTE_COMMAND
+from .stream import BrokenOff, Command, command
 from .verdict import PodView
 
-STDOUT, STDERR = 1, 2
-SILENCE = 60.0
+SILENCE = 30.0
 """Seconds without a byte after which a stream is given up: its node may be gone."""
+FAREWELL = 2.0
+"""Seconds in which a pod says that it has heard that its result is here."""
 
 
 def said_by(pod: PodView, run: str) -> inline.Inline | inline.Stored | None:
@@ -37,103 +38,51 @@ def said_by(pod: PodView, run: str) -> inline.Inline | inline.Stored | None:
 def from_pod(
     api: Api, namespace: str, pod: PodView, directory: Path, *, run: str, key: bytes
 ) -> None:
-    """Take the outcome that a pod holds through an exec stream, and tell it that it may end."""
+    """Take the outcome that a pod holds through an exec stream, and tell it that it may end.
+
+    ``ClusterError`` if that breaks off: ``temporary`` says whether it may be tried again. Each
+    wait has an end.
+    """
     element, attempt = pod.element or 0, pod.attempt
-    full = api.call("read a pod", api.core.read_namespaced_pod, pod.name, namespace)
-    python = _interpreter(api, namespace, full)
-    command = [python, contract.GIVER, "give", contract.RESULTS, str(element), str(attempt)]
-    with exchange(api, namespace, pod.name, command) as connection:
-        inline.receive(output(connection), directory, element, attempt, key=key, run=run)
-        # It is here: whether the pod hears of it or not, nothing is lost.
-        with contextlib.suppress(Exception):
-            connection.write_stdin(b"taken\n")
-            for _ in output(connection):
-                pass
+    python = _interpreter(api, namespace, pod)
+    place = (contract.RESULTS, str(element), str(attempt))
+    with command(api, namespace, pod.name, (python, contract.GIVER, "give", *place)) as giver:
+        receive(giver, pod.name, directory, element, attempt, run=run, key=key)
+        heard = giver.tell(b"taken\n", FAREWELL)
+    if not heard:
+        words = (python, contract.GIVER, "taken", *place)
+        release.later(api, namespace, pod.name, words)
 
 
-@contextlib.contextmanager
-def exchange(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Iterator[Any]:
-    """A command in a pod; if the connection breaks, a ClusterError that says it may pass."""
-    from kubernetes.client import ApiException
-    from websocket import WebSocketException
+def receive(
+    giver: Command, pod: str, directory: Path, element: int, attempt: int, *, run: str, key: bytes
+) -> None:
+    """Bring the outcome into ``directory`` that a command in a pod writes.
 
+    ``ClusterError`` if it breaks off, ``inline.Absent`` if it says that there is none.
+    """
     try:
-        connection = _exec(api, namespace, pod, command)
-        # The client forgets the socket of a connection that the other side has closed.
-        with contextlib.closing(connection.sock.sock), contextlib.closing(connection):
-            yield connection
-    except (ApiException, WebSocketException, OSError, inline.StreamEnded) as error:
-        said = getattr(error, "reason", None) or error
+        inline.receive(giver.output(SILENCE), directory, element, attempt, key=key, run=run)
+    except (BrokenOff, inline.StreamEnded) as error:
+        if giver.said.startswith(contract.NOTHING):
+            raise ClusterError(f"the pod {pod} gives no result: {giver.said}") from error
         raise ClusterError(
-            f"taking the result out of the pod {pod} broke off: {said}", temporary=True
+            f"taking the result out of the pod {pod} broke off: {giver.said or error}",
+            temporary=True,
+        ) from error
+    except OSError as error:
+        raise ClusterError(
+            f"the result of the pod {pod} cannot be kept here: {error}", temporary=True
         ) from error
 
 
-def _exec(api: Api, namespace: str, pod: str, command: Sequence[str]) -> Any:
-    """Run a command in a pod; gives the client's open WebSocket.
-
-    What ``kubernetes.stream`` does, on a client of its own: that function changes the client that
-    it is given while it runs, and others use ours. Nothing of what arrives is kept.
-    """
-    from kubernetes.client import ApiClient, ApiException, CoreV1Api
-    from kubernetes.stream.ws_client import websocket_call
-
-    configuration = api.client.configuration
-
-    def connect(*arguments: Any, **options: Any) -> Any:
-        try:
-            return websocket_call(
-                configuration, *arguments, binary=True, capture_all=False, **options
-            )
-        except ApiException as error:
-            # It has no body, and the client's own handling of errors wants one.
-            raise ConnectionError(str(error.reason)) from error
-
-    client = ApiClient(configuration)
-    client.request = connect
-    return CoreV1Api(client).connect_get_namespaced_pod_exec(
-        pod,
-        namespace,
-        container=CONTAINER,
-        command=list(command),
-        stdin=True,
-        stdout=True,
-        stderr=True,
-        tty=False,
-        _preload_content=False,
-    )
-
-
-def _interpreter(api: Api, namespace: str, pod: Any) -> str:
+def _interpreter(api: Api, namespace: str, pod: PodView) -> str:
     """The image's Python: its Job notes the entry point."""
     import json
 
-    name = (
-        pod.metadata.labels.get("job-name") or pod.metadata.labels["batch.kubernetes.io/job-name"]
-    )
+    full: Any = api.call("read a pod", api.core.read_namespaced_pod, pod.name, namespace)
+    labels = full.metadata.labels
+    name = labels.get("job-name") or labels["batch.kubernetes.io/job-name"]
     job = api.plain(api.call("read a Job", api.batch.read_namespaced_job, name, namespace))
-    command = json.loads(job["metadata"].get("annotations", {}).get(NOTE_COMMAND) or "[]")
-    return str(command[0]) if command else f"{contract.VENV}/bin/python"
-
-
-def output(connection: Any) -> Iterator[bytes]:
-    """What a command prints, in pieces. ClusterError with what it said if it fails.
-
-    The client's own reading waits for the socket, also for what TLS has read from it already: so
-    frames are read here. https://kubernetes.io/docs/reference/using-api/ names the channels.
-    """
-    from websocket import ABNF
-
-    connection.sock.settimeout(SILENCE)
-    while True:
-        code, frame = connection.sock.recv_data_frame(True)
-        if code == ABNF.OPCODE_CLOSE:
-            return
-        if code not in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) or len(frame.data) < 2:
-            continue
-        channel, data = frame.data[0], frame.data[1:]
-        if channel == STDOUT:
-            yield data
-        elif channel == STDERR:
-            text = data.decode("utf-8", "replace").strip()
-            raise ClusterError(f"the result cannot be taken out of the pod: {text}")
+    noted = json.loads(job["metadata"].get("annotations", {}).get(NOTE_COMMAND) or "[]")
+    return str(noted[0]) if noted else f"{contract.VENV}/bin/python"

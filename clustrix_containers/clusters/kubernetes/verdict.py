@@ -223,13 +223,21 @@ def judge(
         return Status(State.RUNNING, message="its container has ended")
     if last.ended:
         return _ended(job, last, element, len(ended))
+    again = _again([pod for pod in pods if pod is not last and (pod.ended or pod.deleted)])
     if last.started:
-        return Status(State.RUNNING, message=f"on the node {last.node}")
+        return Status(State.RUNNING, message=f"on the node {last.node}{again}")
+    before = newest(ended)
     if job is not None and job.condition == "Failed":
         # What was to replace a pod was given up with the Job: that pod's end tells why.
-        before = newest(ended)
         return _job_failed(job) if before is None else _ended(job, before, element, len(ended))
-    return _waiting(last, patient)
+    status = _waiting(last, patient)
+    return replace(status, message=f"{status.message}{again}")
+
+
+def _again(before: Sequence[PodView]) -> str:
+    """Why an element has another pod than its first."""
+    last = newest(before)
+    return "" if last is None else f" (again: {_why(last).message})"
 
 
 def _without_pod(job: JobView | None, element: int) -> Status | None:
@@ -269,6 +277,11 @@ def _ended(job: JobView | None, pod: PodView, element: int, ended: int) -> Statu
     return status
 
 
+def deletion(pod: PodView) -> str:
+    """That a pod was cut off, where it does not say by what."""
+    return f"its pod was deleted while it ran on the node {pod.node}"
+
+
 def _why(pod: PodView) -> Status:
     """Why a pod did not succeed, in one sentence."""
     cause, text = Cause.DIED, ""
@@ -288,7 +301,7 @@ def _why(pod: PodView) -> Status:
     elif pod.pod_reason.startswith(_REJECTED):
         cause, text = Cause.EVICTED, f"the node {pod.node} refused it: {pod.detail}"
     elif pod.cut_off:
-        cause, text = Cause.EVICTED, f"its pod was deleted while it ran on the node {pod.node}"
+        cause, text = Cause.EVICTED, deletion(pod)
     elif pod.exit_code is not None:
         how = f"signal {pod.exit_code - 128}" if pod.exit_code > 128 else f"code {pod.exit_code}"
         text = f"its container ended with {how}"

@@ -40,6 +40,10 @@ class Watcher:
         """Why a Job has no pods."""
         self.failures = Events(api, namespace, "Pod", "Failed")
         """Why a pod does not start."""
+        self.preemptions = Events(api, namespace, "Pod", "Preempted")
+        """For which other pod a pod had to go."""
+        self.evictions = Events(api, namespace, "Pod", "TaintManagerEviction")
+        """That a node's taint, as one that is lost has it, has ended a pod."""
         self._pods = _Kind(self, "pods", api.core.list_namespaced_pod, view_pod)
         self._jobs = _Kind(self, "Jobs", api.batch.list_namespaced_job, view_job)
 
@@ -133,7 +137,8 @@ class _Kind:
         now, broken = time.monotonic(), self._broken
         silent = now - self._heard > WATCH_SECONDS + STALE
         if not listed or silent or (broken is not None and now - broken > STALE):
-            raise ClusterError(f"the API server says nothing of its {self._name}")
+            text = f"the API server says nothing of its {self._name}"
+            raise ClusterError(text, temporary=True)
 
     def _run(self) -> None:
         pause = 0.1

@@ -89,6 +89,10 @@ class LocalCluster:
             lines += [f"not {name}: {check(name).reason}" for name in before]
         return "\n".join(lines)
 
+    def choices(self, task: Task) -> str:  # noqa: ARG002
+        """Nothing that changes from task to task."""
+        return ""
+
     def preview(self, task: Task) -> str:
         """ClusterError: nothing is made here that a person could write."""
         raise ClusterError(

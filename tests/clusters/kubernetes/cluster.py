@@ -63,6 +63,7 @@ class Kubernetes:
                     machine.mend()
                 machine.up()
             self._start()
+            self._connect_anew()
         self.wait_for_nodes()
 
     def env(self) -> Mapping[str, str]:
@@ -159,7 +160,9 @@ class Kubernetes:
 
     # -- for tests
 
-    def kubectl(self, *arguments: str, text: str = "", check: bool = True) -> str:
+    def kubectl(
+        self, *arguments: str, text: str = "", check: bool = True, timeout: float = 120
+    ) -> str:
         """What ``kubectl`` prints, as the administrator; :class:`StartError` if it fails."""
         done = subprocess.run(
             [
@@ -172,7 +175,7 @@ class Kubernetes:
             check=False,
             capture_output=True,
             encoding="utf-8",
-            timeout=120,
+            timeout=timeout,
         )
         if check and done.returncode != 0:
             raise StartError(f"kubectl {' '.join(arguments)}: {done.stderr}")
@@ -317,6 +320,26 @@ class Kubernetes:
             service.start()
         for service in (self.controller_manager, self.scheduler):
             service.wait()
+
+    def _connect_anew(self) -> None:
+        """Start those anew whose API server was: left alone, they ask it again in up to a minute.
+
+        https://github.com/kubernetes/kubernetes/blob/v1.20.2/staging/src/k8s.io/client-go/tools/cache/reflector.go
+        """
+        if not self.api_server.started_again():
+            return
+        since = self.api_server.started()
+        watching = [self.controller_manager, self.scheduler, *map(self.kubelet, NODES)]
+
+        def renew(service: Service) -> None:
+            if service.started() < since:
+                service.stop()
+                service.start()
+                service.wait()
+
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(renew, watching):
+                pass
 
     def _heal_node(self, name: str) -> None:
         self._start_node(name)

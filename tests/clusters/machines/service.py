@@ -62,6 +62,15 @@ class Service:
         test = f'read -r pid < {self._pid} && [ -d "/proc/$pid" ]'
         return self.machine.run("sh", "-c", test, check=False).returncode == 0
 
+    def started(self) -> float:
+        """When it was last started, in seconds since the epoch; 0 if it never was."""
+        done = self.machine.run("stat", "--format=%.Y", self._pid, check=False)
+        return float(done.stdout) if done.returncode == 0 else 0.0
+
+    def started_again(self) -> bool:
+        """Whether it has been started more than once."""
+        return self.machine.run("test", "-e", f"{self.log}.before", check=False).returncode == 0
+
     def stop(self, signal: str = "TERM") -> None:
         """Send the signal and wait until it has ended; fine if it does not run."""
         script = f"read -r pid < {self._pid} && kill -{signal} $pid"

@@ -17,7 +17,7 @@ from clustrix_containers.errors import JobError
 from clustrix_containers.results.inline import Inline, Stored, Undelivered
 from tests.bare_worker import interpreters
 from tests.clusters.daemon import wait_until
-from tests.delivered import Delivering
+from tests.delivered import GIVER, Delivering
 from tests.front import Front, answer, answer_early, hang_up, say_nothing
 
 SECRET = "s3cr3t-of-this-run"
@@ -234,6 +234,40 @@ def test_who_leaves_before_the_end_has_not_taken_it(tmp_path: Path, free_port: i
         assert answers(free_port)
         assert pod.take() == 0
         assert process.wait(30) == 0
+
+
+def test_a_hold_ends_when_a_word_that_was_lost_is_said_again(
+    holding: tuple[Delivering, subprocess.Popen[str], int],
+) -> None:
+    pod, process, _ = holding
+    with pod.give() as taker:
+        assert len(taker.communicate(b"")[0]) > 100_000
+        assert taker.returncode == 1
+    with pod.give(word="taken") as taker:
+        assert taker.communicate(timeout=30) == (b"", b"")
+        assert taker.returncode == 0
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("read", [0, 100_000_000])
+def test_who_gives_does_not_wait_for_ever(tmp_path: Path, python: str, read: int) -> None:
+    pod = Delivering.of(tmp_path, python, LARGE.replace("100_000", "1_000_000")).told(None)
+    pod.bare.run()
+    program = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import deliver; deliver.UNHEARD = 1; "
+    )
+    words = ("give", str(pod.bare.root / "results"), "0", "0")
+    with subprocess.Popen(
+        [python, "-c", f"{program} sys.exit(deliver.main(sys.argv[1:]))", GIVER.parent, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as taker:
+        assert taker.stdout is not None
+        if read:
+            assert len(taker.stdout.read(read)) > 1_000_000
+        assert taker.wait(30) == -signal.SIGALRM
 
 
 def test_holding_has_an_end(tmp_path: Path, free_port: int) -> None:
