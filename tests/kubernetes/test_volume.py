@@ -105,12 +105,7 @@ def test_large_results_are_read_by_one_pod_that_goes_again(
     assert [len(value) for value in array.results(200)] == [1, *[LARGE // 8] * 5]
     assert len(readers(own_kubernetes, namespace)) <= 1
     assert files(volume / PATH / array.run) == [".mark"] * 5 + [".result"] * 5
-
-    def over() -> bool:
-        left = [pod.metadata.name for pod in pods(own_kubernetes.access, namespace)]
-        return not readers(own_kubernetes, namespace) + [it for it in left if "-reads-" in it]
-
-    until(over, 90, lambda: pods(own_kubernetes.access, namespace))
+    until(lambda: not readers(own_kubernetes, namespace), 60, lambda: list(array))
 
 
 def test_who_deletes_the_pod_that_reads_gets_another_one(
