@@ -8,7 +8,7 @@ gives a :class:`Cluster`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,10 @@ _BUILT_IN = {
     "local": "clustrix_containers.clusters.local:LocalCluster",
     "kubernetes": "clustrix_containers.clusters.kubernetes:KubernetesCluster",
 }
+
+
+Tell = Callable[[Iterable[int] | None], None]
+"""Called with the elements of a run that there is news of, or ``None``: it may be about any."""
 
 
 class Cluster(Protocol):
@@ -59,8 +63,11 @@ class Cluster(Protocol):
         """How each element is. A query that fails gives ``UNKNOWN``."""
         ...
 
-    def subscribe(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` when ``states`` may answer differently; one that is polled need not."""
+    def subscribe(self, run: str, tell: Tell) -> Callable[[], None]:
+        """Call ``tell`` when ``states`` may answer differently; one that is polled need not.
+
+        What is returned ends it.
+        """
         ...
 
     def fetch(self, id: str, directory: Path, image: str) -> None:  # noqa: A002

@@ -11,7 +11,9 @@ from clustrix_containers.jobs import Resources, Task
 
 from . import claim, manifest, stores
 from .api import Api
+from .server import Server
 from .settings import Settings
+from .submit import refused_queue
 
 if TYPE_CHECKING:
     from . import KubernetesCluster
@@ -48,6 +50,7 @@ def findings(cluster: KubernetesCluster) -> Sequence[Finding]:
     found: list[Finding] = [
         ("API server", True, f"{api.where}: Kubernetes {server.major}.{server.minor}"),
         ("arrays", True, server.describe(1000)),
+        *_queue(settings, server),
         ("results", True, stores.describe(settings)),
     ]
     found += _permissions(api, settings)
@@ -57,6 +60,13 @@ def findings(cluster: KubernetesCluster) -> Sequence[Finding]:
         except ClusterError as error:  # noqa: PERF203
             found.append((look.__name__.strip("_").replace("_", " "), False, str(error)))
     return found
+
+
+def _queue(settings: Settings, server: Server) -> Iterator[Finding]:
+    if words := refused_queue(settings, server):
+        yield "queue", False, words
+    elif settings.queue:
+        yield "queue", True, f"{settings.queue}: Jobs stay suspended until Kueue resumes them"
 
 
 def _permissions(api: Api, settings: Settings) -> Iterator[Finding]:

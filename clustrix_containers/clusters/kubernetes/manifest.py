@@ -61,6 +61,12 @@ def job_name(task: Task, element: int | None) -> str:
     return name if element is None else f"{name}-{element}"
 
 
+def job_names(run: str, attempt: int, element: int) -> Sequence[str]:
+    """The names that a Job of this element alone may have: the first was made by itself."""
+    name = f"{run}-{attempt}"
+    return (f"{name}-{element}",) if element else (f"{name}-0", name)
+
+
 def is_indexed(task: Task, server: Server) -> bool:
     """Whether the task is one Indexed Job: an index is an element's number, from 0."""
     return server.indexed and len(task.elements) > 1 and task.elements == range(len(task.elements))

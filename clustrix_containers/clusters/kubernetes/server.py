@@ -40,6 +40,11 @@ class Server:
         return self.version >= (1, 22)
 
     @property
+    def labels_indexes(self) -> bool:
+        """Whether the pods of an Indexed Job have their index as a label (since 1.28)."""
+        return self.version >= (1, 28)
+
+    @property
     def failure_policy(self) -> bool:
         """``podFailurePolicy`` and the condition DisruptionTarget (on by default since 1.26)."""
         return self.version >= (1, 26)
