@@ -69,8 +69,13 @@ def readers(cluster: Kubernetes, namespace: str) -> list[str]:
     return [name for name in found if "-reads-" in name]
 
 
-def gone(cluster: Kubernetes, namespace: str) -> None:
-    """Wait until no pod is there."""
+def deleted(cluster: Kubernetes, namespace: str, run: str) -> None:
+    """Delete a run's Job and its pods; nothing of them is there then."""
+    with batch(cluster.access) as api:
+        api.delete_namespaced_job(f"{run}-0", namespace, propagation_policy="Background")
+    with core(cluster.access) as api:
+        # Sooner than the cluster would.
+        api.delete_collection_namespaced_pod(namespace, grace_period_seconds=0)
     until(lambda: not pods(cluster.access, namespace), 90, lambda: pods(cluster.access, namespace))
 
 
@@ -137,9 +142,7 @@ def test_a_result_outlives_its_job_and_the_client(
         return any(job.status.succeeded for job in jobs(own_kubernetes.access, namespace))
 
     until(done, 120, lambda: pods(own_kubernetes.access, namespace))
-    with batch(own_kubernetes.access) as api:
-        api.delete_namespaced_job(f"{run}-0", namespace, propagation_policy="Background")
-    gone(own_kubernetes, namespace)
+    deleted(own_kubernetes, namespace, run)
     assert len(cx.attach(run).result(120)) == LARGE // 8
     # It has come: who asks again needs neither the claim nor a pod.
     for path in (volume / PATH / run).iterdir():
@@ -268,9 +271,7 @@ def test_what_somebody_has_deleted_is_lost(
     run = submitted_elsewhere(home)
     place = volume / PATH / run
     until(lambda: place.exists() and len(files(place)) == 2, 120, lambda: record().run(run))
-    with batch(own_kubernetes.access) as api:
-        api.delete_namespaced_job(f"{run}-0", namespace, propagation_policy="Background")
-    gone(own_kubernetes, namespace)
+    deleted(own_kubernetes, namespace, run)
     for path in place.iterdir():
         path.unlink()
     with pytest.raises(cx.errors.JobError, match="its Job was deleted"):
