@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import clustrix_containers as cx
 from clustrix_containers import prepare
 from tests.clusters.faults.proxy import Proxy
 from tests.clusters.kubernetes.access import SECRET, Access
@@ -77,9 +76,9 @@ def line(configure: Callable[..., None], own_kubernetes: Kubernetes, home: Path)
         yield proxy
 
 
-def begun(job: cx.Job, home: Path) -> bool:
+def begun(run: str, home: Path) -> bool:
     """Whether some of a result has come; a file may get its name just now."""
-    results = home / "state" / "runs" / job.run / "results"
+    results = home / "state" / "runs" / run / "results"
     try:
         return any(file.stat().st_size for file in results.iterdir())
     except FileNotFoundError:

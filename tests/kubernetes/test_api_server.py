@@ -68,7 +68,7 @@ def test_a_restart_while_a_large_result_is_taken(
     on: str, own_kubernetes: Kubernetes, home: Path
 ) -> None:
     job = cx.function(work.big, memory="1GiB").submit(size := 1 << 26, on=on)
-    until(lambda: begun(job, home), 90, lambda: job.status)
+    until(lambda: begun(job.run, home), 90, lambda: job.status)
     restart(own_kubernetes)
     assert job.result(120).nbytes == size
 

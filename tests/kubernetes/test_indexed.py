@@ -150,6 +150,24 @@ def test_an_evicted_element_runs_again_and_is_not_charged(on: str, server: Serve
     assert len(pods(server, job.run)) == 2
 
 
+def test_a_server_that_has_just_started_and_denies_all_is_asked_again(
+    on: str, server: Server
+) -> None:
+    def denied(verb: str, resource: str) -> None:
+        words = f'{resource} is forbidden: User "me" cannot {verb} resource "{resource}" in API group ""'
+        server.faults.refuse(verb, resource, 403, times=3, message=words)
+
+    job = cx.function(work.big).submit(1 << 20, on=on)
+    assert wait_until(lambda: asked(server)["watch", "pods"] > 0, 60)
+    denied("get", "pods/exec")
+    for resource in ("pods", "jobs"):
+        for verb in ("list", "watch"):
+            denied(verb, resource)
+    server.faults.close_watches(abruptly=True)
+    assert job.result(120).nbytes == 1 << 20
+    assert asked(server)["get", "pods/exec"] > 3
+
+
 @pytest.mark.parametrize("step", [("create", "secrets"), ("patch", "jobs")])
 def test_a_run_whose_client_was_killed_while_it_submitted_is_completed_elsewhere(
     on: str, server: Server, home: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str]
@@ -214,8 +232,8 @@ def test_large_results_of_an_array_on_a_volume_are_read_by_one_pod(
     array = cx.function(work.big).map([1 << 18] * 12, on=on)
     assert [len(value) for value in array.results(200)] == [1 << 15] * 12
     assert len(list((volume / "runs" / array.run).glob("*.mark"))) == 12
-    # The run's own, and the one that reads.
-    assert asked(server)["create", "jobs"] == 2
+    # The run's own, and the one that reads; another if that had nothing to do for long.
+    assert asked(server)["create", "jobs"] in (2, 3)
 
 
 def pods(server: Server, run: str) -> list[str]:

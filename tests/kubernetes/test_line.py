@@ -28,7 +28,7 @@ def taking(line: Proxy, home: Path) -> cx.Job:
     """A job whose large result is on its way here."""
     line.limit(16 << 20)
     job = cx.function(work.big, memory="1GiB").submit(SIZE, on="k8s")
-    until(lambda: begun(job, home), 90, lambda: job.status)
+    until(lambda: begun(job.run, home), 90, lambda: job.status)
     return job
 
 
@@ -58,7 +58,7 @@ def test_a_stall_in_the_middle(
     job = taking(line, home)
     line.stall()
     # What has come so far is thrown away once the stream is given up.
-    until(lambda: not begun(job, home), 60, lambda: job.status)
+    until(lambda: not begun(job.run, home), 60, lambda: job.status)
     line.heal()
     assert job.result(120).nbytes == SIZE
     until_released(own_kubernetes, namespace)

@@ -20,7 +20,7 @@ from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.faults.proxy import Proxy
 from tests.clusters.kubernetes.cluster import Kubernetes
-from tests.kubernetes.conftest import ROOT
+from tests.kubernetes.conftest import ROOT, begun
 from tests.kubernetes.objects import core, jobs
 
 pytestmark = pytest.mark.kubernetes
@@ -30,6 +30,12 @@ import sys
 import clustrix_containers as cx
 from tests.cases import work
 print(list(cx.function(work.wait_for).map([1] * int(sys.argv[1]), on="k8s")))
+"""
+
+LARGE = """
+import clustrix_containers as cx
+from tests.cases import work
+cx.function(work.big, memory="1GiB").submit(1 << 26, on="k8s").result()
 """
 
 
@@ -90,11 +96,11 @@ def test_a_run_that_nobody_knows(on: str) -> None:
 class Client:
     """A process that submits and waits, to be killed at any moment; killed at the end of ``with``."""
 
-    def __init__(self, home: Path, elements: int = 1) -> None:
+    def __init__(self, home: Path, elements: int = 1, program: str = CLIENT) -> None:
         self.output = home / "client.log"
         with self.output.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", CLIENT, str(elements)],
+                [sys.executable, "-c", program, str(elements)],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -119,7 +125,7 @@ class Client:
 
 def found_again(run: str, cluster: Kubernetes, namespace: str, elements: int = 1) -> None:
     """Nothing is lost, and nothing was made twice: this server has one Job for each element."""
-    found = cx.attach(run)
+    found = trusted(run)
     assert isinstance(found, cx.JobArray)
     assert list(found.results(120)) == [1] * elements
     assert len(jobs(cluster.access, namespace)) == elements
@@ -173,13 +179,38 @@ def test_an_array_that_was_half_made_is_completed_from_another_machine(
     assert [it.name for it in owners] == [f"{run.id}-0-0", f"{run.id}-0-{count - 1}"]
 
 
+def test_killed_while_it_takes_a_large_result(
+    line: Proxy, own_kubernetes: Kubernetes, namespace: str, home: Path
+) -> None:
+    line.limit(16 << 20)
+    with Client(home, program=LARGE) as client:
+        client.wait(lambda: record().runs())
+        (run,) = record().runs()
+        client.wait(lambda: begun(run.id, home))
+    line.limit(0)
+    found = cx.attach(run.id)
+    assert isinstance(found, cx.Job)
+    assert found.result(120).nbytes == 1 << 26
+    (job,) = jobs(own_kubernetes.access, namespace)
+    assert not job.status.failed
+
+
 @pytest.mark.test_all
 @pytest.mark.parametrize("seed", range(50))
 def test_killed_at_any_time(
-    seed: int, on: str, own_kubernetes: Kubernetes, namespace: str, home: Path
+    seed: int,
+    on: str,
+    own_kubernetes: Kubernetes,
+    namespace: str,
+    home: Path,
+    elsewhere: Callable[[], None],
 ) -> None:
-    with Client(home) as client:
+    elements = 1 + seed % 3
+    with Client(home, elements) as client:
         client.wait(lambda: record().runs())
         time.sleep(random.Random(seed).uniform(0, 3))
     (run,) = record().runs()
-    found_again(run.id, own_kubernetes, namespace)
+    # Before there is a Job, only the record of this machine knows of the run.
+    if seed % 2 and jobs(own_kubernetes.access, namespace):
+        elsewhere()
+    found_again(run.id, own_kubernetes, namespace, elements)
