@@ -62,7 +62,8 @@ def alone(directory: Path) -> Iterator[Alone]:
             yield Alone(process, kubeconfig)
         finally:
             process.stdin.close()
-            code = process.wait(120)
+            # Thousands of pods leave as many directories.
+            code = process.wait(900)
     assert code == 0, "the played Kubernetes ended with an error"
 
 

@@ -112,7 +112,7 @@ class Server:
     def stop(self) -> None:
         """End it, with every container; AssertionError if anything in it went wrong of itself."""
         self.take_down()
-        self._await(self._kubelet.stop())
+        self._await(self._kubelet.stop(), 600)
         self._await(self._forks.stop())
         self._await(_settle())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -215,8 +215,8 @@ class Server:
         lines = traceback.format_exception(error) if isinstance(error, BaseException) else []
         self._problems.append(f"{about['message']}\n{''.join(lines)}")
 
-    def _await(self, coroutine: asyncio._CoroutineLike[T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)  # type: ignore[arg-type]
+    def _await(self, coroutine: asyncio._CoroutineLike[T], seconds: float = 60) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds)  # type: ignore[arg-type]
 
     def _make_keys(self) -> None:
         self._authority = Authority(self.directory / "keys")

@@ -15,6 +15,7 @@ from tests.kubernetes_server.selectors import Match
 from tests.kubernetes_server.store import Change, Store
 
 _LONGEST = 1800
+_AT_ONCE = 200
 
 
 class Watches:
@@ -84,7 +85,15 @@ class Watches:
                     await self._send(response, [self._mark(call)])
                 continue
             if isinstance(change, Change):
-                await self._send(response, list(_events(change, call, match)))
+                events = list(_events(change, call, match))
+                # What has come meanwhile goes along: one by one, a watch falls behind.
+                while len(events) < _AT_ONCE and queue.qsize():
+                    change = queue.get_nowait()
+                    if not isinstance(change, Change):
+                        queue.put_nowait(change)
+                        break
+                    events += _events(change, call, match)
+                await self._send(response, events)
             elif change == "expire":
                 refused = expired(self._store.revision - 1, self._store.revision)
                 await self._send(response, [{"type": "ERROR", "object": refused.status}])
