@@ -133,6 +133,33 @@ def test_who_deletes_the_pod_that_reads_gets_another_one(
     assert not set(first) & set(readers(own_kubernetes, namespace))
 
 
+@pytest.mark.test_all
+@pytest.mark.timeout(600)
+def test_the_pod_that_reads_ends_by_itself_when_its_client_is_killed(
+    on: str, own_kubernetes: Kubernetes, namespace: str, home: Path
+) -> None:
+    run = submitted_elsewhere(home)
+    stays = f"{TAKE}print('taken', flush=True)\nimport time\ntime.sleep(1000)\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", stays, run],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=home,
+        text=True,
+    ) as client:
+        assert client.stdout is not None
+        try:
+            assert any(line == "taken\n" for line in client.stdout)
+        finally:
+            client.kill()
+    assert len(readers(own_kubernetes, namespace)) == 1
+    until(
+        lambda: not readers(own_kubernetes, namespace),
+        400,
+        lambda: pods(own_kubernetes.access, namespace),
+    )
+
+
 def test_a_result_outlives_its_job_and_the_client(
     on: str, own_kubernetes: Kubernetes, namespace: str, home: Path, volume: Path
 ) -> None:
