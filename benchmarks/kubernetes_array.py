@@ -13,6 +13,7 @@ import functools
 import gc
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -49,6 +50,8 @@ def _server() -> Any:
     from tests.kubernetes_server.alone import alone
 
     home = Path(tempfile.mkdtemp(prefix="clustrix-bench-"))
+    # Last of all: what is registered later ends before.
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ |= {
         "CLUSTRIX_CONFIG": str(home / "clustrix.yml"),
         "CLUSTRIX_DATA_DIR": str(home / "data"),
