@@ -18,7 +18,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-MODULES = ("benchmarks.imports", "benchmarks.path", "benchmarks.kubernetes")
+MODULES = (
+    "benchmarks.imports",
+    "benchmarks.path",
+    "benchmarks.kubernetes",
+    "benchmarks.kubernetes_array",
+)
 """Where measurements are defined: a new file is named here."""
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

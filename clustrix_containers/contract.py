@@ -62,9 +62,12 @@ In the image
       result: unpacked no more than 64 times ``limit``;
     * ``CXM2``: then JSON ``{"store": kind, "mark": name, "result": name|null}`` and, from a registry,
       ``"manifest"``: the digest of the artifact. The names are those in the store:
-      ``{element}.{attempt}.{first 16 hex digits of the file's sha256}.mark`` or ``.result``
-      (in a volume the mark keeps its name ``{element}.{attempt}.mark``);
-    * ``CXM3``: then why the outcome could not be delivered.
+      ``{element}.{attempt}.{first 16 hex digits of the file's sha256}.mark`` or ``.result``;
+    * ``CXM3``: then why the outcome could not be delivered;
+    * ``CXM4`` alone: the element was given up before it began.
+
+    ``run/cancelled-{element}`` beside it, where it exists, says that the element was given up: its
+    worker then ends at once, with code 0 and without an outcome.
 
     Where no store takes the outcome of a call that did *not* return, ``CXM1`` carries another mark
     of it: ``message``, ``traceback`` and ``type`` are cut in their middle (``[… n characters …]``),
@@ -79,7 +82,8 @@ In the image
     * ``s3`` (``url``, ``fields``, ``prefix``, ``ca``): POST under a signed policy;
     * ``registry`` (``base``, ``repository``, ``token``, ``tag``, ``subject``, ``ca``): an OCI
       artifact under the tag ``{tag}-{attempt}-{element}``;
-    * ``volume``.
+    * ``volume`` (``path``, ``claim``): files in the directory ``path``, which may have to be made,
+      of the volume claim ``claim``.
 
     ``ca`` (PEM, or null) is trusted beside the image's own authorities.
 """
@@ -144,6 +148,7 @@ ENV_DELIVER = "CLUSTRIX_DELIVER_FILE"
 INLINE = "CXM1"
 STORED = "CXM2"
 FAILED = "CXM3"
+GIVEN_UP = "CXM4"
 MESSAGE_LIMIT = 4096
 PACKED_LIMIT = 64
 """How many times larger than the message its contents may be when unpacked."""

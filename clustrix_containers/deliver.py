@@ -9,7 +9,7 @@ message names it there:
 ``hold``      the container lives on until the client has taken it (``give`` below);
 ``s3``        one form-encoded POST per file, under a policy that the client has signed;
 ``registry``  an OCI artifact that refers to the run's image;
-``volume``    the results directory is on a volume that the client has other ways to read.
+``volume``    files in a directory that outlives the container.
 
 How a call failed is told even if no store takes all of it: cut to the size of a message.
 
@@ -17,7 +17,10 @@ As a program, ``deliver.py give RESULTS ELEMENT ATTEMPT`` writes the mark's leng
 endian), the mark and the result to standard output, and ends the hold when it then reads a line
 ``taken``; its exit code is 0 then, and 1 if it did not come to that. Where nobody reads for long
 what it writes, or answers it, SIGALRM ends it. ``deliver.py taken RESULTS ELEMENT ATTEMPT`` ends
-the hold for a client whose word has got lost.
+the hold for a client whose word has got lost. ``deliver.py read DIRECTORY ELEMENT ATTEMPT MARK
+SIGN`` writes the same from a volume, where the mark is the file MARK (``-``: any), or the length 0
+while it is not there, and touches SIGN as it goes; ``deliver.py wait SIGN SECONDS`` lives until
+SIGN has not been touched for so long.
 """
 
 from __future__ import annotations
@@ -116,7 +119,7 @@ def _store(config: Dict[str, Any], outcome: Outcome, told_to_end: Told) -> Dict[
         elif kind == "registry":
             said["manifest"] = _push(Sender(config, told_to_end), outcome)
         elif kind == "volume":
-            said["mark"] = os.path.basename(outcome.mark_path)
+            _keep(Sender(config, told_to_end), outcome)
         else:
             raise Undelivered(
                 "the result has %d bytes, and the run has no store for what does not fit into"
@@ -132,10 +135,11 @@ def _store(config: Dict[str, Any], outcome: Outcome, told_to_end: Told) -> Dict[
 class Outcome:
     """The files of one element's outcome."""
 
-    def __init__(self, results: str, element: int, attempt: int) -> None:
+    def __init__(self, results: str, element: int, attempt: int, mark: str = "") -> None:
         import hashlib
 
         self.results, self.element, self.attempt = results, element, attempt
+        self.mark_path = os.path.join(results, mark or "%d.%d.mark" % (element, attempt))
         with open(self.mark_path, "rb") as file:
             self.mark = file.read()
         self.said: Dict[str, Any] = json.loads(self.mark)
@@ -148,10 +152,6 @@ class Outcome:
         digest = hashlib.sha256(self.mark).hexdigest()
         # Two executions of one attempt never overwrite each other's.
         self.mark_name = "%d.%d.%s.mark" % (element, attempt, digest[:16])
-
-    @property
-    def mark_path(self) -> str:
-        return os.path.join(self.results, "%d.%d.mark" % (self.element, self.attempt))
 
     def side_path(self, word: str) -> str:
         """A file by which ``give`` and the hold tell each other how far they are."""
@@ -348,21 +348,7 @@ def _since(path: str) -> float:
 
 def give(outcome: Outcome) -> int:
     """Write an outcome to standard output, and take note when the other side has it."""
-    import signal
-
-    giving = outcome.side_path("giving")
-    out = sys.stdout.buffer
-    # A container runtime keeps the pipe open though the connection behind it is gone: what waits
-    # for it would do so as long as the container lives. Its default action ends this process.
-    signal.alarm(UNHEARD)
-    out.write(len(outcome.mark).to_bytes(4, "little") + outcome.mark)
-    for data in outcome.result():
-        _touch(giving)
-        out.write(data)
-        signal.alarm(UNHEARD)
-    out.flush()
-    _touch(giving)
-    signal.alarm(UNHEARD)
+    _send(outcome, outcome.side_path("giving"))
     if sys.stdin.buffer.readline(100).strip() != b"taken":
         return 1
     return taken(outcome)
@@ -374,18 +360,43 @@ def taken(outcome: Outcome) -> int:
     return 0
 
 
+def _send(outcome: Outcome, sign: str) -> None:
+    import signal
+
+    out = sys.stdout.buffer
+    # A container runtime keeps the pipe open though the connection behind it is gone: what waits
+    # for it would do so as long as the container lives. Its default action ends this process.
+    signal.alarm(UNHEARD)
+    out.write(len(outcome.mark).to_bytes(4, "little") + outcome.mark)
+    for data in outcome.result():
+        _touch(sign)
+        out.write(data)
+        signal.alarm(UNHEARD)
+    out.flush()
+    _touch(sign)
+    signal.alarm(UNHEARD)
+
+
 def _touch(path: str) -> None:
     with open(path, "ab"):
         os.utime(path)
 
 
 def main(arguments: List[str]) -> int:
-    if len(arguments) != 4 or arguments[0] not in ("give", "taken"):
-        sys.stderr.write("usage: deliver.py give|taken RESULTS ELEMENT ATTEMPT\n")
-        return 2
+    command, words = "".join(arguments[:1]), arguments[1:]
     try:
-        outcome = Outcome(arguments[1], int(arguments[2]), int(arguments[3]))
-        return give(outcome) if arguments[0] == "give" else taken(outcome)
+        if command in ("give", "taken") and len(words) == 3:
+            outcome = Outcome(words[0], int(words[1]), int(words[2]))
+            return give(outcome) if command == "give" else taken(outcome)
+        if command == "read" and len(words) == 5:
+            return read(words[0], int(words[1]), int(words[2]), words[3], words[4])
+        if command == "wait" and len(words) == 2:
+            return wait(words[0], float(words[1]))
+        sys.stderr.write(
+            "usage: deliver.py give|taken RESULTS ELEMENT ATTEMPT"
+            " | read DIRECTORY ELEMENT ATTEMPT MARK SIGN | wait SIGN SECONDS\n"
+        )
+        return 2
     except BrokenPipeError:
         # Nobody listens any more: nor may the interpreter's own flush complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -393,6 +404,125 @@ def main(arguments: List[str]) -> int:
     except (OSError, ValueError, KeyError, Undelivered) as error:
         sys.stderr.write("%s: %s\n" % (NOTHING, error))
         return 1
+
+
+# --- volume ---------------------------------------------------------------------------------
+
+
+def _keep(sender: Sender, outcome: Outcome) -> None:
+    """Write the result and then the mark into the store's directory, which is made if need be.
+
+    The names are of their contents: two containers of one element do not meet.
+    """
+    place, claim = str(sender.store["path"]), sender.store["claim"]
+    # Who may read is said by the directory that all this lies in.
+    os.umask(0)
+
+    def once() -> None:
+        import errno
+
+        try:
+            mode = _make(place)
+            if outcome.result_name is not None:
+                _put(os.path.join(place, outcome.result_name), outcome.result(), mode)
+            _put(os.path.join(place, outcome.mark_name), [outcome.mark], mode)
+        except OSError as error:
+            said = (claim, os.getuid(), os.getgid(), error.strerror or error)
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise Undelivered(
+                    "the volume claim %s cannot be written to by uid %d, gid %d: %s" % said
+                ) from None
+            text = "the volume claim %s did not take the result: %s" % (said[0], said[3])
+            if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG):
+                raise Undelivered(text) from None
+            # A server that is away for a moment; a full volume that others are emptying.
+            raise Passing(text) from None
+
+    sender.insist(once)
+
+
+def _make(path: str) -> int:
+    """Make a directory, and what is missing above it; as open as what it lies in. Its mode."""
+    if not os.path.isdir(path):
+        mode = _make(os.path.dirname(path))
+        try:
+            os.mkdir(path, mode & 0o1777)
+        except FileExistsError:
+            pass
+    return os.stat(path).st_mode
+
+
+def _put(path: str, pieces: Iterable[bytes], mode: int) -> None:
+    """Write a file that is there at once, and stays, or is not there at all."""
+    directory, name = os.path.split(path)
+    part = os.path.join(directory, ".%s.%s.part" % (name, os.urandom(6).hex()))
+    try:
+        with open(part, "xb", opener=lambda it, flags: os.open(it, flags, mode & 0o644)) as file:
+            for data in pieces:
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        try:
+            os.unlink(part)
+        except OSError:
+            pass
+        raise
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # not all file systems can
+    finally:
+        os.close(handle)
+
+
+def read(directory: str, element: int, attempt: int, mark: str, sign: str) -> int:
+    """Write an outcome of a volume to standard output, or that it is not there."""
+    try:
+        outcome = Outcome(directory, element, attempt, _mark(directory, element, attempt, mark))
+        if outcome.result_name is not None:
+            os.stat(os.path.join(directory, outcome.result_name))
+    except OSError as error:
+        import errno
+
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+        _touch(sign)
+        sys.stdout.buffer.write(bytes(4))
+        return 0
+    _send(outcome, sign)
+    return 0
+
+
+def _mark(directory: str, element: int, attempt: int, mark: str) -> str:
+    if mark != "-":
+        return mark
+    start = "%d.%d." % (element, attempt)
+    names = [it for it in os.listdir(directory) if it.startswith(start) and it.endswith(".mark")]
+    if not names:
+        return "none"
+
+    def order(name: str) -> Tuple[bool, float]:
+        # One that failed was tried again.
+        outcome = Outcome(directory, element, attempt, name)
+        return outcome.said["outcome"] != "ok", os.stat(outcome.mark_path).st_mtime
+
+    return min(names, key=order)
+
+
+def wait(sign: str, seconds: float) -> int:
+    """Live until ``sign`` has not been touched for so many seconds, or SIGTERM comes."""
+    import signal
+
+    # The first process of a container hears of no signal that it has not asked for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    _touch(sign)
+    while _since(sign) < seconds:
+        if signal.sigtimedwait([signal.SIGTERM], 1.0):
+            break
+    return 0
 
 
 # --- http -----------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, overload
 
 from .jobs import State, Status
@@ -185,27 +186,58 @@ def concurrent_results(
     jobs: Sequence[concurrent.futures.Future[Any]], timeout: float | None
 ) -> Iterator[Any]:
     """The jobs' values in order, within ``timeout`` seconds from now for all of them."""
-    import time
-
     end = None if timeout is None else time.monotonic() + timeout
     for job in jobs:
         yield job.result(None if end is None else max(0.0, end - time.monotonic()))
 
 
 class Ticker:
-    """Waits between polls: short at first, longer while nothing happens (seconds)."""
+    """Says when to ask about a run's elements, and about which. Times are in seconds.
+
+    All are asked about after ``shortest`` while something happens, and less and less often, up
+    to ``longest``, while nothing does; in between only those that there is news of. Where the
+    cluster itself tells of news, asking about all is rarer the more there are: it only finds
+    what time alone changes.
+    """
+
+    EACH = 0.002
+    RAREST = 30.0
 
     def __init__(self, shortest: float, longest: float) -> None:
         self.shortest, self.longest = shortest, longest
         self._now = shortest
+        self._asked = time.monotonic()
+        self._told = False
+        self._lock = threading.Lock()
+        self._news: set[int] = set()
+        self._all = False
         self._wake = threading.Event()
 
-    def wait(self, *, changed: bool) -> None:
+    def wait(self, count: int, *, changed: bool) -> set[int] | None:
+        """Wait; the elements to ask about, of ``count`` that have not ended, or ``None`` for all."""
         self._now = self.shortest if changed else min(self.longest, self._now * 1.4)
-        if self._wake.wait(self._now):
-            self._wake.clear()
+        rare = min(self.RAREST, count * self.EACH) if self._told else 0.0
+        left = self._asked + max(self._now, rare) - time.monotonic()
+        if left > 0 and self._wake.wait(left):
             self._now = self.shortest
+            with self._lock:
+                self._wake.clear()
+                news, self._news, everything, self._all = self._news, set(), self._all, False
+            if not everything:
+                return news
+        self._asked = time.monotonic()
+        return None
 
-    def wake(self) -> None:
-        """End the present wait at once."""
-        self._wake.set()
+    def wake(self, elements: Iterable[int] | None = None) -> None:
+        """End the present wait: there is news of these elements, or of any."""
+        with self._lock:
+            if elements is None:
+                self._all = True
+            else:
+                self._news.update(elements)
+            self._wake.set()
+
+    def tell(self, elements: Iterable[int] | None) -> None:
+        """:meth:`wake`, by the cluster."""
+        self._told = True
+        self.wake(elements)

@@ -87,13 +87,13 @@ def launch(
     run = _intent(image, name, count, options, target, resources, reference, array)
     run = replace(run, details={**run.details, **details})
     book = record()
-    # Before the target is asked anything: it may be out of reach until this process has ended.
     directory = book.intend(run, built=built)
-    how = cluster.choices(_task(run, directory))
-    run = replace(run, details={**run.details, "how": how})
+    task = _task(run, directory)
+    how = cluster.choices(task)
     _log.info("%s on %s: %s", run.id, target.name, how or target.type)
-    ids = cluster.submit(_task(run, directory))
+    ids = cluster.submit(task)
     book.update(run.id, state="submitted", ids=_pack(ids), how=how)
+    run = replace(run, details={**run.details, "how": how})
     session = _session(run, cluster, ids, main_module, trust)
     session.watch()
     return session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -135,8 +136,12 @@ class Session:
         return self._ids[element] != name
 
     def cancel(self, elements: Sequence[int]) -> None:
-        self._cluster.cancel([self._ids[element] for element in elements])
-        self._ticker.wake()
+        # With the last of an array all of it is to go: that is simpler to do, and nothing is left.
+        whole = len(elements) > 1 and all(job.done() for job in self.jobs)
+        self._cluster.cancel(
+            [self._ids[it] for it in (range(len(self._ids)) if whole else elements)]
+        )
+        self._ticker.wake(elements)
 
     def move(self, moved: Mapping[int, tuple[int, str]]) -> None:
         """Take note of elements that run again: attempt and id of each."""
@@ -147,40 +152,55 @@ class Session:
     def watch(self) -> None:
         """Start watching in a daemon thread."""
         self._watching = True
-        self._cluster.subscribe(self._ticker.wake)
         threading.Thread(target=self._watch, name=f"clustrix-watch-{self.run}", daemon=True).start()
 
     def _watch(self) -> None:
         open_jobs = {job.element: job for job in self.jobs}
-        failures = 0
         try:
-            while open_jobs:
-                try:
-                    changed = self.poll(open_jobs)
-                    failures = 0
-                except ClusterError:
-                    # A failed query means unknown, never absent.
-                    failures += 1
-                    if failures > 20:
-                        raise
-                    changed = False
-                if open_jobs:
-                    self._ticker.wait(changed=changed)
+            end = self._cluster.subscribe(self.run, self._ticker.tell)
+            try:
+                self._until_ended(open_jobs)
+            finally:
+                end()
             self._done()
         except BaseException as error:
             for job in open_jobs.values():
                 job.settle(None, error=error)
 
-    def poll(self, open_jobs: dict[int, Job]) -> bool:
-        """Ask once; settle and drop from ``open_jobs`` what has ended. Whether anything changed."""
-        for element in [element for element, job in open_jobs.items() if job.done()]:
-            del open_jobs[element]
-        if not open_jobs:
-            return True
-        by_id = {self._ids[element]: element for element in open_jobs}
+    def _until_ended(self, open_jobs: dict[int, Job]) -> None:
+        failures = 0
+        news: set[int] | None = None
+        while open_jobs:
+            try:
+                changed = self.poll(open_jobs, None if failures else news)
+                failures = 0
+            except ClusterError:
+                # A failed query means unknown, never absent.
+                failures += 1
+                if failures > 20:
+                    raise
+                changed = False
+            if open_jobs:
+                news = self._ticker.wait(len(open_jobs), changed=changed)
+
+    def poll(self, open_jobs: dict[int, Job], news: set[int] | None = None) -> bool:
+        """Ask once; settle and drop from ``open_jobs`` what has ended. Whether anything changed.
+
+        With ``news`` only about those elements.
+        """
+        asked = list(open_jobs) if news is None else [it for it in news if it in open_jobs]
+        for element in asked:
+            if open_jobs[element].done():
+                del open_jobs[element]
+        by_id = {self._ids[element]: element for element in asked if element in open_jobs}
+        if not by_id:
+            return False
         changed = False
         lost: dict[int, list[Job]] = {}
         statuses = self._cluster.states(list(by_id))
+        if news is not None and any(it.cause is Cause.REFUSED for it in statuses.values()):
+            # What one cannot start, perhaps none can.
+            return self.poll(open_jobs)
         self._withdraw(statuses)
         for identity, status in statuses.items():
             job = open_jobs[by_id[identity]]
@@ -264,7 +284,7 @@ class Session:
             job.settle(None, error=self._without_mark(job, status))
         elif outcome.mark.outcome == "ok":
             self._outcomes[job.element] = outcome
-            job.settle(lambda: self.load(outcome))
+            job.settle(functools.partial(self.load, outcome))
         else:
             job.settle(None, error=self._exception(outcome, status))
 
@@ -274,15 +294,16 @@ class Session:
 
         end = time.monotonic() + (MARK_GRACE if status.state is State.SUCCEEDED else 0)
         attempt = self._attempts.get(job.element, 0)
-        self._cluster.fetch(self._ids[job.element], self._directory)
+        self._cluster.fetch(self._ids[job.element], self._directory, self._run.details["reference"])
         while True:
             outcome = directory.collect(
-                self._directory, job.element, attempt, self._key(), run=self.run
+                self._directory, job.element, attempt, self._key, run=self.run
             )
             if outcome is not None or time.monotonic() > end:
                 return outcome
             time.sleep(0.1)
 
+    @functools.cached_property
     def _key(self) -> bytes:
         try:
             return (self._directory / "key").read_bytes()

@@ -48,6 +48,8 @@ ENV_RESULTS = "CLUSTRIX_RESULTS"
 ENV_KEY = "CLUSTRIX_KEY_FILE"
 ENV_DELIVER = "CLUSTRIX_DELIVER_FILE"
 
+GIVEN_UP = "CXM4"
+
 GRACE = 5.0
 LINGER = 10.0
 TEXT_LIMIT = 1 << 18
@@ -84,6 +86,7 @@ class Call:
         self.results = env.get(ENV_RESULTS, os.path.join(self.root, "results"))
         self.key_file = env.get(ENV_KEY, os.path.join(self.root, "run", "key"))
         self.deliver_file = env.get(ENV_DELIVER, os.path.join(self.root, "run", "deliver"))
+        self.cancelled = os.path.join(os.path.dirname(self.key_file), "cancelled-%d" % self.element)
         self.recorded = bool(self.run or ENV_RESULTS in env or os.path.exists(self.key_file))
 
     def path(self, *parts: str) -> str:
@@ -127,6 +130,8 @@ def main() -> int:
     except Problem as problem:
         print("clustrix worker: %s" % problem, file=sys.stderr)
         return EXIT_WORKER
+    if call.recorded and os.path.exists(call.cancelled):
+        return _give_up(call)
     # Both sides need it: imported once.
     import json  # noqa: F401
 
@@ -151,6 +156,21 @@ def main() -> int:
     # Nothing here needs the interpreter's own long way out.
     sys.stderr.flush()
     os._exit(code)
+
+
+def _give_up(call: Call) -> int:
+    """What has made this element's container does not know that nobody wants it any more."""
+    import json
+
+    print("clustrix worker: element %d was cancelled" % call.element, file=sys.stderr)
+    try:
+        with open(call.deliver_file, encoding="utf-8") as file:
+            message = json.load(file)["message"]
+        with open(message, "w", encoding="utf-8") as file:
+            file.write(GIVEN_UP)
+    except (OSError, ValueError, KeyError):
+        pass
+    return 0
 
 
 def _catch_signals() -> int:

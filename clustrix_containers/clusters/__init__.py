@@ -8,7 +8,7 @@ gives a :class:`Cluster`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,10 @@ _BUILT_IN = {
     "local": "clustrix_containers.clusters.local:LocalCluster",
     "kubernetes": "clustrix_containers.clusters.kubernetes:KubernetesCluster",
 }
+
+
+Tell = Callable[[Iterable[int] | None], None]
+"""Called with the elements of a run that there is news of, or ``None``: it may be about any."""
 
 
 class Cluster(Protocol):
@@ -59,14 +63,17 @@ class Cluster(Protocol):
         """How each element is. A query that fails gives ``UNKNOWN``."""
         ...
 
-    def subscribe(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` when ``states`` may answer differently; one that is polled need not."""
+    def subscribe(self, run: str, tell: Tell) -> Callable[[], None]:
+        """Call ``tell`` when ``states`` may answer differently; one that is polled need not.
+
+        What is returned ends it.
+        """
         ...
 
-    def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
+    def fetch(self, id: str, directory: Path, image: str) -> None:  # noqa: A002
         """Bring an ended element's mark and result into ``results/`` of the run's ``directory``.
 
-        Nothing happens where they are there by themselves, or where there is no outcome.
+        ``image`` is that of the run's task. Nothing happens where they are there by themselves, or where there is no outcome.
         ``ResultLost`` says why one that was there cannot be had.
         """
         ...

@@ -49,14 +49,25 @@ def arrive(
         present = _present(path, key=key, run=run, element=element, attempt=attempt)
         if present is not None and present != mark:
             return present
-        if mark.sha256:
+        if mark.sha256 and not _has_result(directory, mark):
             name = f"{element}.{attempt}.{mark.sha256[:16]}.result"
-            places = (results / name, directory / "outcomes" / name)
-            if not any(_size(place) == mark.size for place in places):
-                _write(results / name, _checked(result(mark), mark))
+            _write(results / name, _checked(result(mark), mark))
         if present is None:
             _write(path, [data])
     return mark
+
+
+def arrived(directory: Path, element: int, attempt: int, *, key: bytes, run: str) -> bool:
+    """Whether a valid mark, and the result that it tells of, are in ``directory`` already."""
+    path = directory / "results" / f"{element}.{attempt}.mark"
+    mark = _present(path, key=key, run=run, element=element, attempt=attempt)
+    return mark is not None and (not mark.sha256 or _has_result(directory, mark))
+
+
+def _has_result(directory: Path, mark: Mark) -> bool:
+    name = f"{mark.element}.{mark.attempt}.{mark.sha256[:16]}.result"
+    places = (directory / "results" / name, directory / "outcomes" / name)
+    return any(_size(place) == mark.size for place in places)
 
 
 def _present(path: Path, *, key: bytes, run: str, element: int, attempt: int) -> Mark | None:

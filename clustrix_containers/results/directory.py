@@ -102,7 +102,7 @@ def _take(source: Path, own: Path, mark: Mark) -> None:
 def _verify(path: Path, mark: Mark) -> None:
     digest = hashlib.sha256()
     size = 0
-    buffer = memoryview(bytearray(1 << 20))
+    buffer = memoryview(bytearray(max(1, min(mark.size, 1 << 20))))
     with open(path, "rb", buffering=0, opener=_no_follow) as file:
         while count := file.readinto(buffer):
             size += count

@@ -58,6 +58,10 @@ class StreamEnded(ResultError):
     """A stream that ended before the whole outcome had come: ask for it again."""
 
 
+class Absent(ResultError):
+    """There is no such outcome where the stream comes from, or not yet."""
+
+
 def read(message: str) -> Inline | Stored | Undelivered:
     """What a termination message says; ``ResultError`` if it is none of our worker's."""
     kind, rest = message[:4], message[4:].strip()
@@ -91,10 +95,9 @@ def _stored(text: str) -> Stored:
         value = json.loads(text)
         kind, mark, result = value["store"], value["mark"], value["result"]
         manifest = value.get("manifest")
-        named = rf"{_NAME}\.mark" if kind != "volume" else r"\d+\.\d+\.mark"
         good = (
             kind in ("hold", "s3", "registry", "volume")
-            and re.fullmatch(named, mark)
+            and re.fullmatch(rf"{_NAME}\.mark", mark)
             and (result is None or re.fullmatch(rf"{_NAME}\.result", result))
             and (kind != "registry" or re.fullmatch("sha256:[0-9a-f]{64}", manifest))
         )
@@ -135,10 +138,13 @@ def receive(
     """Store what ``deliver.py give`` writes, as it comes; the mark that counts.
 
     ``stream`` yields pieces of any size; no more are asked for once the outcome is there, so
-    what it comes from may stay open. :class:`StreamEnded` if it ends too early.
+    what it comes from may stay open. :class:`StreamEnded` if it ends too early, :class:`Absent`
+    if it says that there is none.
     """
     reader = _Reader(stream, element)
     size = int.from_bytes(reader.exactly(4), "little")
+    if size == 0:
+        raise Absent(f"the outcome of element {element} is not there", element=element)
     if size > MARK_LIMIT:
         raise ResultError(f"what came for element {element} is no outcome", element=element)
     data = reader.exactly(size)

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from clustrix_containers import prepare
 from tests.clusters.faults.proxy import Proxy
 from tests.clusters.kubernetes.access import SECRET, Access
 from tests.clusters.kubernetes.cluster import Kubernetes
+from tests.clusters.registry.cluster import Service
+from tests.kubernetes_server import Server, Unpacked, unpacked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,3 +83,39 @@ def begun(run: str, home: Path) -> bool:
         return any(file.stat().st_size for file in results.iterdir())
     except FileNotFoundError:
         return False
+
+
+@pytest.fixture
+def on_played(
+    registry_open: Service, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Makes the namespace ``team`` of a played Kubernetes (its kubeconfig) the target ``k8s``."""
+
+    def write(kubeconfig: Path, **options: Any) -> str:
+        target = {
+            "type": "kubernetes",
+            "kubeconfig": str(kubeconfig),
+            "namespace": "team",
+            "registry": f"{registry_open.address}/played/runs",
+            **options,
+        }
+        config = home / "clustrix.yml"
+        config.write_text(json.dumps({"targets": {"k8s": target}}))
+        monkeypatch.setenv("CLUSTRIX_CONFIG", str(config))
+        return "k8s"
+
+    return write
+
+
+@pytest.fixture
+def played(tmp_path: Path, home: Path) -> Iterator[Server]:
+    """A played Kubernetes that runs this user's images, with the namespace ``team``."""
+    assert home
+
+    def pull(reference: str) -> Unpacked:
+        image = prepare.layout().image(reference.partition("@")[2])
+        return unpacked(image, tmp_path / "unpacked")
+
+    with Server(tmp_path / "server", pull) as server:
+        server.make_namespace("team")
+        yield server

@@ -24,7 +24,7 @@ from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
 from tests.clusters.registry.cluster import Service
-from tests.kubernetes_server import PullError, Server, Unpacked, unpacked
+from tests.kubernetes_server import PullError, Server, Settings, Unpacked, unpacked
 
 pytestmark = pytest.mark.registry
 
@@ -38,14 +38,24 @@ def refused() -> threading.Event:
 
 
 @pytest.fixture
-def server(tmp_path: Path, home: Path, refused: threading.Event) -> Iterator[Server]:
+def volume(tmp_path: Path) -> Path:
+    """What is behind the claim ``results`` of every namespace."""
+    directory = tmp_path / "volume"
+    directory.mkdir()
+    directory.chmod(0o777)
+    return directory
+
+
+@pytest.fixture
+def server(tmp_path: Path, home: Path, volume: Path, refused: threading.Event) -> Iterator[Server]:
     def pull(reference: str) -> Unpacked:
         if refused.is_set():
             raise PullError("pull access denied")
         image = prepare.layout().image(reference.partition("@")[2])
         return unpacked(image, tmp_path / "unpacked")
 
-    with Server(tmp_path / "server", pull) as server:
+    settings = Settings(claims={"results": volume})
+    with Server(tmp_path / "server", pull, settings) as server:
         server.make_namespace("team")
         yield server
 
@@ -202,6 +212,28 @@ def test_a_success_whose_pod_was_collected_is_lost(on: str, server: Server) -> N
     assert server.faults.collect_pods("team", jobs(server, run)[0]["metadata"]["name"]) == 1
     with pytest.raises(ResultLost, match="its result is not there"):
         cx.attach(run).result(60)
+
+
+def test_large_results_of_an_array_on_a_volume_are_read_by_one_pod(
+    on: str, server: Server, home: Path, volume: Path
+) -> None:
+    config = json.loads((home / "clustrix.yml").read_text())
+    config["targets"][on]["results"] = {"volume": {"claim": "results", "path": "runs"}}
+    (home / "clustrix.yml").write_text(json.dumps(config))
+    claim = {
+        "metadata": {"name": "results"},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }
+    with connected(server.kubeconfig()) as client:
+        CoreV1Api(client).create_namespaced_persistent_volume_claim("team", claim)
+    array = cx.function(work.big).map([1 << 18] * 12, on=on)
+    assert [len(value) for value in array.results(200)] == [1 << 15] * 12
+    assert len(list((volume / "runs" / array.run).glob("*.mark"))) == 12
+    # The run's own, and the one that reads.
+    assert asked(server)["create", "jobs"] == 2
 
 
 def pods(server: Server, run: str) -> list[str]:

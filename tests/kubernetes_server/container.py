@@ -14,6 +14,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 KEEPER = Path(__file__).with_name("keeper.sh")
 SCRIPT = Path(__file__).with_name("container.sh")
@@ -65,6 +66,22 @@ class Log:
     def _wake(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
+
+
+class Running(Protocol):
+    """What a kubelet does with a container that it has started."""
+
+    log: Log
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def running(self) -> bool: ...
+    async def wait(self) -> int: ...
+    def signal(self, number: int) -> None: ...
+    def kill(self) -> None: ...
+    async def execute(self, command: Sequence[str], piped: bool) -> asyncio.subprocess.Process: ...
+    async def listens(self, port: int) -> bool: ...
 
 
 class Container:

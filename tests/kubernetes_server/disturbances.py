@@ -36,6 +36,9 @@ class Disturbance:
 @dataclass
 class Disturbances:
     requests: Counter[Request] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+    """Bytes of answers' bodies, by verb."""
+
     waiting: list[Disturbance] = field(default_factory=list)
 
     def meet(self, request: Request) -> Disturbance | None:

@@ -87,6 +87,8 @@ class Front:
             raise trouble.refusal
         user = self._user(request)
         answer = await self._answer(request, call, user, body)
+        if isinstance(answer, web.Response) and isinstance(answer.body, bytes):
+            self._disturbances.sent[counted[0]] += len(answer.body)
         if trouble.lose_reply:
             _cut(request)
         return answer

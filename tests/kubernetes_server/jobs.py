@@ -29,6 +29,8 @@ from tests.kubernetes_server.store import Change, Key, suffix
 
 FINALIZER = "batch.kubernetes.io/job-tracking"
 _REFUSED_AGAIN = 0.5
+_AT_ONCE = 50
+"""Pods that are made before others get their turn (really: 500)."""
 
 
 @dataclass
@@ -50,13 +52,19 @@ class Tally:
 
 
 class JobController:
-    """``backoff``: seconds before a failed pod is made again, doubled with each failure."""
+    """``backoff``: seconds before a failed pod is made again, doubled with each failure.
 
-    def __init__(self, api: Api, loop: asyncio.AbstractEventLoop, backoff: float) -> None:
+    ``batch``: seconds for which it gathers changes of pods before it looks at their Job.
+    """
+
+    def __init__(
+        self, api: Api, loop: asyncio.AbstractEventLoop, backoff: float, batch: float
+    ) -> None:
         self._api = api
         self._store = api.store
         self._loop = loop
         self._backoff = backoff
+        self._batch = batch
         self._tallies: dict[str, Tally] = {}
         self._due: dict[Key, asyncio.TimerHandle] = {}
         self._store.listen(self._changed)
@@ -76,7 +84,7 @@ class JobController:
                 change.item
             ):
                 live.add(key)
-            self._soon((JOBS, key[1], owner["name"]))
+            self._soon((JOBS, key[1], owner["name"]), self._batch)
 
     def _tally(self, uid: str) -> Tally:
         return self._tallies.setdefault(uid, Tally())
@@ -251,6 +259,9 @@ class JobController:
         made: list[Object] = []
         for slot in slots:
             if len(made) >= room:
+                break
+            if len(made) == _AT_ONCE:
+                self._soon(key)
                 break
             wait = tally.not_before.get(slot, 0) - self._loop.time()
             if wait > 0:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.kubernetes_server.api import Api
-from tests.kubernetes_server.container import Container, Log
+from tests.kubernetes_server.container import Container, Log, Plan, Running
 from tests.kubernetes_server.images import Pull
 from tests.kubernetes_server.pods import Pod
 from tests.kubernetes_server.resources import NODES, PODS, Object, condition, has_condition, now
@@ -31,6 +31,10 @@ class Node:
     directory: Path
     claims: Mapping[str, Path]
     own_network: bool
+    start: Callable[[Plan], Awaitable[Running]] = Container.start
+    room: asyncio.Semaphore | None = None
+    """How many pods run at once; None: as many as there are."""
+
     unpullable: dict[str, str] = field(default_factory=dict)
     """By a part of an image's reference (empty: all): the registry's words against it."""
 
@@ -81,7 +85,7 @@ class Kubelet:
             )
         return held.containers[container].log
 
-    def running(self, pod: Object, container: str) -> Container:
+    def running(self, pod: Object, container: str) -> Running:
         self._check_node(pod)
         held = self._pods.get(pod["metadata"]["uid"])
         found = held.containers.get(container) if held else None
@@ -122,14 +126,32 @@ class Kubelet:
             self._pods[uid].ending.set()
 
     async def _live(self, pod: Pod) -> None:
+        room = self.node.room
         try:
-            if await self._schedule(pod):
+            entered = room is None or await self._enter(pod, room)
+            if entered and await self._schedule(pod):
                 await pod.run()
         except Exception as error:
             about = {"message": f"pod {pod.key[1]}/{pod.key[2]}", "exception": error}
             asyncio.get_running_loop().call_exception_handler(about)
         finally:
+            pod.leave()
             pod.clean()
+
+    async def _enter(self, pod: Pod, room: asyncio.Semaphore) -> bool:
+        """Wait until there is room for one more; false if the pod is deleted before."""
+        if room.locked():
+            count = len(self._api.store.select(NODES, "", lambda _: True))
+            why = f"0/{count} nodes are available: {count} Too many pods."
+            pod.set_condition(condition("PodScheduled", "False", "Unschedulable", why))
+        entering = asyncio.ensure_future(room.acquire())
+        try:
+            await first_of(asyncio.shield(entering), pod.ending.wait())
+        finally:
+            entered = not entering.cancel()
+        if entered:
+            pod.leaves = room.release
+        return entered
 
     async def _schedule(self, pod: Pod) -> bool:
         """Give the pod a node, as soon as there is one for it; false if it is deleted before."""

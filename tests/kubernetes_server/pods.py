@@ -7,13 +7,14 @@ import contextlib
 import itertools
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.kubernetes_server import volumes
 from tests.kubernetes_server.api import Api
-from tests.kubernetes_server.container import Container, Mount, Plan
+from tests.kubernetes_server.container import Mount, Plan, Running
 from tests.kubernetes_server.images import PullError, Unpacked
 from tests.kubernetes_server.refusals import Refused
 from tests.kubernetes_server.resources import Object, condition, now, with_condition
@@ -35,12 +36,14 @@ class Pod:
         self.key = key
         self.uid = uid
         self.node_name = ""
-        self.containers: dict[str, Container] = {}
+        self.containers: dict[str, Running] = {}
         self.waiting = "ContainerCreating"
         self.ending = asyncio.Event()
         """Somebody deletes it."""
         self.gone = asyncio.Event()
         """It is no longer in the store."""
+        self.leaves: Callable[[], None] | None = None
+        """Called when it has ended, and leaves its room on the node to others."""
         self._api = api
         self._node = node
         self._states: dict[str, Object] = {}
@@ -80,6 +83,11 @@ class Pod:
             container.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def leave(self) -> None:
+        if self.leaves is not None:
+            self.leaves()
+            self.leaves = None
+
     # -- its life
 
     async def run(self) -> None:
@@ -104,6 +112,7 @@ class Pod:
             await self.gone.wait()
             return
         self._finish(ended)
+        self.leave()
         await self.ending.wait()
         with contextlib.suppress(Refused):
             self._api.store.mark_deleted(self.key, 0)
@@ -214,7 +223,7 @@ class Pod:
             message.chmod(0o666)
             target = Mount(message, spec["terminationMessagePath"], writable=True)
             started = now()
-            container = await Container.start(replace(plan, mounts=[*plan.mounts, target]))
+            container = await self._node.start(replace(plan, mounts=[*plan.mounts, target]))
             self.containers[name] = container
             await self._started(item, spec, container, started)
             code = await container.wait()
@@ -268,9 +277,7 @@ class Pod:
             mounts=[*image.mounts, *volumes.mounts(spec, made)],
         )
 
-    async def _started(
-        self, item: Object, spec: Object, container: Container, started: str
-    ) -> None:
+    async def _started(self, item: Object, spec: Object, container: Running, started: str) -> None:
         probe = spec.get("readinessProbe", {}).get("tcpSocket")
         self._api.event(item, "Started", f"Started container {spec['name']}")
         self._set(spec, {"running": {"startedAt": started}}, ready=not probe, started=True)
@@ -279,7 +286,7 @@ class Pod:
             # It ends with the container, and asks for the container first.
             task.add_done_callback(lambda it: it.cancelled() or it.exception())
 
-    async def _probe(self, spec: Object, container: Container, port: int) -> None:
+    async def _probe(self, spec: Object, container: Running, port: int) -> None:
         probe, ready = spec["readinessProbe"], False
         period = float(probe.get("periodSeconds", 10))
         await asyncio.sleep(float(probe.get("initialDelaySeconds", 0)))

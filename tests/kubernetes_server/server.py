@@ -26,6 +26,7 @@ from tests.kubernetes_server.api import Api
 from tests.kubernetes_server.collector import Collector
 from tests.kubernetes_server.disturbances import Disturbances, Request
 from tests.kubernetes_server.faults import Faults
+from tests.kubernetes_server.forked import Forks
 from tests.kubernetes_server.http import Front
 from tests.kubernetes_server.images import Pull
 from tests.kubernetes_server.jobs import JobController
@@ -60,6 +61,15 @@ class Settings:
     """Each pod has a network of its own, and reaches nothing outside; else all have the host's."""
 
     forced_uid: int | None = None
+
+    room: int | None = None
+    """How many pods run at once; None: as many as there are."""
+
+    forked: bool = False
+    """Containers are forks of one process with the image's worker: for thousands of them."""
+
+    batch: float = 0.01
+    """In which the Job controller gathers what has changed (really: 1)."""
 
 
 class Server:
@@ -103,6 +113,7 @@ class Server:
         """End it, with every container; AssertionError if anything in it went wrong of itself."""
         self.take_down()
         self._await(self._kubelet.stop())
+        self._await(self._forks.stop())
         self._await(_settle())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -171,6 +182,10 @@ class Server:
         """How often each verb, resource and user agent was asked for."""
         return self.run(lambda: Counter(self._disturbances.requests))
 
+    def sent(self) -> Counter[str]:
+        """Bytes of the bodies of answers, by verb."""
+        return self.run(lambda: Counter({**self._disturbances.sent, "watch": self._watches.sent}))
+
     def forget_requests(self) -> None:
         self.run(self._disturbances.requests.clear)
 
@@ -213,8 +228,13 @@ class Server:
         admission = Admission(forced_uid=settings.forced_uid)
         self._api = Api(store, Collector(store, self._loop), admission, settings.minor)
         node = Node(self._pull, self.directory / "pods", settings.claims, settings.own_network)
+        if settings.room is not None:
+            node.room = asyncio.Semaphore(settings.room)
+        self._forks = Forks(self.directory / "forks")
+        if settings.forked:
+            node.start = self._forks.start
         self._kubelet = Kubelet(self._api, node)
-        JobController(self._api, self._loop, settings.backoff)
+        JobController(self._api, self._loop, settings.backoff, settings.batch)
         self._watches = Watches(store, settings.bookmark)
         parts = (self._api, self._kubelet, admission, self._disturbances, self._watches)
         self._front = Front(*parts, self._token)
@@ -264,7 +284,13 @@ def _node(api: Api, name: str) -> Object:
         "kubernetes.io/hostname": name,
     }
     room = {"cpu": "8", "memory": "32Gi", "pods": "110"}
-    info = {"architecture": arch, "operatingSystem": "linux", "kubeletVersion": f"v1.{api.minor}.0"}
+    told = ("bootID", "machineID", "systemUUID", "kernelVersion", "osImage", "kubeProxyVersion")
+    info = {
+        **dict.fromkeys((*told, "containerRuntimeVersion"), "played"),
+        "architecture": arch,
+        "operatingSystem": "linux",
+        "kubeletVersion": f"v1.{api.minor}.0",
+    }
     return {
         "apiVersion": "v1",
         "kind": "Node",

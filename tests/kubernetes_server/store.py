@@ -41,7 +41,7 @@ class Store:
     def __init__(self, window: int) -> None:
         self.revision = 1000
         self._oldest = 1000
-        self._objects: dict[Key, Object] = {}
+        self._objects: defaultdict[Resource, dict[Key, Object]] = defaultdict(dict)
         self._journal: deque[Change] = deque(maxlen=window)
         self._dependents: dict[str, set[Key]] = defaultdict(set)
         self._listeners: list[Callable[[Change], None]] = []
@@ -49,7 +49,7 @@ class Store:
     # -- reading
 
     def find(self, resource: Resource, namespace: str, name: str) -> Object | None:
-        return self._objects.get((resource, namespace, name))
+        return self._objects[resource].get((resource, namespace, name))
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         found = self.find(resource, namespace, name)
@@ -61,15 +61,16 @@ class Store:
         """In the order of namespace and name; all namespaces if none is named."""
         found = [
             (key, item)
-            for key, item in self._objects.items()
-            if key[0] == resource and (not namespace or key[1] == namespace) and match(item)
+            for key, item in self._objects[resource].items()
+            if (not namespace or key[1] == namespace) and match(item)
         ]
         return [item for _, item in sorted(found, key=lambda pair: pair[0][1:])]
 
     def dependents(self, uid: str) -> list[tuple[Key, Object]]:
         """The objects that name ``uid`` as an owner."""
         return [
-            (key, self._objects[key]) for key in sorted(self._dependents.get(uid, ()), key=_order)
+            (key, self._objects[key[0]][key])
+            for key in sorted(self._dependents.get(uid, ()), key=_order)
         ]
 
     def has_uid(self, resource: Resource, namespace: str, name: str, uid: str) -> bool:
@@ -100,7 +101,7 @@ class Store:
     def create(self, resource: Resource, item: Object) -> Object:
         """Put an object that has its name and uid; 409 if there is one of that name."""
         key = self.key(resource, item)
-        if key in self._objects:
+        if key in self._objects[resource]:
             raise refusals.already_exists(resource, key[2])
         self._write("ADDED", key, item, None)
         return item
@@ -159,7 +160,7 @@ class Store:
         return resource, space, metadata["name"]
 
     def _remove(self, key: Key) -> None:
-        before = self._objects[key]
+        before = self._objects[key[0]][key]
         self._write("DELETED", key, copy.deepcopy(before), before)
 
     def _write(self, kind: str, key: Key, item: Object, before: Object | None) -> None:
@@ -171,9 +172,9 @@ class Store:
         for owner in (before or {}).get("metadata", {}).get("ownerReferences", ()):
             self._dependents[owner["uid"]].discard(key)
         if kind == "DELETED":
-            del self._objects[key]
+            del self._objects[key[0]][key]
         else:
-            self._objects[key] = item
+            self._objects[key[0]][key] = item
             for owner in item["metadata"].get("ownerReferences", ()):
                 self._dependents[owner["uid"]].add(key)
         if len(self._journal) == self._journal.maxlen:

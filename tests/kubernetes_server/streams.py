@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from aiohttp import WSMsgType, web
 
-from tests.kubernetes_server.container import Container, Log
+from tests.kubernetes_server.container import Log, Running
 from tests.kubernetes_server.kubelet import Kubelet, NoContainer
 from tests.kubernetes_server.refusals import Refused
 from tests.kubernetes_server.resources import PODS, Object, moment
@@ -86,7 +86,7 @@ def _shown(log: Log, first: int, since: datetime.datetime | None, stamps: bool) 
             yield (at.strftime("%Y-%m-%dT%H:%M:%S.%f000Z ").encode() if stamps else b"") + line
 
 
-async def _exec(request: web.BaseRequest, container: Container) -> web.StreamResponse:
+async def _exec(request: web.BaseRequest, container: Running) -> web.StreamResponse:
     command = request.query.getall("command", [])
     if not command:
         raise Refused(400, "you must specify at least 1 container, 1 of stdin, stdout, stderr")

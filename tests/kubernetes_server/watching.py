@@ -24,6 +24,8 @@ class Watches:
         self._store = store
         self._bookmark = bookmark
         self._open: set[asyncio.Queue[Change | str]] = set()
+        self.sent = 0
+        """Bytes."""
 
     def tell(self, what: str) -> None:
         """``expire`` (an ERROR event with 410, then the end), ``close`` or ``cut``: all that are open."""
@@ -56,7 +58,7 @@ class Watches:
         self._open.add(queue)
         try:
             await response.prepare(request)
-            await _send(response, first)
+            await self._send(response, first)
             await self._follow(request, response, call, match, queue)
         finally:
             stop()
@@ -79,19 +81,25 @@ class Watches:
                 change = await asyncio.wait_for(queue.get(), min(left, self._bookmark))
             except asyncio.TimeoutError:
                 if bookmarks:
-                    await _send(response, [self._mark(call)])
+                    await self._send(response, [self._mark(call)])
                 continue
             if isinstance(change, Change):
-                await _send(response, list(_events(change, call, match)))
+                await self._send(response, list(_events(change, call, match)))
             elif change == "expire":
                 refused = expired(self._store.revision - 1, self._store.revision)
-                await _send(response, [{"type": "ERROR", "object": refused.status}])
+                await self._send(response, [{"type": "ERROR", "object": refused.status}])
                 return
             elif change == "cut" and request.transport is not None:
                 request.transport.abort()
                 return
             else:
                 return
+
+    async def _send(self, response: web.StreamResponse, events: list[Object]) -> None:
+        if events:
+            text = b"".join(json.dumps(it).encode() + b"\n" for it in events)
+            self.sent += len(text)
+            await response.write(text)
 
     def _mark(self, call: Call) -> Object:
         metadata = {"resourceVersion": str(self._store.revision), "creationTimestamp": None}
@@ -110,8 +118,3 @@ def _events(change: Change, call: Call, match: Match) -> Iterator[Object]:
     if was or matches:
         kind = "MODIFIED" if was and matches else "ADDED" if matches else "DELETED"
         yield {"type": kind, "object": change.item}
-
-
-async def _send(response: web.StreamResponse, events: list[Object]) -> None:
-    if events:
-        await response.write(b"".join(json.dumps(it).encode() + b"\n" for it in events))

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clustrix_containers.errors import ClusterError
+from clustrix_containers.clusters import Tell
+from clustrix_containers.errors import ClusterError, ResultLost
 from clustrix_containers.jobs import Cause, Found, State, Status, Task
 
 from .api import Api, connect
@@ -22,8 +23,13 @@ from .settings import Settings, results_option, seconds
 from .verdict import JOB_DELETED, JobView, PodView, deletion, judge, newest
 from .watch import Watcher, watcher
 
+if TYPE_CHECKING:
+    from clustrix_containers.results.inline import Stored
+
 APPEARS = 10.0
 """Seconds within which the watch has heard of a Job that was made."""
+SEEN_LATE, FOUND_LATE = 75.0, 15.0
+"""Seconds for which a file of a volume is waited for: one that a pod has named, and any."""
 SLOW = 3.0
 """Seconds after which a Job is asked why it has no pods."""
 
@@ -90,6 +96,8 @@ class KubernetesCluster:
             results=results_option(results),
         )
         self._since: dict[str, float] = {}
+        self._unsure: dict[str, float] = {}
+        """Since when an element's end is known by its Job alone."""
 
     poll_interval = (0.5, 10.0)
     pulls = True
@@ -136,8 +144,8 @@ class KubernetesCluster:
         prefix = f"{self._api.namespace}/{task.run}/{task.attempt}"
         return [f"{prefix}.{element}" for element in task.elements]
 
-    def subscribe(self, wake: Callable[[], None]) -> None:
-        self._watcher.subscribe(wake)
+    def subscribe(self, run: str, tell: Tell) -> Callable[[], None]:
+        return self._watcher.follow(run, tell)
 
     def states(self, ids: Sequence[str]) -> Mapping[str, Status]:
         """Asks nobody: the watch knows. UNKNOWN if it has heard nothing for long."""
@@ -147,64 +155,108 @@ class KubernetesCluster:
         except ClusterError as error:
             return dict.fromkeys(ids, Status(State.UNKNOWN, message=error.message))
         found, unsure = self._judge(ids, watching)
+        late = [name for name, since in unsure.items() if watching.has_caught_up(since)]
         try:
-            for run in {_parse(name)[0] for name in unsure}:
+            for run in {_parse(name)[0] for name in late}:
                 watching.refresh(run)
         except ClusterError:
-            return {**found, **dict.fromkeys(unsure, Status(State.UNKNOWN))}
-        return {**found, **self._judge(unsure, watching)[0]}
+            return {**found, **dict.fromkeys(late, Status(State.UNKNOWN))}
+        return {**found, **self._judge(late, watching)[0]}
 
     def _judge(
         self, ids: Sequence[str], watching: Watcher
-    ) -> tuple[dict[str, Status], Sequence[str]]:
-        """The states, and which of them rest on the Job's word, with no pod that bears it out."""
-        pods: dict[tuple[str, int], dict[int, list[PodView]]] = {}
+    ) -> tuple[dict[str, Status], Mapping[str, float]]:
+        """The states; and which of them rest on the Job's word, with no pod that bears it out.
+
+        For so long the watch of pods is behind that of Jobs, or the pod is gone.
+        """
         found: dict[str, Status] = {}
-        unsure = []
+        unsure: dict[str, float] = {}
         for name in ids:
             run, attempt, element = _parse(name)
-            if (run, attempt) not in pods:
-                pods[run, attempt] = watching.pods(run, attempt)
-            own = pods[run, attempt].get(element, ())
+            own = watching.pods(run, attempt, element)
             job = watching.job(run, attempt, element)
             status = judge(job, own, element, patient=self._patient(own))
             if status is None:
                 found[name] = self._deleted(name)
                 continue
             self._since.pop(name, None)
-            found[name] = self._explained(status, job, own, watching)
-            if found[name].state.terminal and not any(pod.ended or pod.ready for pod in own):
-                unsure.append(name)
-        _refuse_alike(found, pods)
+            status = self._explained(status, job, own, watching)
+            if job and status.state.terminal and not any(pod.ended or pod.ready for pod in own):
+                since = self._unsure.setdefault(name, job.heard)
+                if watching.listed(run) <= since:
+                    unsure[name] = since
+                    status = Status(State.RUNNING, message="has ended; its pod says how")
+            else:
+                self._unsure.pop(name, None)
+            found[name] = status
+        _refuse_alike(found, watching)
         return found, unsure
 
-    def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
+    def fetch(self, id: str, directory: Path, image: str) -> None:  # noqa: A002
         """Bring an element's mark and result into ``directory``, from wherever they are."""
-        from clustrix_containers.results import inline
+        from clustrix_containers.results import arrival, inline
 
-        from . import stores, take
+        from . import take
 
         run, attempt, element = _parse(id)
         api, key = self._api, (directory / "key").read_bytes()
+        claim = self._settings.claim
+        if claim and arrival.arrived(directory, element, attempt, key=key, run=run):
+            return
         pods = self._pods(run, attempt, element)
-        if not any(pod.ended or pod.ready for pod in pods):
+        # Where the Job's word counts, the pods have been asked for since.
+        if not any(pod.ended or pod.ready for pod in pods) and id not in self._unsure:
             self._watcher.refresh(run)
             pods = self._pods(run, attempt, element)
-        image = ""
         for pod in pods:
-            image = pod.image
-            said = take.said_by(pod, run)
+            said = take.said_by(self._watcher.reread(pod) if pod.trimmed else pod, run)
             if isinstance(said, inline.Inline):
                 inline.put(directory, element, attempt, said.mark, said.result, key=key, run=run)
+                self._watcher.taken(pod)
                 return
             if said is not None:
-                stores.fetch(self._settings, image, run, said, element, attempt, directory, key)
+                self._fetch(id, said, directory, image)
+                self._watcher.taken(pod)
                 return
             if pod.ready and not pod.ended:
                 take.from_pod(api, api.namespace, pod, directory, run=run, key=key)
                 return
+        if claim and pods and all(pod.exit_code for pod in pods):
+            # Whoever had written there would have said so.
+            return
         # No pod tells of it any more; a store keeps it all the same.
-        stores.fetch(self._settings, image, run, None, element, attempt, directory, key)
+        self._fetch(id, None, directory, image)
+
+    def _fetch(
+        self,
+        name: str,
+        said: Stored | None,
+        directory: Path,
+        image: str,
+    ) -> None:
+        from . import stores
+
+        run, attempt, element = _parse(name)
+        place = (element, attempt, directory, (directory / "key").read_bytes())
+        if stores.fetch(self._api, self.settings, image, run, said, *place):
+            return
+        claim = self._settings.claim
+        if not claim or (said is not None and said.kind != "volume"):
+            return
+        # A shared file system shows late what another machine has written.
+        if self._seconds_since(f"{name} late") < (FOUND_LATE if said is None else SEEN_LATE):
+            raise ClusterError(
+                f"the result of element {element} is not to be seen on the volume claim {claim} yet",
+                temporary=True,
+            )
+        if said is not None:
+            raise ResultLost(
+                f"the result of element {element} is not on the volume claim {claim} any more",
+                hint="Somebody has deleted it.",
+                element=element,
+                run=run,
+            )
 
     def logs(self, id: str, *, follow: bool = False) -> Iterator[bytes]:  # noqa: A002
         from . import logs
@@ -220,14 +272,14 @@ class KubernetesCluster:
         return logs.follow(self._api, self._api.namespace, find, wait=follow)
 
     def cancel(self, ids: Sequence[str]) -> None:
-        from .submit import cancel
+        from .cancel import cancel
 
-        wanted: dict[tuple[str, int], set[int]] = {}
+        wanted: dict[str, dict[int, set[int]]] = {}
         for name in ids:
             run, attempt, element = _parse(name)
-            wanted.setdefault((run, attempt), set()).add(element)
-        for (run, attempt), elements in wanted.items():
-            cancel(self._api, self._api.namespace, run, attempt, elements)
+            wanted.setdefault(run, {}).setdefault(attempt, set()).add(element)
+        for run, elements in wanted.items():
+            cancel(self._api, self._api.namespace, run, elements)
 
     def find(self, run: str) -> Found | None:
         """Everything that is needed to attach lies in the run's Jobs and its Secret."""
@@ -241,7 +293,7 @@ class KubernetesCluster:
     def _pods(self, run: str, attempt: int, element: int) -> list[PodView]:
         """An element's pods, those that say how it ended first, then the newest."""
         self._watcher.look()
-        pods = self._watcher.pods(run, attempt).get(element, [])
+        pods = self._watcher.pods(run, attempt, element)
         return sorted(
             pods, key=lambda it: (it.exit_code == 0, it.ended, it.ready, it.created), reverse=True
         )
@@ -295,16 +347,15 @@ class KubernetesCluster:
         return now - self._since.setdefault(key, now)
 
 
-def _refuse_alike(
-    found: dict[str, Status], pods: Mapping[tuple[str, int], Mapping[int, Sequence[PodView]]]
-) -> None:
+def _refuse_alike(found: dict[str, Status], watching: Watcher) -> None:
     """Elements of a run have one image: where none has begun, what one cannot start none can."""
     refused: dict[tuple[str, int], Status] = {}
     for name, status in found.items():
         if status.cause is Cause.REFUSED:
             run, attempt, _ = _parse(name)
-            own = pods[run, attempt].values()
-            if not any(pod.started or pod.ended for all_of_one in own for pod in all_of_one):
+            if (run, attempt) not in refused and not any(
+                pod.started or pod.ended for pod in watching.all_pods(run, attempt)
+            ):
                 refused[run, attempt] = status
     if refused:
         for name, status in found.items():

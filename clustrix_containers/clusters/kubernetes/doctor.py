@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.jobs import Resources, Task
 
-from . import manifest, stores
+from . import claim, manifest, stores
 from .api import Api
+from .server import Server
 from .settings import Settings
+from .submit import refused_queue
 
 if TYPE_CHECKING:
     from . import KubernetesCluster
@@ -33,6 +35,9 @@ PERMISSIONS = (
 )
 """Group, resource, subresource and the verbs that we use: what ``k8s/`` allows, and no more."""
 
+CLAIM_PERMISSION = ("", "persistentvolumeclaims", "", ("get",))
+"""What is needed besides where results go to a volume claim."""
+
 
 def findings(cluster: KubernetesCluster) -> Sequence[Finding]:
     """Each thing looked at: its name, whether it is all right, a sentence."""
@@ -45,10 +50,11 @@ def findings(cluster: KubernetesCluster) -> Sequence[Finding]:
     found: list[Finding] = [
         ("API server", True, f"{api.where}: Kubernetes {server.major}.{server.minor}"),
         ("arrays", True, server.describe(1000)),
+        *_queue(settings, server),
         ("results", True, stores.describe(settings)),
     ]
     found += _permissions(api, settings)
-    for look in (_pull_secret, _quotas, _architecture, _dry_run):
+    for look in (_volume_claim, _pull_secret, _quotas, _architecture, _dry_run):
         try:
             found += look(api, settings)
         except ClusterError as error:  # noqa: PERF203
@@ -56,11 +62,19 @@ def findings(cluster: KubernetesCluster) -> Sequence[Finding]:
     return found
 
 
+def _queue(settings: Settings, server: Server) -> Iterator[Finding]:
+    if words := refused_queue(settings, server):
+        yield "queue", False, words
+    elif settings.queue:
+        yield "queue", True, f"{settings.queue}: Jobs stay suspended until Kueue resumes them"
+
+
 def _permissions(api: Api, settings: Settings) -> Iterator[Finding]:
     from kubernetes.client import AuthorizationV1Api
 
     access = AuthorizationV1Api(api.client)
-    for group, resource, subresource, verbs in PERMISSIONS:
+    more = (CLAIM_PERMISSION,) if settings.claim else ()
+    for group, resource, subresource, verbs in (*PERMISSIONS, *more):
         name = f"{resource}/{subresource}" if subresource else resource
         missing = []
         for verb in verbs:
@@ -86,6 +100,12 @@ def _permissions(api: Api, settings: Settings) -> Iterator[Finding]:
             yield "permissions", False, f"{text}: kubectl apply -k k8s/ gives what is needed"
         else:
             yield "permissions", True, f"{name}: {', '.join(verbs)}"
+
+
+def _volume_claim(api: Api, settings: Settings) -> list[Finding]:
+    if settings.claim is None:
+        return []
+    return [("volume claim", *claim.inspect(api, settings))]
 
 
 def _pull_secret(api: Api, settings: Settings) -> list[Finding]:

@@ -15,6 +15,8 @@ from .api import Api, body
 EVERY = 15.0
 """Seconds for which the last answer is good enough."""
 MOST = 500
+_EMPTY = ("", "Error: ErrImagePull", "Error: ImagePullBackOff")
+"""What a kubelet says in the same second as the registry's words."""
 
 
 class Events:
@@ -57,5 +59,6 @@ class Events:
         said = {}
         for event in found:
             about = event["involvedObject"]
-            said[about.get("uid") or about.get("name", "")] = event.get("message", "")
+            if event.get("message", "") not in _EMPTY:
+                said[about.get("uid") or about.get("name", "")] = event.get("message", "")
         return said

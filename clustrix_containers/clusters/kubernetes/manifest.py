@@ -37,7 +37,10 @@ NOTE_COMMAND = f"{PREFIX}/command"
 NOTE_TASK = f"{PREFIX}/task"
 """What another machine needs to run a lost element again: resources and retries, as JSON."""
 CONTAINER = "main"
+CLAIM = "claim"
 HOLD_PORT = 8473
+VOLUME_PATH = "/opt/clustrix/volume"
+"""Where a volume claim for results is mounted."""
 MESSAGE_PATH = "/dev/termination-log"
 INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -56,6 +59,12 @@ def job_name(task: Task, element: int | None) -> str:
     """The name is the run's and the attempt's, so that the same Job is never made twice."""
     name = f"{task.run}-{task.attempt}"
     return name if element is None else f"{name}-{element}"
+
+
+def job_names(run: str, attempt: int, element: int) -> Sequence[str]:
+    """The names that a Job of this element alone may have: the first was made by itself."""
+    name = f"{run}-{attempt}"
+    return (f"{name}-{element}",) if element else (f"{name}-0", name)
 
 
 def is_indexed(task: Task, server: Server) -> bool:
@@ -116,7 +125,7 @@ def _job(
     spec: dict[str, Any] = {
         "backoffLimit": task.retries,
         "ttlSecondsAfterFinished": settings.ttl,
-        "template": _template(task, settings, element, labels, held),
+        "template": _template(task, settings, server, element, labels, held),
     }
     if settings.deadline is not None:
         spec["activeDeadlineSeconds"] = settings.deadline
@@ -220,21 +229,50 @@ def label(text: str) -> str:
 
 
 def _template(
-    task: Task, settings: Settings, element: int | None, labels: Mapping[str, str], held: bool
+    task: Task,
+    settings: Settings,
+    server: Server,
+    element: int | None,
+    labels: Mapping[str, str],
+    held: bool,
 ) -> dict[str, Any]:
+    more: dict[str, Any] = {}
+    if task.resources.timeout is not None:
+        # The worker ends the function in time and says so; this is for a worker that cannot.
+        spare = 60 + math.ceil(settings.grace) + (settings.hold if held else 0)
+        more["activeDeadlineSeconds"] = math.ceil(task.resources.timeout) + spare
+    container = _container(task, settings, element, held)
+    volumes = _volumes(task)
+    if settings.claim:
+        container["volumeMounts"].append({"name": CLAIM, "mountPath": VOLUME_PATH})
+        volumes.append(claimed(settings.claim))
+    return template(settings, server, labels, container, volumes, **more)
+
+
+def claimed(claim: str) -> dict[str, Any]:
+    """The volume :data:`CLAIM` of a pod."""
+    return {"name": CLAIM, "persistentVolumeClaim": {"claimName": claim}}
+
+
+def template(
+    settings: Settings,
+    server: Server,
+    labels: Mapping[str, str],
+    container: Mapping[str, Any],
+    volumes: Sequence[Mapping[str, Any]],
+    **more: object,
+) -> dict[str, Any]:
+    """A pod template as the target's options want every pod of ours to be."""
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": math.ceil(settings.grace) + 5,
-        "securityContext": _pod_security(settings),
-        "containers": [_container(task, settings, element, held)],
-        "volumes": _volumes(task),
+        "securityContext": _pod_security(settings, server),
+        "containers": [container],
+        "volumes": volumes,
+        **more,
     }
-    if task.resources.timeout is not None:
-        # The worker ends the function in time and says so; this is for a worker that cannot.
-        spare = 60 + math.ceil(settings.grace) + (settings.hold if held else 0)
-        spec["activeDeadlineSeconds"] = math.ceil(task.resources.timeout) + spare
     chosen = {
         "imagePullSecrets": [{"name": settings.pull_secret}] if settings.pull_secret else None,
         "serviceAccountName": settings.service_account,
@@ -244,16 +282,28 @@ def _template(
         "affinity": dict(settings.affinity),
     }
     spec |= {name: value for name, value in chosen.items() if value}
-    template = {"metadata": {"labels": dict(labels)}, "spec": spec}
-    merged: dict[str, Any] = merge(template, settings.overlay)
+    ours = {"metadata": {"labels": dict(labels)}, "spec": spec}
+    merged: dict[str, Any] = merge(ours, settings.overlay)
     return merged
 
 
-def _pod_security(settings: Settings) -> dict[str, Any]:
+def _pod_security(settings: Settings, server: Server) -> dict[str, Any]:
     security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     if settings.user is not None:
         security |= {"runAsUser": settings.user, "runAsGroup": settings.user}
+    if settings.claim and settings.user is not None:
+        # A new disk belongs to root. Where the group is right already, no file is looked at.
+        security["fsGroup"] = settings.user
+        if server.group_policy:
+            security["fsGroupChangePolicy"] = "OnRootMismatch"
     return security
+
+
+CONTAINER_SECURITY: Mapping[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
 def _container(task: Task, settings: Settings, element: int | None, held: bool) -> dict[str, Any]:
@@ -269,11 +319,7 @@ def _container(task: Task, settings: Settings, element: int | None, held: bool) 
         "imagePullPolicy": "IfNotPresent",
         "env": _environment(task, settings, element),
         "resources": _resources(task.resources, settings),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": CONTAINER_SECURITY,
         "terminationMessagePath": MESSAGE_PATH,
         "volumeMounts": [
             {"name": name, "mountPath": path, **({"readOnly": True} if fixed else {})}

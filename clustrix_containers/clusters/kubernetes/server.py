@@ -30,9 +30,19 @@ class Server:
         return self.major, self.minor
 
     @property
+    def group_policy(self) -> bool:
+        """``fsGroupChangePolicy`` (on by default since 1.20)."""
+        return self.version >= (1, 20)
+
+    @property
     def indexed(self) -> bool:
         """Indexed Jobs, and Jobs that are made suspended (both on by default since 1.22)."""
         return self.version >= (1, 22)
+
+    @property
+    def labels_indexes(self) -> bool:
+        """Whether the pods of an Indexed Job have their index as a label (since 1.28)."""
+        return self.version >= (1, 28)
 
     @property
     def failure_policy(self) -> bool:

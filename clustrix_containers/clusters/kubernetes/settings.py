@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.errors import ClusterError, ConfigError
 from clustrix_containers.quantities import parse_duration
 
-STORES = ("auto", "hold", "s3", "registry")
+if TYPE_CHECKING:
+    from clustrix_containers.results.volume import Options
+
+STORES = ("auto", "hold", "s3", "registry", "volume")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +41,43 @@ class Settings:
     grace: float = 5.0
     results: Mapping[str, Any] = field(default_factory=lambda: {"kind": "auto"})
 
+    @property
+    def claim(self) -> str | None:
+        """The volume claim that the pods write results to."""
+        return volume(self.results).claim if self.results["kind"] == "volume" else None
+
 
 def results_option(value: object) -> Mapping[str, Any]:
     """``results:`` of a target: a store by name, or a mapping of one name to its options."""
-    if isinstance(value, str) and value in STORES:
+    if isinstance(value, str) and value in STORES and value != "volume":
         return {"kind": value}
     if isinstance(value, Mapping) and len(value) == 1:
         ((kind, options),) = value.items()
         if kind in STORES and isinstance(options, Mapping | None):
-            return {"kind": kind, **(options or {})}
+            chosen = {"kind": kind, **(options or {})}
+            if kind == "volume":
+                volume(chosen)
+            return chosen
     raise ClusterError(
         f"results is {value!r}",
         hint=f"It is one of {', '.join(STORES)}, or one of these with its options, as in"
         " results: {s3: {bucket: my-bucket}}.",
         option="results",
     )
+
+
+def volume(results: Mapping[str, Any]) -> Options:
+    """The options of the store ``volume``."""
+    from clustrix_containers.results.volume import Options
+
+    try:
+        return Options(**{key: value for key, value in results.items() if key != "kind"})
+    except TypeError as error:
+        raise ClusterError(
+            f"results: volume: {str(error).rpartition('__init__() ')[2]}",
+            hint="Its options are claim, path and mount.",
+            option="results",
+        ) from error
 
 
 def seconds(value: object, option: str) -> float:

@@ -10,8 +10,9 @@ from clustrix_containers.errors import ClusterError
 from clustrix_containers.jobs import Task
 from clustrix_containers.results import inline
 
-from .manifest import HOLD_PORT, MESSAGE_PATH
-from .settings import Settings, seconds
+from .api import Api
+from .manifest import HOLD_PORT, MESSAGE_PATH, VOLUME_PATH
+from .settings import Settings, seconds, volume
 
 EXPIRES = {"s3": 86400.0, "registry": 3600.0}
 """Seconds for which a pod's credential lasts, unless ``expires:`` of the store says otherwise."""
@@ -27,6 +28,9 @@ def deliver(settings: Settings, task: Task) -> Mapping[str, Any]:
 
 def _open(settings: Settings, task: Task) -> Mapping[str, Any]:
     kind = settings.results["kind"]
+    if kind == "volume":
+        place = volume(settings.results).directory(VOLUME_PATH, task.run)
+        return {"kind": "volume", "path": str(place), "claim": settings.claim}
     if kind == "s3":
         from clustrix_containers.results import s3
 
@@ -44,6 +48,7 @@ def _open(settings: Settings, task: Task) -> Mapping[str, Any]:
 
 
 def fetch(
+    api: Api,
     settings: Settings,
     image: str,
     run: str,
@@ -53,8 +58,21 @@ def fetch(
     directory: Path,
     key: bytes,
 ) -> bool:
-    """Bring an outcome from the target's store; ``said`` is what the pod said of it, if it did."""
+    """Bring an outcome from the target's store; ``said`` is what the pod said of it, if it did.
+
+    False if there is none, or if what was said to be on a volume is not to be seen there yet.
+    """
     kind = said.kind if said is not None else settings.results["kind"]
+    if kind == "volume":
+        from clustrix_containers.results import volume as files
+
+        from . import reader
+
+        place = files.mounted(volume(settings.results), run)
+        if place is None:
+            own = reader.of(api, settings, image, run)
+            return own.take(said, element, attempt, directory, key=key)
+        return files.fetch(place, run, said, element, attempt, directory, key=key)
     if kind == "s3":
         from clustrix_containers.results import s3
 
@@ -73,6 +91,13 @@ def describe(settings: Settings) -> str:
     small = "Results of a few kilobytes come with the pod's termination message"
     if kind in ("auto", "hold"):
         return f"{small}; a pod keeps a larger one for {settings.hold} s until the client takes it."
+    if kind == "volume":
+        options = volume(settings.results)
+        where = options.directory("", "RUN")
+        how = f"are read below {options.mount}" if options.mount else "a pod reads them for you"
+        return (
+            f"{small}; larger ones stay on the volume claim {options.claim} in {where}, and {how}."
+        )
     return f"{small}; larger ones go to the store {kind!r}."
 
 

@@ -1,11 +1,11 @@
-"""Making, adopting and deleting the objects of a run."""
+"""Making, adopting and finding the objects of a run."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.jobs import Found, Resources, Task
 
-from . import manifest, stores
-from .api import Api
+from . import claim, manifest, stores
+from .api import Api, body
+from .server import Server
 from .settings import Settings
-from .verdict import view_job
 
 PARALLEL = 8
 MOST_OWNERS = 2
@@ -25,7 +25,7 @@ MOST_OWNERS = 2
 def plan(api: Api, settings: Settings, task: Task) -> list[dict[str, Any]]:
     """The Secret, its values left out, and the Jobs."""
     server = api.server
-    _refuse(task, api)
+    _refuse(task, settings, api)
     secret = manifest.secret(task, settings, {}, b"")
     secret["data"] = dict.fromkeys(secret["data"], "")
     return [secret, *manifest.jobs(task, settings, server, held=_held(settings))]
@@ -38,51 +38,22 @@ def submit(api: Api, settings: Settings, task: Task) -> None:
     Where not, the Secret comes first, so that no pod waits for it.
     """
     server = api.server
-    _refuse(task, api)
+    _refuse(task, settings, api)
+    if settings.claim:
+        claim.require(api, settings)
     key = (task.directory / "key").read_bytes()
     secret = manifest.secret(task, settings, stores.deliver(settings, task), key)
     jobs = manifest.jobs(task, settings, server, held=_held(settings))
     if server.indexed:
-        made = _each(lambda job: _make_job(api, settings.namespace, job), jobs)
+        made = each(lambda job: _make_job(api, settings.namespace, job), jobs)
         if not _make_secret(api, settings, secret, made):
             _adopt_key(api, settings, task, key)
         if not settings.queue:
-            _each(lambda job: _resume(api, settings.namespace, job), made)
+            each(lambda job: _resume(api, settings.namespace, job), made)
         return
     _make_secret(api, settings, secret, ())
-    made = _each(lambda job: _make_job(api, settings.namespace, job), jobs)
+    made = each(lambda job: _make_job(api, settings.namespace, job), jobs)
     _own(api, settings.namespace, secret["metadata"]["name"], made)
-
-
-def cancel(api: Api, namespace: str, run: str, attempt: int, elements: Collection[int]) -> None:
-    """Delete the Jobs of these elements; of an Indexed Job that has others too, their pods."""
-    chosen = f"{manifest.selector(run)},{manifest.LABEL_ATTEMPT}={attempt}"
-    listed = api.call("list Jobs", api.batch.list_namespaced_job, namespace, label_selector=chosen)
-    found = [view_job(api.plain(job)) for job in listed.items]
-    whole = []
-    for job in found:
-        if job.element in elements or (job.indexed and job.count <= len(elements)):
-            whole.append(job)
-        elif job.indexed:
-            _delete_pods(api, namespace, chosen, elements)
-    if len(whole) == len(found) > 1:
-        api.call(
-            "delete Jobs",
-            api.batch.delete_collection_namespaced_job,
-            namespace,
-            label_selector=chosen,
-            propagation_policy="Background",
-        )
-        return
-    for job in whole:
-        _gone_is_fine(
-            api,
-            "delete a Job",
-            api.batch.delete_namespaced_job,
-            job.name,
-            namespace,
-            propagation_policy="Background",
-        )
 
 
 def find(api: Api, settings: Settings, run: str) -> Found | None:
@@ -93,15 +64,15 @@ def find(api: Api, settings: Settings, run: str) -> Found | None:
     """
     namespace = settings.namespace
     chosen = f"{manifest.selector(run)},{manifest.LABEL_ATTEMPT}=0"
-    listed = api.call("list Jobs", api.batch.list_namespaced_job, namespace, label_selector=chosen)
-    jobs = [api.plain(job) for job in listed.items]
-    if not jobs:
+    # Any of them tells all about the run.
+    first = next(iter(_jobs(api, namespace, chosen, limit=1)), None)
+    if first is None:
         return None
-    notes = jobs[0]["metadata"]["annotations"]
+    notes = first["metadata"]["annotations"]
     noted = json.loads(notes.get(manifest.NOTE_TASK) or "{}")
     task = Task(
         run=run,
-        name=jobs[0]["metadata"]["labels"].get(manifest.LABEL_FUNCTION, "run"),
+        name=first["metadata"]["labels"].get(manifest.LABEL_FUNCTION, "run"),
         image=notes[manifest.NOTE_IMAGE],
         elements=range(int(notes[manifest.NOTE_COUNT])),
         resources=Resources(**noted.get("resources", {})),
@@ -111,13 +82,13 @@ def find(api: Api, settings: Settings, run: str) -> Found | None:
         retries=int(noted.get("retries", 0)),
     )
     secret = _read_secret(api, namespace, run)
-    if secret is None and jobs[0]["spec"].get("suspend"):
-        body = manifest.secret(task, settings, stores.deliver(settings, task), os.urandom(32))
-        _make_secret(api, settings, body, jobs)
+    if secret is None and first["spec"].get("suspend"):
+        new = manifest.secret(task, settings, stores.deliver(settings, task), os.urandom(32))
+        _make_secret(api, settings, new, [first])
         secret = _read_secret(api, namespace, run)
     if secret is None:
         raise ClusterError(f"the Secret with the key of run {run} is gone")
-    _complete(api, namespace, jobs, secret)
+    _complete(api, namespace, chosen, first, secret)
     return Found(
         run=run,
         name=task.name,
@@ -130,6 +101,18 @@ def find(api: Api, settings: Settings, run: str) -> Found | None:
         resources=task.resources,
         retries=task.retries,
     )
+
+
+def _jobs(api: Api, namespace: str, chosen: str, **options: Any) -> list[dict[str, Any]]:
+    listed = api.call(
+        "list Jobs",
+        api.batch.list_namespaced_job,
+        namespace,
+        label_selector=chosen,
+        _preload_content=False,
+        **options,
+    )
+    return list(body(listed)["items"])
 
 
 def _read_secret(api: Api, namespace: str, run: str) -> dict[str, Any] | None:
@@ -149,28 +132,43 @@ def _key(secret: Mapping[str, Any]) -> bytes:
 
 
 def _complete(
-    api: Api, namespace: str, jobs: Sequence[dict[str, Any]], secret: Mapping[str, Any]
+    api: Api, namespace: str, chosen: str, first: dict[str, Any], secret: Mapping[str, Any]
 ) -> None:
     """Make what is missing of a submission that its client has not finished.
 
     Where each element has a Job, the Secret gets its owners when all of them are made: from then
     on what is missing was deleted, and stays so.
     """
-    labels = jobs[0]["metadata"]["labels"]
+    labels = first["metadata"]["labels"]
     if manifest.LABEL_ELEMENT not in labels or secret["metadata"].get("ownerReferences"):
         if not labels.get(manifest.LABEL_QUEUE):
-            _each(lambda job: _resume(api, namespace, job), jobs)
+            _resume(api, namespace, first)
         return
-    count = int(jobs[0]["metadata"]["annotations"][manifest.NOTE_COUNT])
-    there = {int(job["metadata"]["labels"][manifest.LABEL_ELEMENT]): job for job in jobs}
+    count = int(first["metadata"]["annotations"][manifest.NOTE_COUNT])
+    there = {
+        int(job["metadata"]["labels"][manifest.LABEL_ELEMENT]): job
+        for job in _jobs(api, namespace, chosen)
+    }
     missing = [element for element in range(count) if element not in there]
-    new = [manifest.like(jobs[0], element) for element in missing]
-    made = _each(lambda job: _make_job(api, namespace, job), new) if new else []
+    new = [manifest.like(first, element) for element in missing]
+    made = each(lambda job: _make_job(api, namespace, job), new) if new else []
     there.update(zip(missing, made, strict=True))
     _own(api, namespace, secret["metadata"]["name"], [there[it] for it in range(count)])
 
 
-def _refuse(task: Task, api: Api) -> None:
+def refused_queue(settings: Settings, server: Server) -> str:
+    """Why a queue cannot be kept there; empty if it can, or if none is wanted."""
+    if not settings.queue or server.indexed:
+        return ""
+    return (
+        f"the queue {settings.queue} cannot be kept by Kubernetes {server.major}.{server.minor}:"
+        " its Jobs cannot be made suspended (1.22), which Kueue needs"
+    )
+
+
+def _refuse(task: Task, settings: Settings, api: Api) -> None:
+    if words := refused_queue(settings, api.server):
+        raise ClusterError(words, hint="Leave queue out for this target.", option="queue")
     if task.max_parallel and len(task.elements) > task.max_parallel and not api.server.indexed:
         raise ClusterError(
             f"max_parallel cannot be kept by {api.server.describe(len(task.elements))}",
@@ -269,29 +267,9 @@ def _resume(api: Api, namespace: str, job: Mapping[str, Any]) -> None:
         )
 
 
-def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """``function`` of each item, a few at a time; the first error ends it."""
     if len(items) == 1:
         return [function(items[0])]
     with ThreadPoolExecutor(PARALLEL) as pool:
         return list(pool.map(function, items))
-
-
-def _delete_pods(api: Api, namespace: str, chosen: str, elements: Collection[int]) -> None:
-    pods = api.call("list pods", api.core.list_namespaced_pod, namespace, label_selector=chosen)
-    for pod in map(api.plain, pods.items):
-        metadata = pod["metadata"]
-        index = metadata.get("annotations", {}).get(manifest.INDEX)
-        if index is not None and int(index) in elements:
-            _gone_is_fine(
-                api, "delete a pod", api.core.delete_namespaced_pod, metadata["name"], namespace
-            )
-
-
-def _gone_is_fine(api: Api, action: str, function: Any, *arguments: Any, **options: Any) -> None:
-    from kubernetes.client import ApiException
-
-    try:
-        api.call(action, function, *arguments, final=(404,), **options)
-    except ApiException:
-        return

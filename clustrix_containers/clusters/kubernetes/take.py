@@ -12,7 +12,7 @@ from clustrix_containers.results import inline
 from . import release
 from .api import Api
 from .manifest import NOTE_COMMAND
-from .stream import BrokenOff, command
+from .stream import BrokenOff, Command, command
 from .verdict import PodView
 
 SILENCE = 60.0
@@ -47,23 +47,33 @@ def from_pod(
     python = _interpreter(api, namespace, pod)
     place = (contract.RESULTS, str(element), str(attempt))
     with command(api, namespace, pod.name, (python, contract.GIVER, "give", *place)) as giver:
-        try:
-            inline.receive(giver.output(SILENCE), directory, element, attempt, key=key, run=run)
-        except (BrokenOff, inline.StreamEnded) as error:
-            if giver.said.startswith(contract.NOTHING):
-                raise ClusterError(f"the pod {pod.name} gives no result: {giver.said}") from error
-            raise ClusterError(
-                f"taking the result out of the pod {pod.name} broke off: {giver.said or error}",
-                temporary=True,
-            ) from error
-        except OSError as error:
-            raise ClusterError(
-                f"the result of the pod {pod.name} cannot be kept here: {error}", temporary=True
-            ) from error
+        receive(giver, pod.name, directory, element, attempt, run=run, key=key)
         heard = giver.tell(b"taken\n", FAREWELL)
     if not heard:
         words = (python, contract.GIVER, "taken", *place)
         release.later(api, namespace, pod.name, words)
+
+
+def receive(
+    giver: Command, pod: str, directory: Path, element: int, attempt: int, *, run: str, key: bytes
+) -> None:
+    """Bring the outcome into ``directory`` that a command in a pod writes.
+
+    ``ClusterError`` if it breaks off, ``inline.Absent`` if it says that there is none.
+    """
+    try:
+        inline.receive(giver.output(SILENCE), directory, element, attempt, key=key, run=run)
+    except (BrokenOff, inline.StreamEnded) as error:
+        if giver.said.startswith(contract.NOTHING):
+            raise ClusterError(f"the pod {pod} gives no result: {giver.said}") from error
+        raise ClusterError(
+            f"taking the result out of the pod {pod} broke off: {giver.said or error}",
+            temporary=True,
+        ) from error
+    except OSError as error:
+        raise ClusterError(
+            f"the result of the pod {pod} cannot be kept here: {error}", temporary=True
+        ) from error
 
 
 def _interpreter(api: Api, namespace: str, pod: PodView) -> str:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from clustrix_containers.contract import GIVEN_UP
 from clustrix_containers.jobs import Cause, State, Status
 
-from .manifest import CONTAINER, INDEX, LABEL_ATTEMPT, LABEL_ELEMENT, LABEL_RUN, NOTE_COUNT
+from .manifest import (
+    CONTAINER,
+    INDEX,
+    LABEL_ATTEMPT,
+    LABEL_ELEMENT,
+    LABEL_QUEUE,
+    LABEL_RUN,
+    NOTE_COUNT,
+)
 
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
@@ -33,6 +45,7 @@ class PodView:
     phase: str
     created: float
     ready: bool = False
+    """Whether it holds a result for whoever takes it."""
     deleted: bool = False
     gone: bool = False
     """Whether it is not there any more: this is how it was last seen."""
@@ -40,6 +53,8 @@ class PodView:
     exit_code: int | None = None
     signal: int | None = None
     message: str | None = None
+    trimmed: bool = False
+    """Whether its message is not kept here (any more): the pod itself has it."""
     reason: str = ""
     """Why its container, else the pod, ended or waits."""
     detail: str = ""
@@ -47,7 +62,6 @@ class PodView:
     disruption: str = ""
     memory: str = ""
     """Its memory limit, as the API writes it."""
-    image: str = ""
 
     @property
     def final(self) -> bool:
@@ -91,11 +105,21 @@ class JobView:
     failed: str = ""
     retries: int = 0
     deleted: bool = False
+    queue: str = ""
+    """Kueue's queue that says when it may run."""
+    active: int = 0
+    heard: float = field(default=0.0, compare=False)
+    """When this was first heard (monotonic)."""
+
+    def counted(self, later: JobView) -> bool:
+        """Whether ``later`` differs only in how many elements have come how far."""
+        told = replace(self, completed=later.completed, failed=later.failed, active=later.active)
+        return told == later
 
 
 def view_pod(pod: Mapping[str, Any]) -> PodView:
     """The view of a pod as the API gives it."""
-    metadata, status = pod["metadata"], pod.get("status", {})
+    metadata, status, container = pod["metadata"], pod.get("status", {}), _container(pod)
     labels = metadata.get("labels", {})
     element = labels.get(LABEL_ELEMENT, labels.get(INDEX))
     if element is None:
@@ -103,21 +127,21 @@ def view_pod(pod: Mapping[str, Any]) -> PodView:
     conditions = {it["type"]: it for it in status.get("conditions", ())}
     disruption = conditions.get("DisruptionTarget", {})
     view = PodView(
-        run=labels.get(LABEL_RUN, ""),
+        run=_same(labels.get(LABEL_RUN, "")),
         attempt=int(labels.get(LABEL_ATTEMPT, "0")),
         element=int(element) if element is not None else 0,
         uid=metadata["uid"],
         name=metadata["name"],
-        node=pod.get("spec", {}).get("nodeName", ""),
-        phase=status.get("phase", "Pending"),
+        node=_same(pod.get("spec", {}).get("nodeName", "")),
+        phase=_same(status.get("phase", "Pending")),
         created=seconds(metadata.get("creationTimestamp")),
-        ready=conditions.get("Ready", {}).get("status") == "True",
+        # One that does not hold results is Ready as soon as it runs.
+        ready="readinessProbe" in container and conditions.get("Ready", {}).get("status") == "True",
         deleted="deletionTimestamp" in metadata,
         pod_reason=status.get("reason", ""),
         detail=status.get("message", ""),
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
-        memory=_container(pod).get("resources", {}).get("limits", {}).get("memory", ""),
-        image=_container(pod).get("image", ""),
+        memory=_same(container.get("resources", {}).get("limits", {}).get("memory", "")),
     )
     containers = [it for it in status.get("containerStatuses", ()) if it["name"] == CONTAINER]
     if containers:
@@ -126,6 +150,11 @@ def view_pod(pod: Mapping[str, Any]) -> PodView:
     if scheduled.get("status") == "False":
         return replace(view, reason="Unschedulable", detail=scheduled.get("message", ""))
     return view
+
+
+def _same(text: str) -> str:
+    """One string for all pods that say the same."""
+    return sys.intern(str(text))
 
 
 def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -140,7 +169,7 @@ def _with_container(view: PodView, state: Mapping[str, Any]) -> PodView:
             started=True,
             exit_code=ended["exitCode"],
             signal=ended.get("signal"),
-            reason=ended.get("reason", ""),
+            reason=_same(ended.get("reason", "")),
             message=ended.get("message"),
         )
     if waiting := state.get("waiting"):
@@ -177,6 +206,8 @@ def view_job(job: Mapping[str, Any]) -> JobView:
         detail=final.get("message", ""),
         completed=status.get("completedIndexes", ""),
         failed=status.get("failedIndexes", ""),
+        queue=labels.get(LABEL_QUEUE, ""),
+        active=int(status.get("active", 0)),
         retries=int(
             spec.get("backoffLimitPerIndex", 0 if indexed else spec.get("backoffLimit", 0))
         ),
@@ -186,11 +217,28 @@ def view_job(job: Mapping[str, Any]) -> JobView:
 
 def within(indexes: str, index: int) -> bool:
     """Whether an index is in ``"1,3-5,7"``, as a Job's status writes them."""
-    for part in filter(None, indexes.split(",")):
-        first, _, last = part.partition("-")
-        if int(first) <= index <= int(last or first):
-            return True
-    return False
+    firsts, lasts = _ranges(indexes)
+    place = bisect_right(firsts, index) - 1
+    return place >= 0 and index <= lasts[place]
+
+
+@functools.lru_cache(16)
+def _ranges(indexes: str) -> tuple[Sequence[int], Sequence[int]]:
+    """The first and the last index of each part, which are in ascending order."""
+    parts = [part.partition("-") for part in indexes.split(",") if part]
+    firsts = [int(first) for first, _, _ in parts]
+    return firsts, [int(last or first) for first, _, last in parts]
+
+
+def news(before: JobView, later: JobView) -> set[int]:
+    """The elements of whose end a Job tells for the first time, and some that it has told of."""
+    found: set[int] = set()
+    for old, new in ((before.completed, later.completed), (before.failed, later.failed)):
+        if old != new:
+            for part in set(new.split(",")) - set(old.split(",")):
+                first, _, last = part.partition("-")
+                found.update(range(int(first), int(last or first) + 1) if part else ())
+    return found
 
 
 def newest(pods: Sequence[PodView]) -> PodView | None:
@@ -208,6 +256,8 @@ def judge(
     ``patient`` says whether a pod that is stuck has still time to start.
     """
     for pod in pods:
+        if pod.message == GIVEN_UP:
+            return Status(State.CANCELLED, message="cancelled")
         if pod.exit_code == 0 or (pod.phase == "Succeeded" and pod.exit_code is None):
             return Status(State.SUCCEEDED, exit_code=0)
         if pod.ready and not pod.deleted:
@@ -250,6 +300,8 @@ def _without_pod(job: JobView | None, element: int) -> Status | None:
         if status.cause is Cause.TIME_LIMIT:
             return status
         return replace(status, message=f"{status.message}; no pod is left that says why")
+    if job.suspended and job.queue:
+        return Status(State.PENDING, message=f"suspended: waits in the queue {job.queue}")
     return Status(State.PENDING, message="suspended" if job.suspended else "")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clustrix_containers import shell
+from clustrix_containers.clusters import Tell
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.jobs import Cause, State, Status, Task
 
@@ -144,10 +145,11 @@ class LocalCluster:
             out[name] = self._status(reader, element)
         return out
 
-    def subscribe(self, wake: Callable[[], None]) -> None:
+    def subscribe(self, run: str, tell: Tell) -> Callable[[], None]:  # noqa: ARG002
         """Asking costs next to nothing here."""
+        return lambda: None
 
-    def fetch(self, id: str, directory: Path) -> None:  # noqa: A002
+    def fetch(self, id: str, directory: Path, image: str) -> None:  # noqa: A002
         """They are there: the directory is mounted."""
 
     def find(self, run: str) -> None:  # noqa: ARG002

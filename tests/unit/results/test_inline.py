@@ -66,7 +66,9 @@ def test_each_kind_of_message() -> None:
         store="registry", mark=f"{name}.mark", result=f"{name}.result", manifest=digest
     )
     assert read(message) == Stored("registry", f"{name}.mark", f"{name}.result", digest)
-    assert read(stored(store="volume", mark="3.0.mark")) == Stored("volume", "3.0.mark", None)
+    assert read(stored(store="volume", mark=f"{name}.mark")) == Stored(
+        "volume", f"{name}.mark", None
+    )
     assert read("CXM3the bucket \x1b[2Jis gone") == Undelivered("the bucket  [2Jis gone")
 
 

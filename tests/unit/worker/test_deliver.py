@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from clustrix_containers import contract
 from clustrix_containers.errors import JobError
 from clustrix_containers.results.inline import Inline, Stored, Undelivered
 from tests.bare_worker import interpreters
@@ -64,6 +65,20 @@ def test_a_small_value_travels_in_the_message(tmp_path: Path, python: str) -> No
     assert isinstance(pod.said(), Inline)
     pod.put()
     assert pod.value() == {"a": [1, 2.5, "ü"]}
+
+
+def test_an_element_that_was_given_up_does_not_begin(tmp_path: Path, python: str) -> None:
+    pod = Delivering.of(tmp_path / NAME, python, "def f(): return 1").told(None)
+    run = pod.bare.root / "run"
+    (run / "cancelled-1").touch()
+    assert pod.bare.run()[0] == 0
+    assert isinstance(pod.said(), Inline)
+    (run / "cancelled-0").touch()
+    pod.message_file.unlink()
+    marks = sorted((pod.bare.root / "results").iterdir())
+    assert pod.bare.run() == (0, "", "clustrix worker: element 0 was cancelled\n")
+    assert pod.message == contract.GIVEN_UP
+    assert sorted((pod.bare.root / "results").iterdir()) == marks
 
 
 def test_what_shrinks_enough_travels_in_the_message(tmp_path: Path) -> None:

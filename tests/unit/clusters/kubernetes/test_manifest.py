@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from clustrix_containers.clusters.kubernetes import manifest
+from clustrix_containers.clusters.kubernetes import claim, manifest, reader
 from clustrix_containers.clusters.kubernetes.overlay import merge
 from clustrix_containers.clusters.kubernetes.server import Server
 from clustrix_containers.clusters.kubernetes.settings import Settings, results_option
@@ -88,6 +89,44 @@ def test_a_field_is_sent_to_servers_that_know_it(minor: int, there: str, missing
     spec = job(server=Server(1, minor))["spec"]
     assert there in spec
     assert missing not in spec
+
+
+def test_a_volume_claim_is_mounted_and_its_group_is_the_pods() -> None:
+    chosen = results_option({"volume": {"claim": "results"}})
+    spec = pod(results=chosen)
+    assert {"name": "claim", "mountPath": "/opt/clustrix/volume"} in spec["containers"][0][
+        "volumeMounts"
+    ]
+    claimed = {"name": "claim", "persistentVolumeClaim": {"claimName": "results"}}
+    assert claimed in spec["volumes"]
+    security = spec["securityContext"]
+    assert (security["fsGroup"], security["fsGroupChangePolicy"]) == (65532, "OnRootMismatch")
+    # Where the cluster chooses the user, it chooses the group, too.
+    assert "fsGroup" not in pod(results=chosen, user=None)["securityContext"]
+    old = replace(SETTINGS, results=chosen)
+    single = replace(TASK, elements=range(1), max_parallel=None)
+    template = job(single, old, Server(1, 19))["spec"]["template"]
+    assert "fsGroupChangePolicy" not in template["spec"]["securityContext"]
+
+
+def test_a_reader_is_a_pod_as_all_and_no_element() -> None:
+    settings = replace(
+        SETTINGS,
+        results=results_option({"volume": {"claim": "results"}}),
+        overlay={"spec": {"nodeSelector": {"disk": "ssd"}}},
+    )
+    made = reader.manifest_of(settings, NEW, TASK.image, TASK.run, "fit-x7k2m9pq-reads-1")
+    template = made["spec"]["template"]
+    for labels in (made["metadata"]["labels"], template["metadata"]["labels"]):
+        assert f"{manifest.LABEL_MANAGER}={labels[manifest.LABEL_MANAGER]}" != manifest.selector()
+    spec, container = template["spec"], template["spec"]["containers"][0]
+    assert container["image"] == TASK.image
+    assert container["securityContext"] == pod()["containers"][0]["securityContext"]
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert spec["nodeSelector"] == {"disk": "ssd"}
+    claim = {"name": "claim", "mountPath": "/opt/clustrix/volume", "readOnly": True}
+    assert claim in container["volumeMounts"]
+    assert made["spec"]["activeDeadlineSeconds"] <= 86400
 
 
 def test_the_key_is_in_the_secret_alone() -> None:
@@ -192,7 +231,40 @@ def test_a_version_that_is_none_is_said() -> None:
         Server.parse("1", "x")
 
 
-@pytest.mark.parametrize("value", ["s4", {"s3": {}, "registry": {}}, {"s3": 3}, 7])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "missing 1 required positional argument: 'claim'"),
+        ({"claim": "a", "mode": 1}, "unexpected keyword argument 'mode'"),
+        ({"claim": "A b"}, "'A b', which is no name of a volume claim"),
+        ({"claim": None}, "no name of a volume claim"),
+        ({"claim": "a", "path": "a/../.."}, "path is 'a/../..'"),
+    ],
+)
+def test_a_volume_that_cannot_be_is_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ClusterError, match=re.escape(words)):
+        results_option({"volume": options})
+
+
+@pytest.mark.parametrize(
+    ("phase", "modes", "good", "words"),
+    [
+        ("Bound", ["ReadWriteMany", "ReadWriteOnce"], True, "Bound, ReadWriteMany"),
+        ("Pending", ["ReadWriteMany"], True, "Pending"),
+        ("Bound", ["ReadWriteOnce"], True, "only pods on one node at a time"),
+        ("Bound", ["ReadWriteOncePod"], True, "only one pod at a time"),
+        ("Bound", ["ReadOnlyMany"], False, "no pod can write to it"),
+        ("Lost", ["ReadWriteMany"], False, "has lost its volume"),
+    ],
+)
+def test_who_can_use_a_claim_at_once(phase: str, modes: list[str], good: bool, words: str) -> None:
+    found = {"spec": {"accessModes": modes}, "status": {"phase": phase}}
+    verdict, text = claim.judge("results", found)
+    assert verdict is good
+    assert words in text
+
+
+@pytest.mark.parametrize("value", ["volume", "s4", {"s3": {}, "registry": {}}, {"s3": 3}, 7])
 def test_results_that_are_no_store_are_refused(value: object) -> None:
     with pytest.raises(ClusterError, match="results is"):
         results_option(value)

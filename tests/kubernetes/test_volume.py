@@ -1,0 +1,229 @@
+"""Large results on a volume claim: written by pods, read by a pod of ours or where it is mounted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import clustrix_containers as cx
+from clustrix_containers.errors import ClusterError, ResultLost
+from clustrix_containers.runs import record
+from tests.cases import work
+from tests.clusters.kubernetes.cluster import Kubernetes
+from tests.kubernetes.conftest import ROOT
+from tests.kubernetes.objects import batch, core, jobs, pods, until
+from tests.kubernetes.test_access import applied, as_user, cxc
+
+pytestmark = pytest.mark.kubernetes
+
+PATH = "sub dir/a 'b\" ü"
+LARGE = 1 << 20
+SUBMIT = """
+import os, sys
+import clustrix_containers as cx
+from tests.cases import work
+run = cx.function(work.big, memory="256MiB").submit(int(sys.argv[1]), on="k8s").run
+print(run, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def volume(own_kubernetes: Kubernetes, namespace: str) -> Path:
+    """The root of the volume of the claim ``results``, as this machine sees it."""
+    own_kubernetes.make_claim(namespace, "results")
+    return own_kubernetes.directory / "shared" / f"{namespace}-results"
+
+
+@pytest.fixture
+def on(configure: Callable[..., None], volume: Path) -> str:
+    """The target, with the claim and no mount of it."""
+    configure(results={"volume": {"claim": "results", "path": PATH}})
+    return "k8s"
+
+
+def big(**options: Any) -> Any:
+    return cx.function(work.big, memory="256MiB", **options)
+
+
+def readers(cluster: Kubernetes, namespace: str) -> list[str]:
+    found = [job.metadata.name for job in jobs(cluster.access, namespace)]
+    return [name for name in found if "-reads-" in name]
+
+
+def gone(cluster: Kubernetes, namespace: str) -> None:
+    """Wait until no pod is there."""
+    until(lambda: not pods(cluster.access, namespace), 90, lambda: pods(cluster.access, namespace))
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(path.suffix for path in directory.iterdir())
+
+
+def submitted_elsewhere(home: Path, size: int = LARGE) -> str:
+    """The id of a run of a process that has ended since."""
+    done = subprocess.run(
+        [sys.executable, "-c", SUBMIT, str(size)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=home,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_large_results_are_read_by_one_pod_that_goes_again(
+    on: str, own_kubernetes: Kubernetes, namespace: str, volume: Path
+) -> None:
+    array = big().map([8, *[LARGE] * 5], on=on)
+    assert [len(value) for value in array.results(200)] == [1, *[LARGE // 8] * 5]
+    assert len(readers(own_kubernetes, namespace)) == 1
+    assert files(volume / PATH / array.run) == [".mark"] * 5 + [".result"] * 5
+
+    def over() -> bool:
+        left = [pod.metadata.name for pod in pods(own_kubernetes.access, namespace)]
+        return not readers(own_kubernetes, namespace) + [it for it in left if "-reads-" in it]
+
+    until(over, 90, lambda: pods(own_kubernetes.access, namespace))
+
+
+def test_a_result_outlives_its_job_and_the_client(
+    on: str, own_kubernetes: Kubernetes, namespace: str, home: Path, volume: Path
+) -> None:
+    run = submitted_elsewhere(home)
+
+    def done() -> bool:
+        return any(job.status.succeeded for job in jobs(own_kubernetes.access, namespace))
+
+    until(done, 120, lambda: pods(own_kubernetes.access, namespace))
+    with batch(own_kubernetes.access) as api:
+        api.delete_namespaced_job(f"{run}-0", namespace, propagation_policy="Background")
+    gone(own_kubernetes, namespace)
+    assert len(cx.attach(run).result(120)) == LARGE // 8
+    # It has come: who asks again needs neither the claim nor a pod.
+    for path in (volume / PATH / run).iterdir():
+        path.unlink()
+    assert len(cx.attach(run).result(120)) == LARGE // 8
+
+
+def test_where_the_volume_is_mounted_here_no_pod_reads(
+    configure: Callable[..., None], own_kubernetes: Kubernetes, namespace: str, volume: Path
+) -> None:
+    configure(results={"volume": {"claim": "results", "mount": str(volume)}}, user="any")
+    assert len(big().submit(LARGE, on="k8s").result(120)) == LARGE // 8
+    assert len(jobs(own_kubernetes.access, namespace)) == 1
+
+
+def test_two_pods_of_one_element(
+    configure: Callable[..., None],
+    own_kubernetes: Kubernetes,
+    namespace: str,
+    home: Path,
+    volume: Path,
+) -> None:
+    configure(results={"volume": {"claim": "results", "mount": str(volume)}})
+    run = submitted_elsewhere(home)
+    (job,) = jobs(own_kubernetes.access, namespace)
+    with core(own_kubernetes.access) as api:
+        twin = api.api_client.sanitize_for_serialization(job.spec.template)
+        # The Job's controller would take one with its own labels for one too many, and delete it.
+        labels = {
+            name: value
+            for name, value in job.spec.template.metadata.labels.items()
+            if name not in ("controller-uid", "job-name")
+        }
+        twin["metadata"] = {"name": "twin", "labels": labels}
+        api.create_namespaced_pod(namespace, twin)
+    place = volume / run
+    until(
+        lambda: place.exists() and files(place) == [".mark", ".mark", ".result"],
+        120,
+        lambda: [pod.status for pod in pods(own_kubernetes.access, namespace)],
+    )
+    assert len(cx.attach(run).result(120)) == LARGE // 8
+
+
+@pytest.mark.test_all
+@pytest.mark.parametrize("size", [256 << 20, 1 << 30])
+def test_a_very_large_result(on: str, size: int, volume: Path) -> None:
+    value = cx.function(work.big, memory="4GiB").submit(size, on=on).result(500)
+    assert (len(value), value[-1]) == (size // 8, size // 8 - 1)
+
+
+def test_the_role_is_enough(
+    own_kubernetes: Kubernetes,
+    namespace: str,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    volume: Path,
+) -> None:
+    applied(own_kubernetes, namespace, home)
+    as_user(own_kubernetes, namespace, home, monkeypatch, "clustrix-users")
+    config = json.loads((home / "clustrix.yml").read_text())
+    config["targets"]["k8s"]["results"] = {"volume": {"claim": "results"}}
+    (home / "clustrix.yml").write_text(json.dumps(config))
+    said = cxc(home, "doctor")
+    assert "ok   k8s: volume claim: results is Bound, ReadWriteMany" in said
+    assert "persistentvolumeclaims: get" in said
+    assert "NOT" not in said
+    assert len(big().submit(LARGE).result(120)) == LARGE // 8
+
+
+# -- what is not as it should be
+
+
+def test_a_claim_that_the_pods_user_may_not_write_to(on: str, volume: Path) -> None:
+    volume.chmod(0o755)
+    with pytest.raises(ResultLost, match="results cannot be written to by uid 65532, gid 65532"):
+        big().submit(LARGE, on=on).result(120)
+    assert big().submit(8, on=on).result(120)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"claim": "nowhere"}, "there is no volume claim nowhere in {namespace}"),
+        ({"claim": "results", "mount": "/no/such"}, "mount is /no/such, and there is no such"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_is_submitted(
+    configure: Callable[..., None],
+    own_kubernetes: Kubernetes,
+    namespace: str,
+    volume: Path,
+    home: Path,
+    options: dict[str, str],
+    words: str,
+) -> None:
+    configure(results={"volume": options})
+    words = words.format(namespace=namespace)
+    with pytest.raises(ClusterError, match=words):
+        big().submit(LARGE, on="k8s")
+    assert jobs(own_kubernetes.access, namespace) == []
+    assert "NOT  k8s: volume claim: " in (said := cxc(home, "doctor", "--on", "k8s", code=1))
+    assert words in said
+
+
+def test_what_somebody_has_deleted_is_lost(
+    on: str, own_kubernetes: Kubernetes, namespace: str, home: Path, volume: Path
+) -> None:
+    run = submitted_elsewhere(home)
+    place = volume / PATH / run
+    until(lambda: place.exists() and len(files(place)) == 2, 120, lambda: record().run(run))
+    with batch(own_kubernetes.access) as api:
+        api.delete_namespaced_job(f"{run}-0", namespace, propagation_policy="Background")
+    gone(own_kubernetes, namespace)
+    for path in place.iterdir():
+        path.unlink()
+    with pytest.raises(cx.errors.JobError, match="its Job was deleted"):
+        cx.attach(run).result(120)
