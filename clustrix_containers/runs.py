@@ -87,6 +87,7 @@ def launch(
     run = _intent(image, name, count, options, target, resources, reference, array)
     run = replace(run, details={**run.details, **details})
     book = record()
+    # Before the target is asked anything: it may be out of reach until this process has ended.
     directory = book.intend(run, built=built)
     task = _task(run, directory)
     how = cluster.choices(task)

@@ -35,7 +35,8 @@ class Options:
     mount: str | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", str(self.claim)):
+        name = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
+        if not isinstance(self.claim, str) or not re.fullmatch(name, self.claim):
             raise ClusterError(
                 f"results: volume: claim is {self.claim!r}, which is no name of a volume claim",
                 hint="`kubectl get pvc` lists the names.",
@@ -45,6 +46,13 @@ class Options:
             raise ClusterError(
                 f"results: volume: path is {self.path!r}",
                 hint="It is a directory below the root of the volume, without '..'.",
+                option="results",
+            )
+
+        if self.mount is not None and not Path(str(self.mount)).expanduser().is_absolute():
+            raise ClusterError(
+                f"results: volume: mount is {self.mount!r}, which is not an absolute path",
+                hint="It is where this machine has the root of the volume.",
                 option="results",
             )
 

@@ -232,8 +232,8 @@ def test_large_results_of_an_array_on_a_volume_are_read_by_one_pod(
     array = cx.function(work.big).map([1 << 18] * 12, on=on)
     assert [len(value) for value in array.results(200)] == [1 << 15] * 12
     assert len(list((volume / "runs" / array.run).glob("*.mark"))) == 12
-    # The run's own, and the one that reads.
-    assert asked(server)["create", "jobs"] == 2
+    # The run's own, and the one that reads; another if that had nothing to do for long.
+    assert asked(server)["create", "jobs"] in (2, 3)
 
 
 def pods(server: Server, run: str) -> list[str]:

@@ -29,9 +29,20 @@ SUBMIT = """
 import os, sys
 import clustrix_containers as cx
 from tests.cases import work
-run = cx.function(work.big, memory="256MiB").submit(int(sys.argv[1]), on="k8s").run
+size = int(sys.argv[1])
+run = cx.function(work.big, memory=(256 << 20) + 2 * size).submit(size, on="k8s").run
 print(run, flush=True)
 os._exit(0)
+"""
+
+TAKE = """
+import sys
+import clustrix_containers as cx
+value = cx.attach(sys.argv[1]).result(250)
+print(len(value), value[-1])
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM:"):
+        print(int(line.split()[1]) >> 10)
 """
 
 
@@ -58,8 +69,13 @@ def readers(cluster: Kubernetes, namespace: str) -> list[str]:
     return [name for name in found if "-reads-" in name]
 
 
-def gone(cluster: Kubernetes, namespace: str) -> None:
-    """Wait until no pod is there."""
+def deleted(cluster: Kubernetes, namespace: str, run: str) -> None:
+    """Delete a run's Job and its pods; nothing of them is there then."""
+    with batch(cluster.access) as api:
+        api.delete_namespaced_job(f"{run}-0", namespace, propagation_policy="Background")
+    with core(cluster.access) as api:
+        # Sooner than the cluster would.
+        api.delete_collection_namespaced_pod(namespace, grace_period_seconds=0)
     until(lambda: not pods(cluster.access, namespace), 90, lambda: pods(cluster.access, namespace))
 
 
@@ -69,13 +85,18 @@ def files(directory: Path) -> list[str]:
 
 def submitted_elsewhere(home: Path, size: int = LARGE) -> str:
     """The id of a run of a process that has ended since."""
+    return process(home, SUBMIT, size)
+
+
+def process(home: Path, program: str, *arguments: object) -> str:
+    """What a Python process prints."""
     done = subprocess.run(
-        [sys.executable, "-c", SUBMIT, str(size)],
+        [sys.executable, "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         cwd=home,
-        timeout=200,
+        timeout=280,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
@@ -87,14 +108,56 @@ def test_large_results_are_read_by_one_pod_that_goes_again(
 ) -> None:
     array = big().map([8, *[LARGE] * 5], on=on)
     assert [len(value) for value in array.results(200)] == [1, *[LARGE // 8] * 5]
-    assert len(readers(own_kubernetes, namespace)) == 1
+    assert len(readers(own_kubernetes, namespace)) <= 1
     assert files(volume / PATH / array.run) == [".mark"] * 5 + [".result"] * 5
+    until(lambda: not readers(own_kubernetes, namespace), 60, lambda: list(array))
 
-    def over() -> bool:
-        left = [pod.metadata.name for pod in pods(own_kubernetes.access, namespace)]
-        return not readers(own_kubernetes, namespace) + [it for it in left if "-reads-" in it]
 
-    until(over, 90, lambda: pods(own_kubernetes.access, namespace))
+def test_who_deletes_the_pod_that_reads_gets_another_one(
+    on: str, own_kubernetes: Kubernetes, namespace: str
+) -> None:
+    def later(seconds: float) -> bytes:
+        import os
+        import time
+
+        time.sleep(seconds)
+        return os.urandom(LARGE)
+
+    array = cx.function(later).map([0, 8], on=on)
+    assert len(array[0].result(120)) == LARGE
+    first = readers(own_kubernetes, namespace)
+    with batch(own_kubernetes.access) as api:
+        for name in first:
+            api.delete_namespaced_job(name, namespace, propagation_policy="Background")
+    assert len(array[1].result(120)) == LARGE
+    assert not set(first) & set(readers(own_kubernetes, namespace))
+
+
+@pytest.mark.test_all
+@pytest.mark.timeout(600)
+def test_the_pod_that_reads_ends_by_itself_when_its_client_is_killed(
+    on: str, own_kubernetes: Kubernetes, namespace: str, home: Path
+) -> None:
+    run = submitted_elsewhere(home)
+    stays = f"{TAKE}print('taken', flush=True)\nimport time\ntime.sleep(1000)\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", stays, run],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=home,
+        text=True,
+    ) as client:
+        assert client.stdout is not None
+        try:
+            assert any(line == "taken\n" for line in client.stdout)
+        finally:
+            client.kill()
+    assert len(readers(own_kubernetes, namespace)) == 1
+    until(
+        lambda: not readers(own_kubernetes, namespace),
+        400,
+        lambda: pods(own_kubernetes.access, namespace),
+    )
 
 
 def test_a_result_outlives_its_job_and_the_client(
@@ -106,9 +169,7 @@ def test_a_result_outlives_its_job_and_the_client(
         return any(job.status.succeeded for job in jobs(own_kubernetes.access, namespace))
 
     until(done, 120, lambda: pods(own_kubernetes.access, namespace))
-    with batch(own_kubernetes.access) as api:
-        api.delete_namespaced_job(f"{run}-0", namespace, propagation_policy="Background")
-    gone(own_kubernetes, namespace)
+    deleted(own_kubernetes, namespace, run)
     assert len(cx.attach(run).result(120)) == LARGE // 8
     # It has come: who asks again needs neither the claim nor a pod.
     for path in (volume / PATH / run).iterdir():
@@ -122,6 +183,12 @@ def test_where_the_volume_is_mounted_here_no_pod_reads(
     configure(results={"volume": {"claim": "results", "mount": str(volume)}}, user="any")
     assert len(big().submit(LARGE, on="k8s").result(120)) == LARGE // 8
     assert len(jobs(own_kubernetes.access, namespace)) == 1
+
+
+def test_a_pod_that_runs_is_not_one_that_holds_a_result(on: str) -> None:
+    job = cx.function(work.wait_for).submit(4, on=on)
+    until(job.running, 60, lambda: job.status)
+    assert job.result(60) == 4
 
 
 def test_two_pods_of_one_element(
@@ -153,11 +220,22 @@ def test_two_pods_of_one_element(
     assert len(cx.attach(run).result(120)) == LARGE // 8
 
 
-@pytest.mark.test_all
-@pytest.mark.parametrize("size", [256 << 20, 1 << 30])
-def test_a_very_large_result(on: str, size: int, volume: Path) -> None:
-    value = cx.function(work.big, memory="4GiB").submit(size, on=on).result(500)
-    assert (len(value), value[-1]) == (size // 8, size // 8 - 1)
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(256 << 20, id="256 MiB"),
+        pytest.param(1 << 30, id="1 GiB", marks=pytest.mark.test_all),
+    ],
+)
+def test_a_very_large_result_takes_no_memory(
+    on: str, size: int, own_kubernetes: Kubernetes, namespace: str, home: Path
+) -> None:
+    run = submitted_elsewhere(home, size)
+    count, last, peak = process(home, TAKE, run).split()
+    assert (int(count), int(last)) == (size // 8, size // 8 - 1)
+    assert int(peak) < 200
+    # The process that it served has deleted it as it ended.
+    assert readers(own_kubernetes, namespace) == []
 
 
 def test_the_role_is_enough(
@@ -220,9 +298,7 @@ def test_what_somebody_has_deleted_is_lost(
     run = submitted_elsewhere(home)
     place = volume / PATH / run
     until(lambda: place.exists() and len(files(place)) == 2, 120, lambda: record().run(run))
-    with batch(own_kubernetes.access) as api:
-        api.delete_namespaced_job(f"{run}-0", namespace, propagation_policy="Background")
-    gone(own_kubernetes, namespace)
+    deleted(own_kubernetes, namespace, run)
     for path in place.iterdir():
         path.unlink()
     with pytest.raises(cx.errors.JobError, match="its Job was deleted"):

@@ -238,8 +238,9 @@ def _template(
 ) -> dict[str, Any]:
     more: dict[str, Any] = {}
     if task.resources.timeout is not None:
-        # The worker ends the function in time and says so; this is for a worker that cannot.
-        spare = 60 + math.ceil(settings.grace) + (settings.hold if held else 0)
+        # The worker ends the function in time and says so; this is for a worker that cannot. A
+        # result that waits, or goes to a slow store, has as long as one that is held.
+        spare = 60 + math.ceil(settings.grace) + settings.hold
         more["activeDeadlineSeconds"] = math.ceil(task.resources.timeout) + spare
     container = _container(task, settings, element, held)
     volumes = _volumes(task)

@@ -33,8 +33,12 @@ LINGER = 10.0
 """Seconds without use after which this process deletes it."""
 STARTS = 15.0
 """Seconds for which whoever wants something waits for it to start; later, it is asked again."""
+STUCK = 30.0
+"""Seconds for which nothing comes through before another pod is tried: its node may be gone."""
 LONGEST = 86400
+"""Seconds that the Job may take in all."""
 MOST_FAILURES = 3
+"""How many pods in a row may end without having been of use."""
 READS = f"{manifest.PREFIX}/reads"
 SIGN = "/tmp/used"  # noqa: S108
 PYTHON = f"{contract.VENV}/bin/python"
@@ -49,6 +53,8 @@ class Reader:
         self._job: Any = None
         self._begun = self._used = 0.0
         self._users = self._failures = 0
+        self._broken: float | None = None
+        """Since when nothing has come through."""
 
     def take(
         self,
@@ -78,8 +84,8 @@ class Reader:
 
     def delete(self, timeout: float = 10.0) -> None:
         """Delete the Job, if there is one; what it cannot delete ends by itself."""
-        with self._lock:
-            job, self._job = self._job, None
+        # Without the lock: whoever has it may be waiting for long, and this process ends.
+        job, self._job = self._job, None
         if job is None:
             return
         with contextlib.suppress(Exception):
@@ -99,7 +105,13 @@ class Reader:
             self._users += 1
         try:
             yield name
-            self._failures = 0
+            self._failures, self._broken = 0, None
+        except ClusterError:
+            with self._lock:
+                self._broken = self._broken or time.monotonic()
+                if time.monotonic() - self._broken > STUCK:
+                    self._drop()
+            raise
         finally:
             with self._lock:
                 self._users -= 1
@@ -111,18 +123,15 @@ class Reader:
         pause = 0.1
         while True:
             pod = self._look()
-            if pod is not None and pod.ended:
-                self._replace(pod)
-                continue
-            if pod is not None and pod.started and not pod.deleted:
+            if self._is_over(pod):
+                self._drop(useful=pod is not None and pod.exit_code == 0)
+                if self._failures >= MOST_FAILURES:
+                    raise self._problem("ends at once", pod)
+                self._make()
+            elif pod is not None and pod.started:
                 return pod.name
             if time.monotonic() - self._begun > STARTS:
-                raise ClusterError(
-                    f"the pod that reads results from the volume claim {self._settings.claim}"
-                    f" does not start: {self._why(pod)}",
-                    hint=f"They stay where they are; later: cxc result {self._run}",
-                    temporary=True,
-                )
+                raise self._problem("does not start", pod, temporary=True)
             time.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
@@ -153,18 +162,33 @@ class Reader:
         found = [view_pod(self._api.plain(pod)) for pod in listed.items]
         return max(found, key=lambda pod: pod.created, default=None)
 
-    def _replace(self, pod: PodView) -> None:
-        """Another Job instead of one that has ended: it was idle, or something has ended it."""
+    def _is_over(self, pod: PodView | None) -> bool:
+        """Whether nothing can be read any more: it was idle, or somebody has ended it."""
+        from kubernetes.client import ApiException
+
+        if pod is not None:
+            return pod.ended or pod.deleted
+        api, name = self._api, self._job.metadata.name
+        action, function = f"read the Job {name}", api.batch.read_namespaced_job
+        try:
+            api.call(action, function, name, self._settings.namespace, final=(404,))
+        except ApiException:
+            return True
+        return False
+
+    def _drop(self, *, useful: bool = False) -> None:
+        """Give the Job up; the next one may do better."""
         self.delete()
-        if pod.exit_code != 0:
-            self._failures += 1
-        if self._failures >= MOST_FAILURES:
-            raise ClusterError(
-                f"the pod that reads results from the volume claim {self._settings.claim} ends at"
-                f" once: {self._why(pod)}",
-                hint=f"They stay where they are; later: cxc result {self._run}",
-            )
-        self._make()
+        self._broken = None
+        self._failures += not useful
+
+    def _problem(self, what: str, pod: PodView | None, **fields: Any) -> ClusterError:
+        claim = self._settings.claim
+        return ClusterError(
+            f"the pod that reads results from the volume claim {claim} {what}: {self._why(pod)}",
+            hint=f"They stay where they are; later: cxc result {self._run}",
+            **fields,
+        )
 
     def _why(self, pod: PodView | None) -> str:
         if pod is not None:
@@ -172,6 +196,8 @@ class Reader:
             return " ".join(filter(None, [pod.reason or pod.pod_reason, pod.detail, code])) or (
                 f"it is {pod.phase}"
             )
+        if self._job is None:
+            return "its Job was deleted"
         refusals = watcher(self._api, self._settings.namespace).refusals
         return (
             refusals.of(self._job.metadata.uid, self._job.metadata.name)
@@ -186,8 +212,7 @@ class Reader:
                 if self._job is not job:
                     return
                 if not self._users and time.monotonic() - self._used > LINGER:
-                    break
-        self.delete()
+                    self.delete()
 
 
 def manifest_of(

@@ -454,6 +454,7 @@ def test_who_is_told_to_end_stops_trying(tmp_path: Path, free_port: int) -> None
         {"kind": "hold"},
         {"kind": "hold", "port": "x", "seconds": 1},
         {"kind": "registry"},
+        {"kind": "volume"},
         s3_store("127.0.0.1:x"),
         s3_store("127.0.0.1:1", ca=SECRET),
         s3_store("", url="ftp://x"),

@@ -238,7 +238,9 @@ def test_a_version_that_is_none_is_said() -> None:
         ({"claim": "a", "mode": 1}, "unexpected keyword argument 'mode'"),
         ({"claim": "A b"}, "'A b', which is no name of a volume claim"),
         ({"claim": None}, "no name of a volume claim"),
+        ({"claim": 12}, "no name of a volume claim"),
         ({"claim": "a", "path": "a/../.."}, "path is 'a/../..'"),
+        ({"claim": "a", "mount": "here"}, "mount is 'here', which is not an absolute path"),
     ],
 )
 def test_a_volume_that_cannot_be_is_refused(options: dict[str, object], words: str) -> None:
