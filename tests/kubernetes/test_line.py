@@ -58,7 +58,7 @@ def test_a_stall_in_the_middle(
     job = taking(line, home)
     line.stall()
     # What has come so far is thrown away once the stream is given up.
-    until(lambda: not begun(job.run, home), 60, lambda: job.status)
+    until(lambda: not begun(job.run, home), 120, lambda: job.status)
     line.heal()
     assert job.result(120).nbytes == SIZE
     until_released(own_kubernetes, namespace)

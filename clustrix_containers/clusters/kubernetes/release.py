@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from clustrix_containers.errors import ClusterError
 
 from .api import Api
-from .stream import command
+from .stream import BrokenOff, command
 
 TRIES = 12
 FIRST, LONGEST = 0.5, 60.0
@@ -84,17 +84,28 @@ def _tell_all() -> None:
 
 def _tell(word: _Word) -> bool:
     """Whether nothing is left to be told."""
-    try:
+    with contextlib.suppress(ClusterError, BrokenOff):
         with command(word.api, word.namespace, word.pod, word.words) as told:
-            with contextlib.suppress(Exception):
-                for _ in told.output(ANSWER, ANSWER):
-                    pass
-            return told.succeeded is True
-    except ClusterError as error:
-        # It has ended, is gone, or is for ever out of reach.
-        return error.fields.get("status") in (400, 404) or not error.fields.get("temporary")
-    except Exception:
+            for _ in told.output(ANSWER, ANSWER):
+                pass
+        if told.succeeded:
+            return True
+    return _has_ended(word)
+
+
+def _has_ended(word: _Word) -> bool:
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        pod = word.api.core.read_namespaced_pod(
+            word.pod, word.namespace, _request_timeout=(ANSWER, ANSWER)
+        )
+    except ApiException as error:
+        return bool(error.status == 404)
+    except (HTTPError, OSError):
         return False
+    return pod.status.phase in ("Succeeded", "Failed")
 
 
 @atexit.register

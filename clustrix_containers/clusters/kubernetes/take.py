@@ -15,7 +15,7 @@ from .manifest import NOTE_COMMAND
 from .stream import BrokenOff, Command, command
 from .verdict import PodView
 
-SILENCE = 30.0
+SILENCE = 60.0
 """Seconds without a byte after which a stream is given up: its node may be gone."""
 FAREWELL = 2.0
 """Seconds in which a pod says that it has heard that its result is here."""
