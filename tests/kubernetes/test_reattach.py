@@ -21,7 +21,7 @@ from tests.clusters.daemon import wait_until
 from tests.clusters.faults.proxy import Proxy
 from tests.clusters.kubernetes.cluster import Kubernetes
 from tests.kubernetes.conftest import ROOT, begun
-from tests.kubernetes.objects import core, jobs
+from tests.kubernetes.objects import core, jobs, until
 
 pytestmark = pytest.mark.kubernetes
 
@@ -158,8 +158,8 @@ def test_an_array_that_was_half_made_is_completed_from_another_machine(
     elsewhere: Callable[[], None],
 ) -> None:
     count = 12
-    # Eight Jobs are made at a time.
-    line.delay(0.5)
+    # Eight Jobs are made at a time; the others come three seconds after these are seen.
+    line.delay(1.5)
     with Client(home, elements=count) as client:
         client.wait(lambda: jobs(own_kubernetes.access, namespace))
         line.refuse()
@@ -171,9 +171,12 @@ def test_an_array_that_was_half_made_is_completed_from_another_machine(
     found = trusted(run.id)
     assert isinstance(found, cx.JobArray)
     assert list(found.results(180)) == [1] * count
-    made = jobs(own_kubernetes.access, namespace)
-    assert len(made) == count
-    assert [job.status.succeeded for job in made] == [1] * count
+
+    def succeeded() -> list[int | None]:
+        return [job.status.succeeded for job in jobs(own_kubernetes.access, namespace)]
+
+    # A pod's end is seen before its Job says so.
+    until(lambda: succeeded() == [1] * count, 60, succeeded)
     with core(own_kubernetes.access) as api:
         owners = api.read_namespaced_secret(run.id, namespace).metadata.owner_references
     assert [it.name for it in owners] == [f"{run.id}-0-0", f"{run.id}-0-{count - 1}"]
