@@ -106,17 +106,20 @@ def main(words: list[str]) -> None:
         "| what | subject | median | range | unit | aim |",
         "|---|---|---|---|---|---|",
     ]
+    shown = 0
     for entry in MEASUREMENTS:
         if words and not any(word in entry.name for word in words):
             continue
         sys.stderr.write(f"measuring: {entry.name}\n")
         table += rows(entry)
-    text = "\n".join(table) + "\n"
-    sys.stdout.write(text)
+        # As they come: the later ones take long.
+        sys.stdout.write("\n".join(table[shown:]) + "\n")
+        sys.stdout.flush()
+        shown = len(table)
     if not words:
         header = f"# Benchmarks\n\nMade by `make bench` on {machine()}.\n\n"
         partial = RESULTS.with_suffix(".new")
-        partial.write_text(header + text, "utf-8")
+        partial.write_text(header + "\n".join(table) + "\n", "utf-8")
         partial.replace(RESULTS)
 
 

@@ -40,6 +40,8 @@ class Daemon:
     directory: Path
     ready: Callable[[], bool]
     environment: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    """How variables of this process begin that it is not to see."""
     with_parent: bool = False
     death_signal: str = "TERM"
     """What ``with_parent`` sends."""
@@ -51,6 +53,11 @@ class Daemon:
     @property
     def _pid_file(self) -> Path:
         return self.directory / f"{self.name}.pid"
+
+    def _inherited(self) -> dict[str, str]:
+        return {
+            name: value for name, value in os.environ.items() if not name.startswith(self.without)
+        }
 
     def start(self, seconds: float = 30) -> None:
         """Start it and wait until it answers; :class:`StartError` with its log if it does not."""
@@ -68,7 +75,7 @@ class Daemon:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=self.directory,
-                    env={**os.environ, **self.environment},
+                    env={**self._inherited(), **self.environment},
                     start_new_session=True,
                 )
             except FileNotFoundError as error:

@@ -206,6 +206,8 @@ class Registries:
             directory=own,
             ready=lambda: _listening(log) is not None,
             environment=environment,
+            # docker-registry takes any REGISTRY_* for its configuration, also what podman means.
+            without=("REGISTRY_",),
             with_parent=self.with_parent,
         )
 

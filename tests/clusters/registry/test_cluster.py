@@ -57,6 +57,17 @@ def test_a_missing_program_is_named_with_its_package(
         Registries(tmp_path / "state").up()
 
 
+def test_what_podman_and_skopeo_are_told_by_the_environment_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
+    registries = Registries(tmp_path / "state")
+    try:
+        registries.up()
+    finally:
+        registries.down()
+
+
 def test_a_port_that_another_took_is_given_up_unless_somebody_knows_it(tmp_path: Path) -> None:
     registries = Registries(tmp_path / "state", with_parent=True)
     try:
