@@ -117,7 +117,7 @@ def _reference(job: Any) -> str:
     return f"{_cluster().access.registry}/bench/runs@{job.image}"
 
 
-@measurement("Kubernetes: one trivial call, submit to result", unit="s", runs=7)
+@measurement("Kubernetes: one trivial call, submit to result", unit="s", runs=21)
 def one_call() -> Iterator[Case]:
     function = _function()
     first = function.submit(3)
