@@ -5,6 +5,7 @@ https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import random
@@ -156,7 +157,7 @@ class Watcher:
             tell(elements)
 
 
-class _Kind(Generic[V]):
+class _Kind(abc.ABC, Generic[V]):
     """The watch of one kind of object: list, then watch from there; list again on 410."""
 
     def __init__(
@@ -270,9 +271,9 @@ class _Kind(Generic[V]):
         """What of a view is kept."""
         return view
 
+    @abc.abstractmethod
     def apply(self, kind: str, view: V) -> None:
         """Take note of what the watch says, and tell those whom it concerns."""
-        raise NotImplementedError
 
     def _watch(self, version: str) -> str:
         answer = self._listing(
