@@ -100,9 +100,6 @@ class Watcher:
                 return found[0]
         return None
 
-    def jobs(self, run: str) -> list[JobView]:
-        return self._jobs.views.of(run)
-
     def pods(self, run: str, attempt: int, element: int) -> tuple[PodView, ...]:
         """The pods of an element."""
         return self._pods.views.at(run, (attempt, element))
