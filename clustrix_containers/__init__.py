@@ -6,10 +6,11 @@ The public names, nothing else: importing this imports nothing but the standard 
 from __future__ import annotations
 
 from . import errors
-from .contract import VERSION
-from .function import Executor, Function, attach, function, image_directory
-from .futures import Job, JobArray
-from .options import Options
+from .api.executor import Executor
+from .api.function import Function, attach, function, image_directory
+from .api.jobs import Job, JobArray
+from .api.options import Options
+from .worker.contract import VERSION
 
 __version__ = VERSION
 __all__ = [

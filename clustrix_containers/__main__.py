@@ -1,5 +1,5 @@
 """``python -m clustrix_containers`` is the command line."""
 
-from clustrix_containers.cli import main
+from .cli import main
 
 raise SystemExit(main())

@@ -17,11 +17,11 @@ from typing import Any
 import cloudpickle
 
 import clustrix_containers
-from clustrix_containers import contract
 from clustrix_containers.results import directory
 from clustrix_containers.results.outcome import Outcome, load
+from clustrix_containers.worker import contract
 
-WORKER = Path(clustrix_containers.__file__).parent / "worker.py"
+WORKER = Path(clustrix_containers.__file__).parent / "worker/worker.py"
 RUN = "run-1"
 KEY = b"k" * 32
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers import contract
 from clustrix_containers.results import directory, inline
 from clustrix_containers.results.outcome import Outcome, load
+from clustrix_containers.worker import contract
 from tests.bare_worker import KEY, RUN, WORKER, Bare, unpickle, write_code
 
 GIVER = WORKER.with_name("deliver.py")

@@ -9,8 +9,8 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from clustrix_containers import contract
-from clustrix_containers.oci import LAYER_GZIP, Descriptor, Image, Layer, Platform, sha256
+from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Image, Layer, Platform, sha256
+from clustrix_containers.worker import contract
 
 
 def layer(

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import contract
-from ..errors import CaptureError
-from ..oci import Platform
-from . import blame, compiled, datafiles, scripts, sources
+from clustrix_containers.errors import CaptureError
+from clustrix_containers.oci.model import Platform
+from clustrix_containers.worker import contract
+
+from . import compiled, datafiles, scripts, sources
+from . import unpicklable as blame
 from .bundle import Bundle, Entry
 from .imports import Walk
 from .modules import Finder, absolute

@@ -10,8 +10,8 @@ import platform as host
 import struct
 from pathlib import Path
 
-from ..errors import CaptureError
-from ..oci import Platform
+from clustrix_containers.errors import CaptureError
+from clustrix_containers.oci.model import Platform
 
 _MACHINES = {
     3: "386",

@@ -7,7 +7,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..errors import CaptureError
+from clustrix_containers.errors import CaptureError
+
 from .bundle import File
 from .compiled import is_extension
 from .modules import absolute

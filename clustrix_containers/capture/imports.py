@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from .. import contract
-from ..errors import CaptureError, DependencyError
-from ..oci import Platform
+from clustrix_containers.errors import CaptureError, DependencyError
+from clustrix_containers.oci.model import Platform
+from clustrix_containers.worker import contract
+
 from . import compiled, datafiles, editable, syntax
 from .bundle import File, Import, Note
 from .modules import Finder, Module

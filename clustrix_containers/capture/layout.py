@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import contract, oci
+from clustrix_containers.oci import model as oci
+from clustrix_containers.worker import contract
+
 from .bundle import Bundle
 
 

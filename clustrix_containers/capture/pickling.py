@@ -13,9 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .. import contract
-from ..errors import CaptureError
-from . import blame, scripts, sources
+from clustrix_containers.errors import CaptureError
+from clustrix_containers.worker import contract
+
+from . import scripts, sources
+from . import unpicklable as blame
 from .scripts import load_script, script_module
 
 __all__ = ["dump_call", "load", "load_script", "script_module"]

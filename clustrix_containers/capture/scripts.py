@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from .. import contract
+from clustrix_containers.worker import contract
+
 from . import syntax
 from .modules import absolute
 

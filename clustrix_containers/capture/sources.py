@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType
 
-from .. import contract
-from ..errors import CaptureError
+from clustrix_containers.errors import CaptureError
+from clustrix_containers.worker import contract
+
 from . import modules, scripts, syntax
 from .modules import Module, absolute
 from .syntax import Statement

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import CaptureError
+from clustrix_containers.errors import CaptureError
+
 from .branches import UNKNOWN, decide, mentions_main
 
 

@@ -11,13 +11,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from ..contract import VERSION
-from ..errors import Error
+from clustrix_containers.errors import Error
+from clustrix_containers.worker.contract import VERSION
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import doctor, keep, work
+    from . import doctor
+    from . import runs as keep
+    from . import submit as work
 
     top = argparse.ArgumentParser(
         prog="cxc",

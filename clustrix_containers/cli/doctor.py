@@ -7,8 +7,10 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .. import config, prepare, runs
-from ..errors import Error
+from clustrix_containers.config import file as config
+from clustrix_containers.errors import Error
+from clustrix_containers.runs import prepare, runs
+
 from . import output
 
 
@@ -46,7 +48,7 @@ def _python() -> Finding:
 
 
 def _environment() -> list[Finding]:
-    from ..capture.distributions import check_environment
+    from clustrix_containers.packages.resolution import check_environment
 
     try:
         check_environment()

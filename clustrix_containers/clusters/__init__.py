@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from clustrix_containers.api.status import Status
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.jobs import Found, Status, Task
+
+from .task import Found, Task
 
 GROUP = "clustrix_containers.clusters"
 _BUILT_IN = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..oci import Image, Reference
+from clustrix_containers.oci.model import Image, Reference
+
 from .dockerfile import from_dockerfile
 from .facts import as_base, check_wheel
 from .interpreter import packed

@@ -13,10 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from ..capture.bundle import Bundle, Distribution
-from ..capture.layout import bundle_files
-from ..capture.lock import Lock
-from ..contract import (
+from clustrix_containers.capture.bundle import Bundle, Distribution
+from clustrix_containers.capture.layout import bundle_files
+from clustrix_containers.errors import ImageError
+from clustrix_containers.oci.archive import IN_MEMORY, Entry, write_layer
+from clustrix_containers.oci.model import Image, Layer
+from clustrix_containers.oci.reading import read_files
+from clustrix_containers.oci.store import Progress, temporary
+from clustrix_containers.packages.lock import Lock
+from clustrix_containers.worker.contract import (
     CALL,
     CODE,
     INSIDE,
@@ -27,14 +32,10 @@ from ..contract import (
     VENV,
     WORKER,
 )
-from ..errors import ImageError
-from ..oci import Image, Layer
-from .archive import IN_MEMORY, Entry, write_layer
+
 from .facts import LABEL_INTERPRETER, LIBRARIES
-from .packages import package_layers
-from .reading import read_files
+from .layers import package_layers
 from .runtime import runtime_layer
-from .store import Progress, temporary
 
 MOST_LAYERS = 127
 """What overlayfs takes."""

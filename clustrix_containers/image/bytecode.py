@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..errors import ImageError
-from ..oci import Layer
-from .archive import OWNED, Entry, Kind, Member, write_layer
-from .store import cache_key, recall, remember
+from clustrix_containers.errors import ImageError
+from clustrix_containers.oci.archive import OWNED, Entry, Kind, Member, write_layer
+from clustrix_containers.oci.model import Layer
+from clustrix_containers.oci.store import cache_key, recall, remember
 
 _SKIPPED = frozenset({"test", "tests", "__pycache__", "lib2to3"})
 

@@ -13,13 +13,21 @@ import tarfile
 from pathlib import Path
 from typing import IO, Any, cast
 
-from ..contract import LAYER_KIND, LAYER_TITLE
-from ..errors import ImageError
-from ..oci import LAYER_GZIP, Descriptor, Image, Layer, Platform
+from clustrix_containers.errors import ImageError
+from clustrix_containers.oci.gzip import Isal
+from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Image, Layer, Platform
+from clustrix_containers.oci.reading import Stream, open_layer
+from clustrix_containers.oci.store import (
+    BlobWriter,
+    Progress,
+    cache_key,
+    recall,
+    remember,
+    temporary,
+)
+from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
+
 from .facts import as_base
-from .gzipped import Isal
-from .reading import Stream, open_layer
-from .store import BlobWriter, Progress, cache_key, recall, remember, temporary
 
 _PROBE = (
     "import os,sys;"

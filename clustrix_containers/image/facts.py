@@ -12,9 +12,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..contract import LABEL_PYTHON, LAYER_KIND, LAYER_TITLE
-from ..errors import ImageError
-from ..oci import DOCKER_LAYER, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Image, Layer
+from clustrix_containers.errors import ImageError
+from clustrix_containers.oci.model import (
+    DOCKER_LAYER,
+    LAYER_GZIP,
+    LAYER_TAR,
+    LAYER_ZSTD,
+    Image,
+    Layer,
+)
+from clustrix_containers.worker.contract import LABEL_PYTHON, LAYER_KIND, LAYER_TITLE
+
 from .elf import read_elf
 
 LABEL_INTERPRETER = "io.clustrix-containers.interpreter"

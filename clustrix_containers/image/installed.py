@@ -13,19 +13,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..contract import VENV
-from ..errors import ImageError
-from ..oci import Layer
-from .archive import Entry, arrange, write_layer
-from .records import (
+from clustrix_containers.errors import ImageError
+from clustrix_containers.oci.archive import Entry, arrange, write_layer
+from clustrix_containers.oci.model import Layer
+from clustrix_containers.oci.store import cache_key, recall, remember
+from clustrix_containers.packages.records import (
     read_record,
     record_entry,
     reshebanged,
     script_entries,
     site_packages,
 )
-from .store import cache_key, recall, remember
-from .wheelfile import INSTALLER
+from clustrix_containers.packages.wheelfile import INSTALLER
+from clustrix_containers.worker.contract import VENV
 
 _LEFT = frozenset(
     {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "RECORD.jws", "RECORD.p7s"}

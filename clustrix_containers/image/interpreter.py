@@ -16,14 +16,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..contract import LABEL_PYTHON, PYTHON_ROOT
-from ..errors import ImageError
-from ..oci import Image, Platform
-from .archive import Entry, directory, link, write_layer
+from clustrix_containers.errors import ImageError
+from clustrix_containers.oci.archive import Entry, directory, link, write_layer
+from clustrix_containers.oci.model import Image, Platform
+from clustrix_containers.oci.store import Progress, cache_key, recall, remember
+from clustrix_containers.worker.contract import LABEL_PYTHON, PYTHON_ROOT
+
 from .bytecode import bytecode_layer, sources
 from .facts import LABEL_GLIBC, LABEL_INTERPRETER, LIBRARIES
 from .libraries import PEP600, SERVICES, Closure, closure
-from .store import Progress, cache_key, recall, remember
 
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 

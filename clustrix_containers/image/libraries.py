@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ImageError
+from clustrix_containers.errors import ImageError
+
 from .elf import read_elf
 
 PEP600 = (

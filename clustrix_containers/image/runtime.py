@@ -8,13 +8,14 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..contract import CALL, CODE, GIVER, LIB, RESULTS, RUN, VENV, WORKER
-from ..errors import ImageError
-from ..oci import Layer
-from .archive import Entry, directory, link, write_layer
+from clustrix_containers.errors import ImageError
+from clustrix_containers.oci.archive import Entry, directory, link, write_layer
+from clustrix_containers.oci.model import Layer
+from clustrix_containers.oci.store import cache_key, recall, remember
+from clustrix_containers.packages.records import site_packages
+from clustrix_containers.worker.contract import CALL, CODE, GIVER, LIB, RESULTS, RUN, VENV, WORKER
+
 from .bytecode import compiled, sources
-from .records import site_packages
-from .store import cache_key, recall, remember
 
 _PACKAGES = ("clustrix_containers", "cloudpickle")
 
@@ -84,4 +85,4 @@ def _library() -> Iterator[tuple[str, Path]]:
                 if name.endswith((".py", ".typed", ".sh")):
                     yield f"{inside}/{name}", Path(folder, name)
     for place in (WORKER, GIVER):
-        yield place[1:], Path(__file__).parent.parent / Path(place).name
+        yield place[1:], Path(__file__).parent.parent / "worker" / Path(place).name

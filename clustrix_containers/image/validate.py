@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import IO, cast
 
-from ..contract import LAYER_KIND, LAYER_TITLE
-from ..errors import ImageError
-from ..oci import (
+from clustrix_containers.errors import ImageError
+from clustrix_containers.oci.archive import OWNED, Kind, check_name, header
+from clustrix_containers.oci.model import (
     DOCKER_MANIFEST,
     LAYER_GZIP,
     LAYER_TAR,
@@ -22,9 +22,10 @@ from ..oci import (
     Layer,
     canonical,
 )
-from .archive import OWNED, Kind, check_name, header
+from clustrix_containers.oci.reading import Stream, open_blob, open_layer
+from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
+
 from .build import MOST_LAYERS
-from .reading import Stream, open_blob, open_layer
 
 _OURS = ("wheel", "packages", "bytecode", "runtime", "code", "call")
 _MEDIA = {MANIFEST: (LAYER_GZIP, LAYER_TAR, LAYER_ZSTD)}

@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
-from ..credentials import Credential
-from ..errors import RegistryError
-from .answers import Answer, refusal
+from clustrix_containers.credentials.registry import Credential
+from clustrix_containers.errors import RegistryError
+
+from .responses import Answer, refusal
 
 Lookup = Callable[[str, str], "Credential | None"]
 """``(registry, repository)`` → what there is for it."""

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import DigestMismatch, ImageError
-from ..oci import Descriptor, check_digest, sha256
+from clustrix_containers.errors import DigestMismatch, ImageError
+from clustrix_containers.oci.model import Descriptor, check_digest, sha256
+
 from .stream import BLOCK
 
 _ABANDONED = 600.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from clustrix_containers.errors import ConfigError
 
 if TYPE_CHECKING:
     import ssl

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..errors import RegistryError
-from ..oci import Descriptor
-from .answers import Answer
+from clustrix_containers.errors import RegistryError
+from clustrix_containers.oci.model import Descriptor
+
 from .blobs import clear_disk_errors
 from .failures import network_errors
+from .responses import Answer
 from .stream import BLOCK, verified
 from .transport import Transport
 

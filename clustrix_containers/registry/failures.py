@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from ..errors import RegistryError
+from clustrix_containers.errors import RegistryError
 
 
 @contextlib.contextmanager

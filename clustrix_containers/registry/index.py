@@ -5,8 +5,16 @@ from __future__ import annotations
 import json
 import platform as machine
 
-from ..errors import ImageError
-from ..oci import CONFIG, DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST, Descriptor, Platform
+from clustrix_containers.errors import ImageError
+from clustrix_containers.oci.model import (
+    CONFIG,
+    DOCKER_INDEX,
+    DOCKER_MANIFEST,
+    INDEX,
+    MANIFEST,
+    Descriptor,
+    Platform,
+)
 
 LARGEST_MANIFEST = 4 << 20
 """Bytes; what registries must take at least, and more than any image needs."""

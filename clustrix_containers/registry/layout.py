@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import DigestMismatch, ImageError
-from ..oci import (
+from clustrix_containers.errors import DigestMismatch, ImageError
+from clustrix_containers.oci.model import (
     DOCKER_INDEX,
     INDEX,
     Descriptor,
@@ -23,9 +23,10 @@ from ..oci import (
     canonical,
     check_digest,
 )
+from clustrix_containers.storage.locks import locked
+
 from .blobs import Blobs, clear_disk_errors, write_atomically
 from .index import LARGEST_MANIFEST, choose, config_of, media_type, this_platform
-from .locks import locked
 from .protocol import digest_tag
 from .stream import BLOCK, verified
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..oci import Reference
+from clustrix_containers.oci.model import Reference
 
 _MOST = 4096
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

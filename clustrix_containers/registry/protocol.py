@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import BinaryIO, Protocol
 
-from ..oci import Descriptor, Image, Platform
+from clustrix_containers.oci.model import Descriptor, Image, Platform
 
 
 class Registry(Protocol):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
-from .. import contract
-from ..errors import RegistryError
-from ..oci import Image, Layer, Reference
+from clustrix_containers.errors import RegistryError
+from clustrix_containers.oci.model import Image, Layer, Reference
+from clustrix_containers.worker import contract
+
 from .download import RangeReader
 from .transport import Transport
 from .upload import Limits, Progress, Source, Uploads, from_bytes, from_file

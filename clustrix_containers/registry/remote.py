@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .. import config as configuration
-from .. import credentials
-from ..errors import DigestMismatch, RegistryError
-from ..oci import (
+from clustrix_containers.config import file as configuration
+from clustrix_containers.credentials import registry as credentials
+from clustrix_containers.errors import DigestMismatch, RegistryError
+from clustrix_containers.oci.model import (
     DOCKER_INDEX,
     DOCKER_MANIFEST,
     INDEX,
@@ -25,14 +25,15 @@ from ..oci import (
     Reference,
     sha256,
 )
+from clustrix_containers.remote.retry import Retry
+
 from . import download
-from .answers import Answer
 from .auth import Lookup
 from .index import choose, config_of, media_type, this_platform
 from .presence import Presence
 from .protocol import digest_tag
 from .push import Push
-from .retry import Retry
+from .responses import Answer
 from .transport import Loan, Transport
 from .upload import Limits, Progress
 
@@ -49,7 +50,7 @@ class Remote:
     ``insecure``: True for plain http; None allows it to this machine itself and to what
     ``CLUSTRIX_INSECURE_REGISTRIES`` names. ``ca_file``: PEM certificates to trust beside
     the system's, instead of those in ``certs.d``. ``credentials``: what
-    :func:`clustrix_containers.credentials.lookup` does. ``pool``: connections to share.
+    :func:`clustrix_containers.credentials.registry.lookup` does. ``pool``: connections to share.
     ``cache``: a directory that remembers which blobs registries hold (default: below the
     user's cache directory). ``limits``: when to upload in chunks. ``peer``: gives the
     Remote to read a layer by reference from (default: one with the same settings).

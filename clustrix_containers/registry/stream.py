@@ -7,8 +7,8 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
-from ..errors import DigestMismatch
-from ..oci import Descriptor
+from clustrix_containers.errors import DigestMismatch
+from clustrix_containers.oci.model import Descriptor
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

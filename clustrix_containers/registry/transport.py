@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from ..contract import VERSION
-from ..errors import RegistryError
-from ..oci import Reference
-from .answers import Answer, refusal
+from clustrix_containers.errors import RegistryError
+from clustrix_containers.oci.model import Reference
+from clustrix_containers.remote.retry import Retry
+from clustrix_containers.worker.contract import VERSION
+
 from .auth import Auth, Lookup, is_loopback
 from .certificates import Trust, find
 from .failures import network_errors
-from .retry import Retry
+from .responses import Answer, refusal
 from .stream import Readable
 
 if TYPE_CHECKING:

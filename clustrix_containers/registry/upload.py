@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
-from ..errors import DigestMismatch, RegistryError
-from ..oci import Descriptor
-from .answers import Answer
+from clustrix_containers.errors import DigestMismatch, RegistryError
+from clustrix_containers.oci.model import Descriptor
+
+from .responses import Answer
 from .stream import Readable
 from .transport import Transport
 

@@ -1,6 +1,6 @@
 """What a container's termination message says of its outcome, and outcomes that come in a stream.
 
-Messages are those of :mod:`clustrix_containers.contract`; a container may have written anything
+Messages are those of :mod:`clustrix_containers.worker.contract`; a container may have written anything
 into them.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clustrix_containers.contract import FAILED, INLINE, MESSAGE_LIMIT, PACKED_LIMIT, STORED
 from clustrix_containers.errors import ResultError
+from clustrix_containers.worker.contract import FAILED, INLINE, MESSAGE_LIMIT, PACKED_LIMIT, STORED
 
 from .arrival import arrive
 from .outcome import MARK_LIMIT, Mark, parse_mark

@@ -1,6 +1,6 @@
 """How one element ended, as its worker said it: marks, verified, and the values behind them.
 
-The formats of marks and results are those of :mod:`clustrix_containers.contract`. Nothing
+The formats of marks and results are those of :mod:`clustrix_containers.worker.contract`. Nothing
 is unpickled before the mark's MAC, the result's size and its sha256 have been verified.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clustrix_containers.contract import RESULT_ALIGN, RESULT_MAGIC
+from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.errors import (
     JobError,
     MemoryLimitExceeded,
@@ -29,7 +29,7 @@ from clustrix_containers.errors import (
     TimeLimitExceeded,
     WorkerDied,
 )
-from clustrix_containers.jobs import Cause, State, Status
+from clustrix_containers.worker.contract import RESULT_ALIGN, RESULT_MAGIC
 
 Kind = Literal["ok", "error", "unpicklable", "timeout", "died"]
 Unpickle = Callable[[memoryview, list[memoryview]], object]

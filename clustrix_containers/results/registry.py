@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers.contract import RESULT_ARTIFACT
 from clustrix_containers.errors import (
     ClusterError,
     Error,
@@ -21,8 +20,9 @@ from clustrix_containers.errors import (
     ResultError,
     ResultLost,
 )
-from clustrix_containers.oci import Descriptor
+from clustrix_containers.oci.model import Descriptor
 from clustrix_containers.registry import Remote
+from clustrix_containers.worker.contract import RESULT_ARTIFACT
 
 from .arrival import arrive
 from .inline import Stored

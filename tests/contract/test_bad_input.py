@@ -118,7 +118,7 @@ def test_secret_in_a_closure_is_refused_and_not_shown(home: Path) -> None:
 
 def test_base_for_another_python(home: Path) -> None:
     from clustrix_containers.image import base
-    from clustrix_containers.oci import Image, Reference
+    from clustrix_containers.oci.model import Image, Reference
 
     other = "3.8" if sys.version_info[1] != 8 else "3.9"
 
@@ -187,7 +187,7 @@ def test_full_disk(home: Path) -> None:
 def test_result_of_an_image_that_this_user_did_not_build_stays_bytes(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from clustrix_containers import runs
+    from clustrix_containers.runs import runs
 
     job = cx.function(work.square).submit(5)
     assert job.result(60) == 25

@@ -233,7 +233,7 @@ def reads_marker() -> str:
 def test_a_function_runs_on_a_base_that_a_dockerfile_makes(
     home: Path, docker_host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clustrix_containers.clusters.local import docker
+    from clustrix_containers.containers import docker
     from clustrix_containers.image import interpreter
 
     monkeypatch.setenv("DOCKER_HOST", docker_host)

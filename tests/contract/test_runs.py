@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 import clustrix_containers as cx
+from clustrix_containers.api.status import State
 from clustrix_containers.errors import (
     MemoryLimitExceeded,
     ResultError,
     TimeLimitExceeded,
     WorkerDied,
 )
-from clustrix_containers.jobs import State
-from clustrix_containers.runs import record
+from clustrix_containers.runs.runs import record
 from tests.cases import work
 
 from .targets import Target, on_targets
@@ -214,7 +214,7 @@ def test_libraries_that_want_a_home_or_shared_memory(function, on: str) -> None:
 
 
 def test_rerun_of_the_same_digest(on: str) -> None:
-    from clustrix_containers import runs
+    from clustrix_containers.runs import runs
 
     jobs = cx.function(work.square).map(range(3), on=on)
     assert list(jobs) == [0, 1, 4]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clustrix_containers import prepare
+from clustrix_containers.runs import prepare
 from tests.clusters.faults.proxy import Proxy
 from tests.clusters.kubernetes.access import SECRET, Access
 from tests.clusters.kubernetes.cluster import Kubernetes

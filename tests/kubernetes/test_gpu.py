@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import clustrix_containers as cx
-from clustrix_containers.jobs import State
+from clustrix_containers.api.status import State
 from tests.cases import work
 from tests.clusters.kubernetes.access import Access
 from tests.clusters.kubernetes.cluster import Kubernetes

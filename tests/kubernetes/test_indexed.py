@@ -16,10 +16,10 @@ import pytest
 from kubernetes.client import BatchV1Api, CoreV1Api
 
 import clustrix_containers as cx
-from clustrix_containers import prepare, runs
 from clustrix_containers.clusters.kubernetes.manifest import selector
 from clustrix_containers.errors import ResultLost, WorkerDied
-from clustrix_containers.runs import record
+from clustrix_containers.runs import prepare, runs
+from clustrix_containers.runs.runs import record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected

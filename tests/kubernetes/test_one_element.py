@@ -11,7 +11,7 @@ from kubernetes.client import BatchV1Api, CoreV1Api
 
 import clustrix_containers as cx
 from clustrix_containers.clusters.kubernetes.manifest import INDEX, selector
-from clustrix_containers.contract import GIVEN_UP
+from clustrix_containers.worker.contract import GIVEN_UP
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected

@@ -9,9 +9,9 @@ import pytest
 from kubernetes.client import BatchV1Api
 
 import clustrix_containers as cx
+from clustrix_containers.api.status import State
 from clustrix_containers.clusters.kubernetes.manifest import LABEL_QUEUE, selector
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.jobs import State
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
@@ -65,6 +65,7 @@ def test_a_server_that_cannot_keep_a_queue_says_so(configure: Callable[..., None
 
 
 def found(on: str) -> list[tuple[str, bool, str]]:
-    from clustrix_containers import config, runs
+    from clustrix_containers.config import file as config
+    from clustrix_containers.runs import runs
 
     return list(runs.open_target(config.load().target(on)).check())

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import clustrix_containers as cx
-from clustrix_containers import runs
 from clustrix_containers.errors import UntrustedResultError
-from clustrix_containers.runs import record
+from clustrix_containers.runs import runs
+from clustrix_containers.runs.runs import record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.faults.proxy import Proxy

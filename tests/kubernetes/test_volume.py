@@ -14,7 +14,7 @@ import pytest
 
 import clustrix_containers as cx
 from clustrix_containers.errors import ClusterError, ResultLost
-from clustrix_containers.runs import record
+from clustrix_containers.runs.runs import record
 from tests.cases import work
 from tests.clusters.kubernetes.cluster import Kubernetes
 from tests.kubernetes.conftest import ROOT

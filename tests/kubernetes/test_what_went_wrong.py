@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 import clustrix_containers as cx
+from clustrix_containers.api.status import State
 from clustrix_containers.errors import MemoryLimitExceeded, TimeLimitExceeded, WorkerDied
-from clustrix_containers.jobs import State
 from tests.cases import work
 from tests.clusters.kubernetes.access import Access
 from tests.clusters.kubernetes.cluster import Kubernetes

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers import prepare
+from clustrix_containers.runs import prepare
 from tests.kubernetes_server.disturbances import Request
 from tests.kubernetes_server.images import Unpacked, unpacked
 from tests.kubernetes_server.server import Server, Settings

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers import contract
+from clustrix_containers.worker import contract
 from tests.kubernetes_server.container import Log, Plan
 
 FORKER = Path(__file__).with_name("forker.py")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clustrix_containers.clusters.local import rootfs
-from clustrix_containers.oci import Image
+from clustrix_containers.containers import rootfs
+from clustrix_containers.oci.model import Image
 from tests.kubernetes_server.container import Mount
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers import contract
-from clustrix_containers.clusters.local.prepare import read_layout
+from clustrix_containers.clusters.local.staging import read_layout
+from clustrix_containers.worker import contract
 from tests.kubernetes_server import Server, Settings, Unpacked, unpacked
 from tests.kubernetes_server.conftest import connected
 from tests.local.images import Layout

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from clustrix_containers.api.options import Resources
+from clustrix_containers.api.status import State, Status
 from clustrix_containers.clusters.local import LocalCluster
-from clustrix_containers.jobs import Resources, State, Status, Task
+from clustrix_containers.clusters.task import Task
 from clustrix_containers.results.directory import collect
 from clustrix_containers.results.outcome import load
 from tests.bare_worker import unpickle

@@ -21,8 +21,9 @@ from typing import Any
 import cloudpickle
 
 import clustrix_containers
-from clustrix_containers import contract, oci
-from clustrix_containers.oci import Descriptor, Image, Layer
+from clustrix_containers.oci import model as oci
+from clustrix_containers.oci.model import Descriptor, Image, Layer
+from clustrix_containers.worker import contract
 
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 LEFT_OUT = re.compile(
@@ -98,7 +99,7 @@ def libraries(files: Sequence[Path]) -> set[str]:
 
 def runtime_layer() -> Tar:
     tar = Tar()
-    tar.file(contract.WORKER, Path(clustrix_containers.__file__).parent / "worker.py")
+    tar.file(contract.WORKER, Path(clustrix_containers.__file__).parent / "worker/worker.py")
     package = Path(cloudpickle.__file__).parent
     for source in sorted(package.glob("*.py")):
         tar.file(f"{contract.LIB}/cloudpickle/{source.name}", source)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from clustrix_containers.api.status import Cause, State
 from clustrix_containers.clusters.local import LocalCluster
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.jobs import Cause, State
 
 from .conftest import Bench, wait_for
 from .images import Layout

@@ -12,9 +12,9 @@ from typing import Any
 import docker
 import pytest
 
+from clustrix_containers.api.status import Cause, State
 from clustrix_containers.clusters.local import LocalCluster
 from clustrix_containers.errors import ClusterError, MemoryLimitExceeded
-from clustrix_containers.jobs import Cause, State
 from clustrix_containers.results.outcome import without_mark
 
 from .conftest import Bench, wait_for
@@ -55,8 +55,8 @@ def test_values_errors_and_output(bench: Bench) -> None:
 
 
 def test_a_second_image_sends_only_its_own_layers(bench: Bench, client: Any) -> None:
-    from clustrix_containers.clusters.local import docker as runtime
-    from clustrix_containers.clusters.local.prepare import read_layout
+    from clustrix_containers.clusters.local.staging import read_layout
+    from clustrix_containers.containers import docker as runtime
 
     assert bench.run(bench.task("def f(): return 'a'", name="a"))[0].state is State.SUCCEEDED
     image = read_layout(bench.layout.image("def f(): return 'b'"))

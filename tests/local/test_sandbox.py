@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import clustrix_containers
+from clustrix_containers.api.status import Cause, State
 from clustrix_containers.clusters.local import LocalCluster, journal
 from clustrix_containers.clusters.local.plan import Plan
 from clustrix_containers.errors import (
@@ -28,8 +29,7 @@ from clustrix_containers.errors import (
     TimeLimitExceeded,
     WorkerDied,
 )
-from clustrix_containers.jobs import Cause, State
-from clustrix_containers.oci import Image
+from clustrix_containers.oci.model import Image
 from clustrix_containers.results.directory import marked
 from clustrix_containers.results.outcome import without_mark
 

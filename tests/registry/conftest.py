@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.credentials import Credential
+from clustrix_containers.credentials.registry import Credential
 from clustrix_containers.registry import Remote
 from tests.clusters.registry.cluster import Service
 

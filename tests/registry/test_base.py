@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from clustrix_containers.image import interpreter
-from clustrix_containers.image.archive import Entry, write_layer
-from clustrix_containers.oci import Image
+from clustrix_containers.oci.archive import Entry, write_layer
+from clustrix_containers.oci.model import Image
 from clustrix_containers.registry import Remote
 from tests.clusters.registry.cluster import Service
 

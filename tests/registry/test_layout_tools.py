@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.oci import DOCKER_MANIFEST, Image, Layer
+from clustrix_containers.oci.model import DOCKER_MANIFEST, Image, Layer
 from clustrix_containers.registry import Layout, Remote, digest_tag
 from tests.clusters.registry.cluster import Service
 from tests.samples import image, layer, noise

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.oci import Image
+from clustrix_containers.oci.model import Image
 from clustrix_containers.registry import Remote, digest_tag
 from tests.clusters.registry.cluster import Service
 from tests.counting import CountingPool

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.credentials import Credential
+from clustrix_containers.credentials.registry import Credential
 from clustrix_containers.errors import RegistryError
-from clustrix_containers.oci import LAYER_GZIP, Descriptor, Image, Layer, Reference
+from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Image, Layer, Reference
 from clustrix_containers.registry import Layout, Remote, fetch_layers
 from clustrix_containers.registry.upload import Limits
 from tests.clusters.registry.cluster import Registries, Service

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from clustrix_containers.oci import Descriptor
+from clustrix_containers.oci.model import Descriptor
 from clustrix_containers.results import directory, inline, registry
 from clustrix_containers.results import s3 as bucket
 from tests.bare_worker import KEY, RUN, WORKER, interpreters

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from clustrix_containers.credentials import Credential
+from clustrix_containers.credentials.registry import Credential
 from clustrix_containers.errors import ClusterError, RegistryError, ResultLost
-from clustrix_containers.oci import Descriptor
+from clustrix_containers.oci.model import Descriptor
 from clustrix_containers.registry import Remote
 from clustrix_containers.results import registry as store
 from clustrix_containers.results.inline import Stored, Undelivered

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustrix_containers.config import Config, load, parse_duration, parse_size, paths
+from clustrix_containers.config.file import Config, load, parse_duration, parse_size, paths
 from clustrix_containers.errors import ConfigError
 
 EXAMPLE = """\

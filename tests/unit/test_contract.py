@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clustrix_containers import contract, deliver, worker
+from clustrix_containers.worker import contract, deliver, worker
 
 
 def test_the_worker_agrees_with_the_contract() -> None:

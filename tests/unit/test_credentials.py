@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clustrix_containers.credentials import Credential, lookup
+from clustrix_containers.credentials.registry import Credential, lookup
 from clustrix_containers.errors import ConfigError
 
 HUB = "https://index.docker.io/v1/"

@@ -33,6 +33,16 @@ def test_only_the_standard_library_and_little_of_it() -> None:
     ours = {name for name in modules if name.startswith("clustrix_containers.")}
     assert ours == {
         f"clustrix_containers.{name}"
-        for name in ("contract", "errors", "function", "futures", "jobs", "options")
+        for name in (
+            "api",
+            "api.executor",
+            "api.function",
+            "api.jobs",
+            "api.options",
+            "api.status",
+            "errors",
+            "worker",
+            "worker.contract",
+        )
     }
     assert not {"sqlite3", "asyncio", "urllib.request", "email", "ssl"} & set(modules)

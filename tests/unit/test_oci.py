@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.oci import (
+from clustrix_containers.oci.model import (
     DOCKER_LAYER,
     DOCKER_MANIFEST,
     LAYER_GZIP,

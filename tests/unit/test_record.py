@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.record import Record, Run
+from clustrix_containers.runs.record import Record, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,7 +57,7 @@ def test_only_what_this_user_built_is_trusted(tmp_path: Path) -> None:
 
 def test_many_clients_write_at_once_and_lose_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from clustrix_containers.record import Record, Run\n"
+        "import sys; from pathlib import Path; from clustrix_containers.runs.record import Record, Run\n"
         "book = Record(Path(sys.argv[1]))\n"
         "for i in range(15):\n"
         "    name = f'{sys.argv[2]}-{i}'\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from clustrix_containers.futures import Ticker
+from clustrix_containers.runs.ticker import Ticker
 
 LONG = 1000.0
 

@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters import Tell
+from clustrix_containers.clusters.task import Found, Task
 from clustrix_containers.errors import ClusterError, ResultLost
-from clustrix_containers.jobs import Cause, Found, State, Status, Task
 
 from .api import Api, connect
 from .settings import Settings, results_option, seconds
-from .verdict import JOB_DELETED, JobView, PodView, deletion, judge, newest
+from .status import JOB_DELETED, JobView, PodView, deletion, judge, newest
 from .watch import Watcher, watcher
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any
 
 from . import manifest
 from .api import Api, body
+from .status import PodView, view_job, view_pod
 from .submit import each
-from .verdict import PodView, view_job, view_pod
 
 PAGE = 500
 BY_LABEL = 50

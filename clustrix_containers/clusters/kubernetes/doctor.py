@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clustrix_containers.api.options import Resources
+from clustrix_containers.clusters.task import Task
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.jobs import Resources, Task
 
 from . import claim, manifest, stores
 from .api import Api

@@ -9,7 +9,7 @@ from clustrix_containers.errors import ClusterError
 
 from .api import Api, lines
 from .manifest import CONTAINER
-from .verdict import PodView
+from .status import PodView
 
 SILENCE = 60.0
 """Seconds without a line after which a log is asked for again."""

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from clustrix_containers import contract
-from clustrix_containers.jobs import Resources, Task
+from clustrix_containers.api.options import Resources
+from clustrix_containers.clusters.task import Task
+from clustrix_containers.worker import contract
 
 from .overlay import merge
 from .server import Server

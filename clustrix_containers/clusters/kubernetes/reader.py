@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers import contract
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.results import inline
+from clustrix_containers.worker import contract
 
 from . import manifest, take
 from .api import Api
 from .server import Server
 from .settings import Settings, volume
+from .status import PodView, view_pod
 from .stream import command
-from .verdict import PodView, view_pod
 from .watch import watcher
 
 IDLE = 120

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from clustrix_containers.api.quantities import parse_duration
 from clustrix_containers.errors import ClusterError, ConfigError
-from clustrix_containers.quantities import parse_duration
 
 if TYPE_CHECKING:
     from clustrix_containers.results.volume import Options

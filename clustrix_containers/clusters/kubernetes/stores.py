@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clustrix_containers.clusters.task import Task
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.jobs import Task
 from clustrix_containers.results import inline
 
 from .api import Api
@@ -36,7 +36,7 @@ def _open(settings: Settings, task: Task) -> Mapping[str, Any]:
 
         return s3.presign(_bucket(settings), task.run, seconds=_life(settings, task))
     if kind == "registry":
-        from clustrix_containers.oci import MANIFEST, Descriptor, Reference
+        from clustrix_containers.oci.model import MANIFEST, Descriptor, Reference
         from clustrix_containers.registry import Remote
         from clustrix_containers.results import registry
 

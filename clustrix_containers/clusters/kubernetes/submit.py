@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from clustrix_containers.api.options import Resources
+from clustrix_containers.clusters.task import Found, Task
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.jobs import Found, Resources, Task
 
 from . import claim, manifest, stores
 from .api import Api, body

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers import contract
 from clustrix_containers.errors import ClusterError, ResultLost
 from clustrix_containers.results import inline
+from clustrix_containers.worker import contract
 
 from . import release
 from .api import Api
 from .manifest import NOTE_COMMAND
+from .status import PodView
 from .stream import BrokenOff, Command, command
-from .verdict import PodView
 
 SILENCE = 60.0
 """Seconds without a byte after which a stream is given up: its node may be gone."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from .verdict import JobView, PodView
+from .status import JobView, PodView
 
 Place = tuple[int, "int | None"]
 """Attempt and element."""

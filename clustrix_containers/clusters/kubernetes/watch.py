@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Generic
 
-from clustrix_containers import contract
 from clustrix_containers.clusters import Tell
 from clustrix_containers.errors import ClusterError
+from clustrix_containers.worker import contract
 
 from .api import Api, body, lines
 from .events import Events
 from .manifest import selector
-from .verdict import JobView, PodView, news, view_job, view_pod
+from .status import JobView, PodView, news, view_job, view_pod
 from .views import V, Views
 
 PAGE = 500

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from clustrix_containers import shell
+from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters import Tell
+from clustrix_containers.clusters.task import Task
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.jobs import Cause, State, Status, Task
+from clustrix_containers.remote import shell
 
 from . import journal
 from .plan import Plan, control, log
@@ -64,7 +65,7 @@ class LocalCluster:
 
     def check(self) -> Sequence[tuple[str, bool, str]]:
         """The runtimes; one that is not there is all right as long as the chosen one is."""
-        from .runtimes import available, choose
+        from clustrix_containers.containers.runtimes import available, choose
 
         try:
             chosen = choose(self.runtime).runtime
@@ -81,7 +82,7 @@ class LocalCluster:
 
     def describe(self) -> str:
         """Which runtime is taken here, and why not those before it. One sentence each."""
-        from .runtimes import ORDER, check, choose
+        from clustrix_containers.containers.runtimes import ORDER, check, choose
 
         chosen = choose(self.runtime)
         lines = [f"{chosen.runtime}: {chosen.reason}"]
@@ -112,7 +113,7 @@ class LocalCluster:
         place = control(directory, task.attempt)
         known = _read_plan(place)
         if known is None:
-            from .prepare import prepare
+            from .staging import prepare
 
             known = prepare(self, task, directory)
         elif (known.run, known.image, list(known.elements)) != (
@@ -189,8 +190,9 @@ class LocalCluster:
 
     def tidy(self, older_than: float) -> None:
         """Remove unpacked images that were not used lately."""
-        from . import rootfs
-        from .prepare import cache_of
+        from clustrix_containers.containers import rootfs
+
+        from .staging import cache_of
 
         rootfs.prune(cache_of(self), older_than)
 
@@ -204,7 +206,7 @@ class LocalCluster:
         # It may have written its last lines between the two looks.
         reader.update()
         if not reader.ended:
-            from .aftermath import clean_up
+            from .cleanup import clean_up
 
             clean_up(reader)
 
@@ -218,7 +220,7 @@ class LocalCluster:
             return Status(State.FAILED, Cause.DIED, None, "the run's directory is gone")
         if reader.started is None or reader.ended or journal.is_locked(reader.control):
             return status
-        from .aftermath import orphaned
+        from .cleanup import orphaned
 
         reader.statuses[element] = orphaned(reader, element, status)
         return reader.statuses[element]

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from clustrix_containers.jobs import Cause, State, Status
+from clustrix_containers.api.status import Cause, State, Status
 
 RUNNING = Status(State.RUNNING)
 SUCCEEDED = Status(State.SUCCEEDED, exit_code=0)

@@ -18,14 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from clustrix_containers import contract
-from clustrix_containers.jobs import Cause, State, Status
+from clustrix_containers.api.status import Cause, State, Status
+from clustrix_containers.containers import cgroup
+from clustrix_containers.containers.process import Container, Runtime
+from clustrix_containers.worker import contract
 
-from . import cgroup, journal
+from . import journal
+from .outcome import ENDED, cancelled, explain, not_started, over_memory, over_time
 from .plan import Plan
-from .process import Container, Runtime
-from .room import Room
-from .verdict import ENDED, cancelled, explain, not_started, over_memory, over_time
+from .pool import Room
 
 BOOT = (
     "import sys; sys.path += [p for p in sys.argv[2:] if p not in sys.path];"
@@ -248,7 +249,7 @@ class Supervisor:
                 running.container.kill()
 
     def _sample(self, running: Running) -> None:
-        from . import sampling
+        from clustrix_containers.containers import sampling
 
         limit, pid = self.plan.memory, running.container.pid
         if limit is None or pid is None:
@@ -346,7 +347,7 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
 
 
 def _open_runtime(plan: Plan) -> Runtime:
-    from .runtimes import open_runtime
+    from clustrix_containers.containers.runtimes import open_runtime
 
     return open_runtime(plan.runtime, plan.means)
 

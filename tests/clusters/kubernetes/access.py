@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers.credentials import Credential
-from clustrix_containers.oci import Image
+from clustrix_containers.credentials.registry import Credential
+from clustrix_containers.oci.model import Image
 from clustrix_containers.registry import Remote
 from tests.clusters.daemon import StartError, wait_until
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from kubernetes.client import BatchV1Api, CoreV1Api
 
-from clustrix_containers.oci import Image
+from clustrix_containers.oci.model import Image
 from tests.clusters.daemon import StartError, wait_until
 from tests.clusters.kubernetes.access import GIVEN, REGISTRY, SECRET, Access, given
 from tests.clusters.kubernetes.cluster import Kubernetes

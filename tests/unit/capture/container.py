@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers import contract
 from clustrix_containers.capture.bundle import Bundle
 from clustrix_containers.capture.layout import bundle_files
+from clustrix_containers.worker import contract
 
 _LOADER = r"""
 import asyncio, importlib, inspect, json, os, pickle, sys, traceback, types

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from clustrix_containers import contract
 from clustrix_containers.capture.callables import capture
 from clustrix_containers.errors import CaptureError
+from clustrix_containers.worker import contract
 
 from . import container
 

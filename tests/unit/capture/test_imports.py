@@ -17,7 +17,7 @@ from clustrix_containers.capture import datafiles, syntax
 from clustrix_containers.capture.callables import capture
 from clustrix_containers.capture.modules import Finder
 from clustrix_containers.errors import CaptureError, DependencyError
-from clustrix_containers.oci import Platform
+from clustrix_containers.oci.model import Platform
 
 from . import container
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clustrix_containers import contract
 from clustrix_containers.capture.pickling import dump_call, load
 from clustrix_containers.errors import CaptureError
+from clustrix_containers.worker import contract
 
 
 def _no_script() -> Any:

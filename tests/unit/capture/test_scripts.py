@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from clustrix_containers import contract
 from clustrix_containers.capture import scripts
 from clustrix_containers.capture.callables import capture
 from clustrix_containers.capture.pickling import dump_call, load, load_script
+from clustrix_containers.worker import contract
 
 from . import container
 

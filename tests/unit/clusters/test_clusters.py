@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers import shell
+from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters import open_cluster
 from clustrix_containers.clusters.local import LocalCluster, journal
-from clustrix_containers.clusters.local.apptainer import mount_option
 from clustrix_containers.clusters.local.plan import Mount, Plan
+from clustrix_containers.containers.apptainer import mount_option
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.jobs import Cause, State, Status
+from clustrix_containers.remote import shell
 
 
 def test_local_is_known() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clustrix_containers.clusters.local import journal
-from clustrix_containers.clusters.local.room import Machine, Room
+from clustrix_containers.clusters.local.pool import Machine, Room
 
 MACHINE = Machine((0, 1, 2, 3), 1 << 30)
 

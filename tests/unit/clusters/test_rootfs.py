@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers import contract, oci
-from clustrix_containers.clusters.local import rootfs
+from clustrix_containers.containers import rootfs
 from clustrix_containers.errors import Error, ImageError
-from clustrix_containers.oci import Descriptor, Image, Layer
+from clustrix_containers.oci import model as oci
+from clustrix_containers.oci.model import Descriptor, Image, Layer
+from clustrix_containers.worker import contract
 
 
 def layer(directory: Path, kind: str | None, files: Mapping[str, bytes]) -> Layer:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from clustrix_containers.image.base import packed
-from clustrix_containers.image.unpack import unpack
-from clustrix_containers.oci import Image
+from clustrix_containers.oci.model import Image
+from clustrix_containers.oci.unpack import unpack
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from clustrix_containers.capture.bundle import Bundle, Entry, File
-from clustrix_containers.capture.lock import Lock, Package, Wheel
-from clustrix_containers.image.wheels import add_wheel
-from clustrix_containers.oci import LAYER_GZIP, Descriptor, Layer, sha256
+from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Layer, sha256
+from clustrix_containers.packages.lock import Lock, Package, Wheel
+from clustrix_containers.packages.wheels import add_wheel
 
 MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustrix_containers.contract import LAYER_KIND, LAYER_TITLE
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.archive import (
+from clustrix_containers.image.validate import validate
+from clustrix_containers.oci.archive import (
     Entry,
     Form,
     Kind,
@@ -23,10 +23,10 @@ from clustrix_containers.image.archive import (
     read_files,
     write_layer,
 )
-from clustrix_containers.image.gzipped import Isal, Spliced, Stored
-from clustrix_containers.image.store import BlobWriter
-from clustrix_containers.image.validate import validate
-from clustrix_containers.oci import Image, Layer
+from clustrix_containers.oci.gzip import Isal, Spliced, Stored
+from clustrix_containers.oci.model import Image, Layer
+from clustrix_containers.oci.store import BlobWriter
+from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
 
 FORMS: tuple[Form, ...] = ("stored", "spliced", "isal")
 

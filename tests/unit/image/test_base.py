@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.contract import LABEL_PYTHON
 from clustrix_containers.errors import ImageError
 from clustrix_containers.image.base import check_wheel, from_registry, packed
 from clustrix_containers.image.elf import read_elf
 from clustrix_containers.image.facts import LABEL_GLIBC, LABEL_INTERPRETER
 from clustrix_containers.image.libraries import closure
 from clustrix_containers.image.validate import validate
-from clustrix_containers.oci import (
+from clustrix_containers.oci.model import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_MANIFEST,
@@ -27,6 +26,7 @@ from clustrix_containers.oci import (
     canonical,
     sha256,
 )
+from clustrix_containers.worker.contract import LABEL_PYTHON
 
 from .making import MINOR
 

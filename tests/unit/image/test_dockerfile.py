@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from clustrix_containers.contract import LABEL_PYTHON
 from clustrix_containers.errors import ImageError
 from clustrix_containers.image.base import from_dockerfile
 from clustrix_containers.image.build import build
 from clustrix_containers.image.facts import LABEL_GLIBC, LABEL_INTERPRETER
-from clustrix_containers.image.unpack import unpack
 from clustrix_containers.image.validate import validate
-from clustrix_containers.oci import Image
+from clustrix_containers.oci.model import Image
+from clustrix_containers.oci.unpack import unpack
+from clustrix_containers.worker.contract import LABEL_PYTHON
 
 from .making import MINOR, bundle, lock
 

@@ -12,8 +12,8 @@ from installer.destinations import SchemeDictionaryDestination
 from installer.sources import WheelFile
 
 from clustrix_containers.capture.bundle import Distribution
-from clustrix_containers.image import wheels
-from clustrix_containers.image.wheels import locate
+from clustrix_containers.packages import wheels
+from clustrix_containers.packages.wheels import locate
 
 from .making import make_wheel
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustrix_containers.errors import DigestMismatch, ImageError
-from clustrix_containers.image.archive import Entry, link, write_layer
-from clustrix_containers.image.unpack import unpack
-from clustrix_containers.oci import Layer
+from clustrix_containers.oci.archive import Entry, link, write_layer
+from clustrix_containers.oci.model import Layer
+from clustrix_containers.oci.unpack import unpack
 
 from .making import member, tar_layer, tree
 
@@ -181,7 +181,7 @@ def test_a_layer_that_is_elsewhere(tmp_path: Path) -> None:
 def test_plain_tar_and_zstd(tmp_path: Path) -> None:
     import gzip
 
-    from clustrix_containers.oci import sha256
+    from clustrix_containers.oci.model import sha256
 
     layer = tar_layer([(member("a"), b"x")])
     assert isinstance(layer.blob, bytes)
@@ -212,7 +212,7 @@ def test_modes_as_an_ordinary_user(tmp_path: Path) -> None:
     ]
     root = tmp_path / "root"
     script = (
-        "import pickle,sys,pathlib;from clustrix_containers.image.unpack import unpack\n"
+        "import pickle,sys,pathlib;from clustrix_containers.oci.unpack import unpack\n"
         "for layer in pickle.load(sys.stdin.buffer): unpack(layer, pathlib.Path(sys.argv[1]))"
     )
     # A new user namespace without a mapping: whoever runs this has no capabilities left.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.oci import Image
+from clustrix_containers.oci.model import Image
 from clustrix_containers.registry import Remote, digest_tag
-from clustrix_containers.registry.retry import Retry
+from clustrix_containers.remote.retry import Retry
 from tests.faults import FaultServer
 from tests.samples import image, layer, noise
 

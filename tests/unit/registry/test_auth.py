@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.credentials import Credential
+from clustrix_containers.credentials.registry import Credential
 from clustrix_containers.errors import RegistryError
-from clustrix_containers.oci import Descriptor, Image
+from clustrix_containers.oci.model import Descriptor, Image
 from clustrix_containers.registry import Remote
 from tests.clusters.certificates import Authority
 from tests.fault_auth import Basic, Bearer

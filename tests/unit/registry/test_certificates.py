@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clustrix_containers.errors import ConfigError, RegistryError
-from clustrix_containers.oci import Image, Reference
+from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.registry import Remote
 from clustrix_containers.registry.certificates import find
 from clustrix_containers.registry.transport import Transport

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clustrix_containers.errors import DigestMismatch, ImageError, RegistryError
-from clustrix_containers.oci import Descriptor, Image
+from clustrix_containers.oci.model import Descriptor, Image
 from clustrix_containers.registry import Remote
 from clustrix_containers.registry.upload import Limits
 from tests.faults import FaultServer, answer, cut

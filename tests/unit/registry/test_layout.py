@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from clustrix_containers.errors import DigestMismatch, ImageError
-from clustrix_containers.oci import INDEX, Descriptor, Image, Layer, Platform, canonical, sha256
+from clustrix_containers.oci.model import (
+    INDEX,
+    Descriptor,
+    Image,
+    Layer,
+    Platform,
+    canonical,
+    sha256,
+)
 from clustrix_containers.registry import Layout, Registry, Remote, digest_tag
 from tests.samples import image, layer, noise
 

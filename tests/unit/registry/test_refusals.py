@@ -12,7 +12,7 @@ import pytest
 import urllib3
 
 from clustrix_containers.errors import RegistryError
-from clustrix_containers.oci import Image
+from clustrix_containers.oci.model import Image
 from clustrix_containers.registry import Remote
 from clustrix_containers.registry.upload import Limits
 from tests.faults import FaultServer, answer, error, wait

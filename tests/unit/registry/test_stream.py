@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clustrix_containers.errors import DigestMismatch
-from clustrix_containers.oci import Descriptor, sha256
+from clustrix_containers.oci.model import Descriptor, sha256
 from clustrix_containers.registry.stream import verified
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clustrix_containers.errors import DigestMismatch, RegistryError
-from clustrix_containers.oci import Image
+from clustrix_containers.oci.model import Image
 from clustrix_containers.registry import Remote
 from clustrix_containers.registry.upload import Limits
 from tests.faults import FaultServer, Handler, answer, close, cut, error, forget, lose_answer

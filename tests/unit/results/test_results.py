@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.errors import (
     MemoryLimitExceeded,
     ResultError,
@@ -18,7 +19,6 @@ from clustrix_containers.errors import (
     TimeLimitExceeded,
     WorkerDied,
 )
-from clustrix_containers.jobs import Cause, State, Status
 from clustrix_containers.results.directory import collect, marked
 from clustrix_containers.results.outcome import load, open_result, without_mark
 from tests.bare_worker import KEY, RUN, Bare, unpickle, write_calls, write_code

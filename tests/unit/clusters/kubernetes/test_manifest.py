@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clustrix_containers.api.options import Resources
 from clustrix_containers.clusters.kubernetes import claim, manifest, reader
 from clustrix_containers.clusters.kubernetes.overlay import merge
 from clustrix_containers.clusters.kubernetes.server import Server
 from clustrix_containers.clusters.kubernetes.settings import Settings, results_option
-from clustrix_containers.clusters.kubernetes.verdict import within
+from clustrix_containers.clusters.kubernetes.status import within
+from clustrix_containers.clusters.task import Task
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.jobs import Resources, Task
 
 ROOT = Path(__file__).parents[4]
 NEW, OLD = Server(1, 36), Server(1, 20)

@@ -1,0 +1,208 @@
+"""What a user holds: ``@function``, its verbs, and ``Executor``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from .jobs import Job, JobArray
+from .options import Options
+
+if TYPE_CHECKING:
+    from clustrix_containers.oci.model import Image
+    from clustrix_containers.runs.explain import Explanation
+    from clustrix_containers.runs.prepare import Plan
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Function(Generic[P, R]):
+    """A callable with verbs. Calling it is an ordinary call, here and now.
+
+    ``submit`` and ``map`` run it in its image, ``build`` makes the image, ``explain`` says what
+    goes in and why, ``options`` gives the same function with other options.
+    """
+
+    def __init__(self, function: Callable[P, R], options: Options) -> None:
+        functools.update_wrapper(self, function)
+        self.__clustrix_function__ = function
+        self._options = options
+        self._takes_on = _takes_on(function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.__clustrix_function__(*args, **kwargs)
+
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same as calling it: here, now, in this process."""
+        return self.__clustrix_function__(*args, **kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Function[..., R]:
+        bound = self.__clustrix_function__.__get__(instance, owner)
+        return self if bound is self.__clustrix_function__ else Function(bound, self._options)
+
+    def __repr__(self) -> str:
+        return f"<clustrix function {self._name}>"
+
+    def __reduce__(self) -> Any:
+        return Function, (self.__clustrix_function__, self._options)
+
+    @property
+    def _name(self) -> str:
+        function = inspect.unwrap(self.__clustrix_function__)
+        while isinstance(function, functools.partial):
+            function = function.func
+        return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+    def options(self, **changes: Any) -> Function[P, R]:
+        """The same function with some options replaced; see :class:`Options` for their names."""
+        return Function(self.__clustrix_function__, self._options.but(**changes))
+
+    def submit(self, *args: Any, on: str | None = None, **kwargs: Any) -> Job:
+        """Run one call in the function's image on the target ``on``; gives a Future at once."""
+        if on is not None and self._takes_on:
+            kwargs["on"] = on
+            on = None
+        session = self._launch([(args, kwargs)], on, array=False)
+        job: Job = session.jobs[0]
+        return job
+
+    def map(
+        self,
+        *iterables: Iterable[Any],
+        on: str | None = None,
+        max_parallel: int | None = None,
+    ) -> JobArray:
+        """Run the function over the items: one image, one array.
+
+        As with the built-in ``map``, several iterables give several arguments and the shortest
+        decides. All items are read at once, and written to the image one by one.
+        """
+        if not iterables:
+            raise TypeError("map() needs at least one iterable")
+        changes = {} if max_parallel is None else {"max_parallel": max_parallel}
+        function = self.options(**changes)
+        session = function._launch(
+            ((items, {}) for items in zip(*iterables, strict=False)), on, array=True
+        )
+        return JobArray(session, session.jobs)
+
+    def preview(self, *args: Any, **kwargs: Any) -> str:
+        """What ``submit`` with these arguments would make on the target: the Job as YAML.
+
+        The image is built, since its digest is part of it; nothing is pushed or submitted.
+        """
+        from clustrix_containers.runs import launch
+
+        calls = [(args, kwargs)]
+        return launch.preview(self.__clustrix_function__, calls, self._options, array=False)
+
+    def build(self) -> Image:
+        """The function's image without a call; ``.digest`` names it.
+
+        It is in the local layout afterwards, unless it stands on a base in a registry: the
+        layers of that stay where they are until the image runs here.
+        """
+        from clustrix_containers.oci.progress import shown
+        from clustrix_containers.runs import prepare
+
+        with shown() as progress:
+            image = prepare.build(self._plan(progress=progress), progress=progress)
+            prepare.keep_here(image)
+        return image
+
+    def push(self, repository: str) -> str:
+        """Push the function's image to ``repository``; gives ``repository@sha256:…``."""
+        from clustrix_containers.oci.progress import shown
+        from clustrix_containers.runs import prepare
+
+        image = self.build()
+        with shown() as progress:
+            return prepare.push(image, repository, progress=progress)
+
+    def explain(self) -> Explanation:
+        """What goes into the image, and why each thing does. Print it."""
+        from clustrix_containers.oci.progress import shown
+        from clustrix_containers.runs import prepare
+        from clustrix_containers.runs.explain import explanation
+
+        with shown() as progress:
+            plan = self._plan(progress=progress)
+            image = prepare.build(plan, progress=progress)
+            return explanation(self._name, plan, image, prepare.layout().has)
+
+    def _plan(self, *, references: Collection[str] = (), progress: Any) -> Plan:
+        from clustrix_containers.runs import prepare
+
+        return prepare.plan(
+            self.__clustrix_function__, self._options, references=references, progress=progress
+        )
+
+    def _launch(
+        self,
+        calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]],
+        on: str | None,
+        *,
+        array: bool,
+    ) -> Any:
+        from clustrix_containers.runs import launch
+
+        options = self._options if on is None else self._options.but(on=on)
+        return launch.launch(self.__clustrix_function__, calls, options, array=array)
+
+
+def _peek(items: Iterable[Any]) -> tuple[bool, Iterator[Any]]:
+    """Whether there is a first item, and all the items."""
+    iterator = iter(items)
+    for first in iterator:
+        return True, itertools.chain([first], iterator)
+    return False, iterator
+
+
+def _takes_on(function: Callable[..., Any]) -> bool:
+    try:
+        return "on" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+@overload
+def function(target: Callable[P, R], /, **options: Any) -> Function[P, R]: ...
+@overload
+def function(**options: Any) -> Callable[[Callable[P, R]], Function[P, R]]: ...
+def function(target: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function one that can be submitted: ``@function`` or ``@function(cpus=2, …)``.
+
+    The options are those of :class:`Options`. The function itself stays an ordinary function.
+    """
+    chosen = Options().but(**options)
+
+    def decorate(plain: Callable[..., Any]) -> Any:
+        if isinstance(plain, staticmethod | classmethod):
+            return type(plain)(decorate(plain.__func__))
+        if not callable(plain):
+            raise TypeError(f"@function goes on a callable, not on {type(plain).__name__}")
+        return Function(plain, chosen)
+
+    return decorate if target is None else decorate(target)
+
+
+def image_directory() -> str:
+    """Where this user's images lie: an OCI image layout directory, which skopeo and umoci read."""
+    from clustrix_containers.runs import prepare
+
+    return str(prepare.layout().directory)
+
+
+def attach(run_id: str, *, on: str | None = None) -> Job | JobArray:
+    """The handle of a run again, in any process: a Job, or a JobArray for a ``map``.
+
+    A run that this user's record does not know is looked for on the target ``on``; its results
+    stay bytes until they are trusted.
+    """
+    from clustrix_containers.runs import runs
+
+    return runs.handle(runs.attach(run_id, on=on))

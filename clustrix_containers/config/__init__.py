@@ -1,0 +1,1 @@
+"""Where our files lie, and what clustrix.yml and the environment say."""

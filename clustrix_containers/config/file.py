@@ -1,0 +1,426 @@
+"""Where our files lie, and what ``clustrix.yml`` and the environment say.
+
+::
+
+    default: local            # the target when none is named
+    registry: registry.example.org/team/runs    # where images are pushed; absent: the local layout
+    resources: {cpus: 1, memory: 2GiB, timeout: 30m}
+    targets:
+      local: {type: local, runtime: sandbox}    # auto | docker | apptainer | sandbox
+      big:   {type: local, runtime: docker, cpus: 4}
+
+The file is ``$CLUSTRIX_CONFIG``, else the nearest ``clustrix.yml`` from the current directory
+upwards, else ``clustrix.yml`` in the user's configuration directory (``~/.config/clustrix-containers``).
+``CLUSTRIX_TARGET`` and ``CLUSTRIX_REGISTRY`` override ``default`` and ``registry``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clustrix_containers.api.quantities import parse_duration, parse_size
+from clustrix_containers.errors import ConfigError
+
+if TYPE_CHECKING:
+    import yaml
+
+__all__ = ["Config", "Paths", "Target", "load", "parse_duration", "parse_size", "paths"]
+
+_APP = "clustrix-containers"
+_FILE = "clustrix.yml"
+_KEYS = ("default", "registry", "resources", "targets")
+_RESOURCES = ("cpus", "memory", "timeout", "gpus", "shm", "env")
+
+
+# ---- where our files lie
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Our directories of this user: what can be made again, what cannot, and what runs."""
+
+    cache: Path
+    data: Path
+    state: Path
+
+
+def paths() -> Paths:
+    """The user's directories, made with mode 0700 if they are not there.
+
+    ``CLUSTRIX_CACHE_DIR``, ``CLUSTRIX_DATA_DIR`` and ``CLUSTRIX_STATE_DIR`` override the
+    platform's. ConfigError names the variable of one that cannot be made.
+    """
+    found = []
+    for kind in ("cache", "data", "state"):
+        variable = f"CLUSTRIX_{kind.upper()}_DIR"
+        path = Path(os.environ.get(variable) or _usual(kind)).expanduser().absolute()
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the directory {path}: {error.strerror}",
+                hint=f"Name another in {variable}.",
+                path=str(path),
+                key=variable,
+            ) from error
+        found.append(path)
+    return Paths(*found)
+
+
+def _usual(kind: str) -> str:
+    import platformdirs
+
+    place: str = getattr(platformdirs, f"user_{kind}_dir")(_APP)
+    return place
+
+
+# ---- clustrix.yml
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to run: its ``type`` chooses the cluster, which checks the ``options`` itself.
+
+    ``line`` is where its name stands in ``path``, ``lines`` where its keys do (nested ones
+    by dotted name); of a target that no file defines they are ``None`` and empty.
+    """
+
+    name: str
+    type: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    line: int | None = None
+    path: Path | None = None
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def where(self, key: str) -> tuple[Path | None, int | None]:
+        """File and line of an option, for an error about it; of the target if the option is not there."""
+        return self.path, self.lines.get(key, self.line)
+
+    def error(self, key: str, message: str, hint: str | None = None) -> ConfigError:
+        """A ConfigError about an option, with its file and line."""
+        path, line = self.where(key)
+        return _error(f"target {self.name!r}: {message}", path, line, key, hint)
+
+
+_LOCAL = Target("local", "local")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What ``clustrix.yml`` and the environment say. There always is a target ``local``.
+
+    ``resources`` are defaults by the names of the fields of ``jobs.Resources``, parsed:
+    ``memory`` and ``shm`` in bytes, ``timeout`` in seconds. ``path`` is ``None`` without a file.
+    """
+
+    default: str = "local"
+    registry: str | None = None
+    targets: Mapping[str, Target] = field(default_factory=lambda: {"local": _LOCAL})
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    def target(self, name: str | None = None) -> Target:
+        """A target by name, by default the default one; ConfigError lists those that there are."""
+        wanted = self.default if name is None else name
+        if wanted in self.targets:
+            return self.targets[wanted]
+        hint = _targets_hint(wanted, self.targets)
+        raise _error(f"there is no target {wanted!r}", self.path, None, wanted, hint)
+
+
+def load(path: Path | str | None = None) -> Config:
+    """Read ``clustrix.yml`` (or the file at ``path``) and the environment's overrides.
+
+    ConfigError has ``path``, ``line`` (from 1) and ``key`` of what is wrong.
+    """
+    file = Path(path) if path is not None else _find()
+    config = _parse(file) if file is not None else Config()
+    registry, target = os.environ.get("CLUSTRIX_REGISTRY"), os.environ.get("CLUSTRIX_TARGET")
+    if registry:
+        _check_registry(registry, None, None, "CLUSTRIX_REGISTRY")
+    if target and target not in config.targets:
+        hint = _targets_hint(target, config.targets)
+        message = f"CLUSTRIX_TARGET names {target!r}, and there is no such target"
+        raise _error(message, None, None, "CLUSTRIX_TARGET", hint)
+    return Config(
+        target or config.default,
+        registry or config.registry,
+        config.targets,
+        config.resources,
+        config.path,
+    )
+
+
+def _find() -> Path | None:
+    named = os.environ.get("CLUSTRIX_CONFIG")
+    if named:
+        return Path(named).expanduser()
+    here = Path.cwd()
+    for directory in (here, *here.parents):
+        file = directory / _FILE
+        if file.is_file() and _trusted(file):
+            return file
+    import platformdirs
+
+    file = Path(platformdirs.user_config_dir(_APP)) / _FILE
+    return file if file.is_file() else None
+
+
+def _trusted(file: Path) -> bool:
+    """Not what a stranger has put into a directory that everybody can write, as /tmp."""
+    anybody = file.parent.stat().st_mode & stat.S_IWOTH
+    return not anybody or file.stat().st_uid == os.geteuid()
+
+
+def _parse(path: Path) -> Config:
+    node = _compose(path)
+    if node is None or node.tag == "tag:yaml.org,2002:null":
+        return Config(path=path)
+    document = _Document(path)
+    fields = document.mapping(node, "", _KEYS)
+    targets = {"local": _LOCAL}
+    if "targets" in fields:
+        targets |= document.targets(fields["targets"])
+    resources = {}
+    if "resources" in fields:
+        resources = document.resources(fields["resources"])
+    default = "local"
+    if "default" in fields:
+        default = document.text(fields["default"], "default")
+        if default not in targets:
+            hint = _targets_hint(default, targets)
+            message = f"there is no target {default!r}"
+            raise document.error(fields["default"], "default", message, hint)
+    registry = None
+    if "registry" in fields:
+        registry = document.text(fields["registry"], "registry")
+        _check_registry(registry, path, _line(fields["registry"]), "registry")
+    return Config(default, registry, targets, resources, path)
+
+
+def _compose(path: Path) -> yaml.Node | None:
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise _error(f"cannot be read: {error.strerror}", path, None, None) from error
+    except UnicodeDecodeError as error:
+        raise _error("is not UTF-8", path, None, None) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        message = f"not YAML: {error.problem or error.context}"
+        hint = "Indent with spaces, not with tabs." if "'\\t'" in message else None
+        raise _error(message, path, mark.line + 1 if mark else None, None, hint) from error
+    except yaml.YAMLError as error:
+        raise _error(f"not YAML: {error}", path, None, None) from error
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _kind(node: yaml.Node) -> str:
+    """mapping, sequence or scalar."""
+    return str(getattr(node, "id", ""))
+
+
+@dataclass(frozen=True)
+class _Document:
+    """Reads YAML's node tree, which knows the lines."""
+
+    path: Path
+    made: dict[int, Any] = field(default_factory=dict)
+
+    def error(
+        self, node: yaml.Node, key: str | None, message: str, hint: str | None = None
+    ) -> ConfigError:
+        return _error(message, self.path, _line(node), key, hint)
+
+    def pairs(self, node: yaml.Node, key: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+        """Name, key node and value node of each entry; the names are text and unique."""
+        if _kind(node) != "mapping":
+            what = f"{key} is" if key else "the file is"
+            raise self.error(node, key or None, f"{what} not a mapping", "It reads name: value.")
+        seen: set[str] = set()
+        for name, value in node.value:
+            if name.tag != "tag:yaml.org,2002:str":
+                spelled = name.value if _kind(name) == "scalar" else f"a {_kind(name)}"
+                raise self.error(
+                    name,
+                    str(spelled),
+                    f"the key {spelled!r} is not text",
+                    "Merge keys (<<) are not supported."
+                    if spelled == "<<"
+                    else f'Quote it: "{spelled}".',
+                )
+            if name.value in seen:
+                raise self.error(name, name.value, f"the key {name.value!r} stands here twice")
+            seen.add(name.value)
+            yield name.value, name, value
+
+    def mapping(self, node: yaml.Node, key: str, allowed: Iterable[str]) -> dict[str, yaml.Node]:
+        """The entries with a value; a key that is not allowed is an error."""
+        known = tuple(allowed)
+        found = {}
+        for name, where, value in self.pairs(node, key):
+            if name not in known:
+                raise self.error(
+                    where,
+                    f"{key}.{name}" if key else name,
+                    f"unknown key {name!r}" + (f" in {key}" if key else ""),
+                    f"{_similar(name, known)}The keys are: {', '.join(known)}.",
+                )
+            if value.tag != "tag:yaml.org,2002:null":
+                found[name] = value
+        return found
+
+    def text(self, node: yaml.Node, key: str) -> str:
+        if node.tag != "tag:yaml.org,2002:str" or not node.value.strip():
+            raise self.error(node, key, f"{key} is {self._shown(node)}, not a text", "Quote it.")
+        return str(node.value)
+
+    def _shown(self, node: yaml.Node) -> str:
+        return repr(node.value) if _kind(node) == "scalar" else f"a {_kind(node)}"
+
+    def value(self, node: yaml.Node, key: str, inside: tuple[yaml.Node, ...] = ()) -> Any:
+        """Any plain value, as ``yaml.safe_load`` makes it; aliases share theirs."""
+        if any(node is outer for outer in inside):
+            raise self.error(node, key, f"{key} contains itself")
+        if id(node) not in self.made:
+            self.made[id(node)] = self._make(node, key, (*inside, node))
+        return self.made[id(node)]
+
+    def _make(self, node: yaml.Node, key: str, inside: tuple[yaml.Node, ...]) -> Any:
+        import yaml
+
+        if node.tag == "tag:yaml.org,2002:map":
+            pairs = self.pairs(node, key)
+            return {name: self.value(value, f"{key}.{name}", inside) for name, _, value in pairs}
+        if node.tag == "tag:yaml.org,2002:seq":
+            return [self.value(item, key, inside) for item in node.value]
+        constructor = yaml.SafeLoader("")
+        try:
+            return constructor.construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            reason = getattr(error, "problem", None) or error
+            raise self.error(node, key, f"{key}: {reason}") from error
+        finally:
+            constructor.dispose()
+
+    def targets(self, node: yaml.Node) -> dict[str, Target]:
+        return {
+            name: self.target(name, where, value)
+            for name, where, value in self.pairs(node, "targets")
+        }
+
+    def target(self, name: str, where: yaml.Node, node: yaml.Node) -> Target:
+        key = f"targets.{name}"
+        options = {}
+        kind = ""
+        for option, _, value in self.pairs(node, key):
+            if option == "type":
+                kind = self.text(value, f"{key}.type")
+            else:
+                options[option] = self.value(value, f"{key}.{option}")
+        if not kind:
+            raise self.error(
+                where, key, f"the target {name!r} has no type", "Give it one, as in type: local."
+            )
+        lines = dict(self.lines(node, ""))
+        return Target(name, kind, options, _line(where), self.path, lines)
+
+    def lines(self, node: yaml.Node, prefix: str, depth: int = 3) -> Iterator[tuple[str, int]]:
+        """The line of each key, nested ones by dotted name (only so deep: aliases can multiply)."""
+        if depth and _kind(node) == "mapping":
+            for name, value in node.value:
+                yield f"{prefix}{name.value}", _line(name)
+                yield from self.lines(value, f"{prefix}{name.value}.", depth - 1)
+
+    def resources(self, node: yaml.Node) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in self.mapping(node, "resources", _RESOURCES).items():
+            key = f"resources.{name}"
+            plain = self.value(value, key)
+            try:
+                found[name] = _RESOURCE[name](plain)
+            except ConfigError as error:
+                raise self.error(value, key, f"{key}: {error.message}", error.hint) from None
+        return found
+
+
+def _error(
+    message: str, path: Path | None, line: int | None, key: str | None, hint: str | None = None
+) -> ConfigError:
+    place = ":".join(str(part) for part in (path, line) if part is not None)
+    return ConfigError(
+        f"{place}: {message}" if place else message,
+        hint=hint,
+        path=path and str(path),
+        line=line,
+        key=key,
+    )
+
+
+def _similar(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {close[0]!r}? " if close else ""
+
+
+def _targets_hint(name: str, targets: Iterable[str]) -> str:
+    return f"{_similar(name, targets)}The targets are: {', '.join(sorted(targets))}."
+
+
+def _check_registry(value: str, path: Path | None, line: int | None, key: str) -> None:
+    if "://" in value or re.search(r"\s", value) or value.endswith("/"):
+        raise _error(
+            f"{key} is {value!r}, not a repository",
+            path,
+            line,
+            key,
+            "It reads host[:port]/name[/name…], without https:// before it.",
+        )
+
+
+# ---- resources
+
+
+def _cpus(value: object) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < float(str(value)) < 1 << 20:
+        raise ConfigError(f"not a number of cores: {value!r}", hint="It reads 2 or 0.5.", key=None)
+    return float(str(value))
+
+
+def _gpus(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 20:
+        raise ConfigError(f"not a number of GPUs: {value!r}", hint="It reads 0, 1, 2, …", key=None)
+    return value
+
+
+def _env(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise ConfigError(
+            "not a mapping of names to texts",
+            hint='Quote numbers: {OMP_NUM_THREADS: "1"}.',
+            key=None,
+        )
+    return dict(value)
+
+
+_RESOURCE = {
+    "cpus": _cpus,
+    "memory": parse_size,
+    "timeout": parse_duration,
+    "gpus": _gpus,
+    "shm": parse_size,
+    "env": _env,
+}

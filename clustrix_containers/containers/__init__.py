@@ -1,0 +1,1 @@
+"""How a container of an image is started on a Linux host."""

@@ -1,0 +1,1 @@
+"""Credentials of the user's own, found where other tools keep them."""

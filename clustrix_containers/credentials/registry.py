@@ -1,0 +1,235 @@
+"""Credentials for registries, from where Docker, Podman and their helpers keep them.
+
+Formats: https://docs.docker.com/reference/cli/docker/login/ (config.json, credential
+helpers), https://github.com/containers/image (containers-auth.json(5)).
+
+Files, in this order; the first that knows the registry wins:
+
+1. ``$REGISTRY_AUTH_FILE``
+2. ``$DOCKER_CONFIG/config.json``, else ``~/.docker/config.json``
+3. ``$XDG_RUNTIME_DIR/containers/auth.json``
+4. ``$XDG_CONFIG_HOME/containers/auth.json``, else ``~/.config/containers/auth.json``
+
+Within a file: ``credHelpers`` for this registry, then ``auths`` (the most specific key
+first: ``host/namespace/repository``, ``host/namespace``, ``host``), then ``credsStore``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clustrix_containers.errors import ConfigError
+
+DOCKER_HUB = "docker.io"
+_HUB_KEY = "https://index.docker.io/v1/"
+_HUB_NAMES = (DOCKER_HUB, "index.docker.io", "registry-1.docker.io")
+_HELPER_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A user name and a password, or a token instead of them; ``repr`` shows no secret.
+
+    ``identity_token`` is an OAuth2 refresh token, ``registry_token`` a bearer token that
+    the registry takes as it is. ``source`` says where all this came from.
+    """
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
+    source: str = ""
+
+
+def lookup(registry: str, repository: str = "") -> Credential | None:
+    """What this user has for ``registry`` (``host[:port]``; ``docker.io`` for Docker Hub), or None.
+
+    Raises ConfigError for a file that cannot be read or parsed, and for a credential
+    helper that is missing, fails or does not answer within a minute.
+    """
+    for path in _files():
+        config = _read(path)
+        if config is None:
+            continue
+        found = _from_config(path, config, registry, repository)
+        if found is not None:
+            return found
+    return None
+
+
+def _files() -> Iterator[Path]:
+    explicit = os.environ.get("REGISTRY_AUTH_FILE")
+    if explicit:
+        yield Path(explicit)
+    docker = os.environ.get("DOCKER_CONFIG")
+    yield (Path(docker) if docker else Path("~/.docker").expanduser()) / "config.json"
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        yield Path(runtime) / "containers" / "auth.json"
+    config = os.environ.get("XDG_CONFIG_HOME")
+    yield (Path(config) if config else Path("~/.config").expanduser()) / "containers" / "auth.json"
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the credentials file {path}: {error}", path=path) from error
+    try:
+        config = json.loads(text) if text.strip() else {}
+    except ValueError as error:
+        line = getattr(error, "lineno", None)
+        # The exception's own text may quote the file, and the file holds passwords.
+        raise ConfigError(
+            f"the credentials file {path} is not JSON (line {line})",
+            hint="Repair it, or move it away and run docker login again.",
+            path=path,
+            line=line,
+        ) from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"the credentials file {path} holds no JSON object", path=path)
+    return config
+
+
+def _from_config(
+    path: Path, config: Mapping[str, Any], registry: str, repository: str
+) -> Credential | None:
+    keys = list(_keys(registry, repository))
+    helpers = _section(config, "credHelpers", path)
+    for key in keys:
+        if isinstance(helpers.get(key), str):
+            return _ask_helper(helpers[key], _server(key), path)
+    auths = _section(config, "auths", path)
+    known = _entry(auths, keys, registry)
+    if known is not None:
+        credential = _from_entry(known, path)
+        if credential is not None:
+            return credential
+    store = config.get("credsStore")
+    if isinstance(store, str) and store:
+        return _ask_helper(store, _server(registry), path, needed=known is not None)
+    return None
+
+
+def _section(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+    section = config.get(name) or {}
+    if not isinstance(section, dict):
+        raise ConfigError(f"{name} in {path} is not an object", path=path, key=name)
+    return section
+
+
+def _keys(registry: str, repository: str) -> Iterator[str]:
+    """Keys that may hold this repository's entry, the most specific first."""
+    names = _HUB_NAMES if registry in _HUB_NAMES else (registry,)
+    parts = repository.split("/") if repository else []
+    for count in range(len(parts), -1, -1):
+        for name in names:
+            yield "/".join([name, *parts[:count]])
+
+
+def _server(key: str) -> str:
+    return _HUB_KEY if key in _HUB_NAMES else key
+
+
+def _entry(auths: Mapping[str, Any], keys: list[str], registry: str) -> Mapping[str, Any] | None:
+    for key in keys:
+        if isinstance(auths.get(key), dict):
+            entry: Mapping[str, Any] = auths[key]
+            return entry
+    hosts = _HUB_NAMES if registry in _HUB_NAMES else (registry,)
+    for key, entry in auths.items():
+        scheme, found, rest = key.partition("://")
+        # A key that is a URL means the whole host, whatever its path is.
+        is_host = bool(found) and scheme in ("http", "https") and rest.split("/", 1)[0] in hosts
+        if is_host and isinstance(entry, dict):
+            return entry
+    return None
+
+
+def _from_entry(entry: Mapping[str, Any], path: Path) -> Credential | None:
+    import base64
+    import binascii
+
+    username, password = str(entry.get("username") or ""), str(entry.get("password") or "")
+    if entry.get("auth"):
+        try:
+            decoded = base64.b64decode(str(entry["auth"]), validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"an `auth` entry in {path} is not base64 of user:password",
+                hint="Run docker login again.",
+                path=path,
+                key="auths",
+            ) from error
+        username, _, password = decoded.partition(":")
+        password = password.rstrip("\0")
+    identity, bearer = str(entry.get("identitytoken") or ""), str(entry.get("registrytoken") or "")
+    if not (identity or bearer or (username and password)):
+        return None
+    return Credential(username, password, identity, bearer, str(path))
+
+
+def _ask_helper(name: str, server: str, path: Path, *, needed: bool = True) -> Credential | None:
+    """``docker-credential-NAME get``, as https://github.com/docker/docker-credential-helpers has it."""
+    import shutil
+    import subprocess
+
+    program = f"docker-credential-{name}"
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise ConfigError(f"{path} names a credential helper that cannot be: {name!r}", path=path)
+    executable = shutil.which(program)
+    if executable is None:
+        if not needed:
+            # A left-over credsStore must not stop an anonymous pull.
+            return None
+        raise ConfigError(
+            f"{path} names the credential helper {program}, which is not on PATH",
+            hint=f"Install it, or take it out of {path} and run docker login again.",
+            path=path,
+        )
+    try:
+        done = subprocess.run(
+            [executable, "get"],
+            input=server.encode(),
+            capture_output=True,
+            timeout=_HELPER_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"{program} did not answer within {_HELPER_SECONDS:.0f} s for {server}", path=path
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{executable} cannot be run: {error}", path=path) from error
+    if done.returncode != 0:
+        said = (done.stdout.strip() or done.stderr.strip()).decode(errors="replace")[:300]
+        if "credentials not found" in said.lower():
+            return None
+        raise ConfigError(
+            f"{program} failed for {server} (exit code {done.returncode}): {said}", path=path
+        )
+    return _helper_answer(done.stdout, program, server, path)
+
+
+def _helper_answer(output: bytes, program: str, server: str, path: Path) -> Credential | None:
+    try:
+        answer = json.loads(output)
+        username, secret = str(answer["Username"]), str(answer["Secret"])
+    except (ValueError, KeyError, TypeError):
+        # Chained, it would show what the helper said, and that holds the secret.
+        raise ConfigError(
+            f"{program} answered for {server} with something that is not a credential", path=path
+        ) from None
+    if not secret:
+        return None
+    if username == "<token>":
+        return Credential(identity_token=secret, source=program)
+    return Credential(username, secret, source=program)

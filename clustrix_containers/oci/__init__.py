@@ -1,0 +1,1 @@
+"""OCI's values and bytes: descriptors, layers, images, archives."""

@@ -1,0 +1,358 @@
+"""Deterministic tar archives (POSIX ustar; pax records only for what ustar cannot hold) as layers.
+
+Entries are sorted by name, modification times, user and group ids are 0, modes are 0644, 0755 or
+(``/tmp``) 1777. Parent directories have entries only below directories that are ours: one for
+``/opt`` or ``/tmp`` would replace what the base has there.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from clustrix_containers.errors import ImageError
+from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
+
+from .gzip import Isal, Spliced, Stored
+from .model import LAYER_GZIP, Descriptor, Layer
+from .reading import read_files
+from .store import BlobWriter
+
+Form = Literal["stored", "spliced", "isal"]
+
+OWNED = ("opt/venv", "opt/python", "opt/clustrix")
+"""Directories whose parents' entries we write; ``("",)`` for a base that owns its whole root."""
+
+IN_MEMORY = 4 << 20
+"""Small stored layers up to this many bytes are kept as bytes, and touch no file."""
+
+_FORMS: dict[Form, Any] = {"stored": Stored, "spliced": Spliced, "isal": Isal}
+_CHUNK = 1 << 20
+_PIECE = 1 << 17
+_MODES = (0o644, 0o755, 0o1777)
+_OCTAL_LIMIT = 8**11
+
+
+class Kind(enum.Enum):
+    """The type of an entry; the value is tar's type flag."""
+
+    FILE = b"0"
+    LINK = b"2"
+    DIRECTORY = b"5"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file that lies in another file, deflated or ``stored``: where, and what it unpacks to.
+
+    ``sha256`` (hex) is checked while it is copied, where it is given.
+    """
+
+    path: Path
+    offset: int
+    deflated: int
+    size: int
+    crc: int
+    sha256: str | None = None
+    stored: bool = False
+
+
+Content = bytes | Path | Member
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of an archive. ``name`` is relative, with ``/``; ``target`` a symbolic link's."""
+
+    name: str
+    content: Content = b""
+    mode: int = 0o644
+    kind: Kind = Kind.FILE
+    target: str = ""
+
+
+def directory(name: str, mode: int = 0o755) -> Entry:
+    """An entry for a directory."""
+    return Entry(name, mode=mode, kind=Kind.DIRECTORY)
+
+
+def link(name: str, target: str) -> Entry:
+    """An entry for a symbolic link."""
+    return Entry(name, mode=0o755, kind=Kind.LINK, target=target)
+
+
+def write_layer(
+    entries: Iterable[Entry],
+    *,
+    cache: Path,
+    form: Form,
+    kind: str,
+    title: str,
+    created_by: str = "",
+    owned: tuple[str, ...] = OWNED,
+    in_memory: int = IN_MEMORY,
+    notes: Mapping[str, str] | None = None,
+) -> Layer:
+    """Write one layer in one pass; its blob is in the cache, or in memory when stored and small.
+
+    ``notes`` are further annotations of its descriptor.
+
+    ImageError for a name that is absolute, has ``..`` or NUL, or comes twice with other bytes.
+    """
+    arranged = arrange(entries, owned)
+    diff = hashlib.sha256()
+    with BlobWriter(cache, spill=in_memory if form == "stored" else 0) as blob:
+        out = _FORMS[form](blob)
+
+        def write(data: bytes) -> None:
+            diff.update(data)
+            out.write(data)
+
+        for entry in arranged:
+            size = content_size(entry.content) if entry.kind is Kind.FILE else 0
+            write(header(entry.name, entry.mode, size, entry.kind, entry.target))
+            if size:
+                _write_content(entry, size, diff, out)
+                write(b"\0" * (-size % 512))
+        write(b"\0" * 1024)
+        out.close()
+        digest, where = blob.commit()
+    annotations = {LAYER_KIND: kind, LAYER_TITLE: title, **(notes or {})}
+    descriptor = Descriptor(LAYER_GZIP, digest, blob.size, annotations)
+    return Layer(
+        descriptor, "sha256:" + diff.hexdigest(), where, None, created_by or f"clustrix: {title}"
+    )
+
+
+def arrange(entries: Iterable[Entry], owned: tuple[str, ...] = OWNED) -> list[Entry]:
+    """The entries sorted, each once, with the directories above them that are ours."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        check_name(entry.name)
+        if entry.mode not in _MODES:
+            raise ImageError(f"mode {entry.mode:o} of {entry.name!r} is none of ours")
+        before = found.setdefault(entry.name, entry)
+        if before is not entry and not _same(before, entry):
+            raise ImageError(
+                f"two different files are called {entry.name!r}",
+                hint="Leave one of them out, or rename it.",
+                name=entry.name,
+            )
+    for name in list(found):
+        for parent in _parents(name, owned):
+            if parent not in found:
+                found[parent] = directory(parent)
+            elif found[parent].kind is not Kind.DIRECTORY:
+                raise ImageError(f"{parent!r} is not a directory, and {name!r} is in it")
+    return [found[name] for name in sorted(found, key=str.encode)]
+
+
+def check_name(name: str) -> None:
+    """ImageError unless the name is a plain relative one that stays below the root."""
+    parts = name.split("/")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ImageError(f"the file name {name!r} is not UTF-8", hint="Rename it.") from None
+    if "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise ImageError(f"not a name for a file in an image: {name!r}", name=name)
+    if parts[-1].startswith(".wh."):
+        raise ImageError(
+            f"the file {name!r} cannot be in a layer: names with .wh. mean deletion there",
+            hint="Rename it.",
+        )
+
+
+def header(name: str, mode: int, size: int, kind: Kind = Kind.FILE, target: str = "") -> bytes:
+    """The header block or blocks of one entry."""
+    full = name + "/" if kind is Kind.DIRECTORY else name
+    pax: dict[str, str] = {}
+    split = _split(full)
+    if split is None:
+        pax["path"] = full
+        split = (b"", full.encode("ascii", "replace")[:100])
+    short = target.encode("ascii", "replace")
+    if not target.isascii() or len(short) > 100:
+        pax["linkpath"] = target
+    if size >= _OCTAL_LIMIT:
+        pax["size"] = str(size)
+    block = _block(split, mode, 0 if "size" in pax else size, kind.value, short[:100])
+    return _pax(pax) + block if pax else block
+
+
+def content_size(content: Content) -> int:
+    """Bytes of the file when it is unpacked."""
+    if isinstance(content, bytes):
+        return len(content)
+    if isinstance(content, Member):
+        return content.size
+    try:
+        return content.stat().st_size
+    except OSError as error:
+        raise _unreadable(content, error) from error
+
+
+def read_content(content: Content) -> Iterator[bytes]:
+    """The file's bytes, in pieces."""
+    if isinstance(content, bytes):
+        yield content
+    elif isinstance(content, Member):
+        for _, plain in inflate(content, content.path.name):
+            yield plain
+    else:
+        try:
+            with content.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    yield chunk
+        except OSError as error:
+            raise _unreadable(content, error) from error
+
+
+def inflate(member: Member, name: str) -> Iterator[tuple[bytes, bytes]]:
+    """Pairs of raw and inflated pieces; ImageError when the stream is not what it claims to be."""
+    from isal import isal_zlib
+
+    inflater: Any = None if member.stored else isal_zlib.decompressobj(-15)
+    crc = size = 0
+    digest = hashlib.sha256() if member.sha256 else None
+    left = member.deflated
+    try:
+        with member.path.open("rb") as file:
+            file.seek(member.offset)
+            while left and (raw := file.read(min(_PIECE, left))):
+                left -= len(raw)
+                plain = inflater.decompress(raw) if inflater else raw
+                crc = isal_zlib.crc32(plain, crc)
+                size += len(plain)
+                if size > member.size:
+                    break
+                if digest:
+                    digest.update(plain)
+                yield raw, plain
+    except (zlib.error, OSError) as error:
+        raise ImageError(f"{member.path.name}: {name!r} cannot be inflated: {error}") from error
+    if size <= member.size and _ragged(inflater, left):
+        raise ImageError(f"{member.path.name}: {name!r} does not end where it should")
+    if (crc, size) != (member.crc, member.size):
+        raise ImageError(f"{member.path.name}: {name!r} has a wrong checksum or size")
+    if digest and digest.hexdigest() != member.sha256:
+        raise ImageError(f"{member.path.name}: {name!r} is not what RECORD says")
+
+
+def _ragged(inflater: Any, left: int) -> bool:
+    return bool(left or (inflater and (not inflater.eof or inflater.unused_data)))
+
+
+def _write_content(entry: Entry, size: int, diff: Any, out: Any) -> None:
+    content, written = entry.content, 0
+    if isinstance(content, Member) and not content.stored and isinstance(out, Spliced):
+
+        def raw() -> Iterator[bytes]:
+            for piece, plain in inflate(content, entry.name):
+                diff.update(plain)
+                yield piece
+
+        out.member(raw(), content.crc, content.size)
+        return
+    for plain in read_content(content):
+        written += len(plain)
+        diff.update(plain)
+        out.write(plain)
+    if written != size:
+        raise ImageError(
+            f"{entry.name!r} changed while it was packed", hint="Try again.", name=entry.name
+        )
+
+
+def _same(one: Entry, two: Entry) -> bool:
+    if (one.kind, one.mode, one.target) != (two.kind, two.mode, two.target):
+        return False
+    if one.kind is not Kind.FILE or one.content == two.content:
+        return True
+    if content_size(one.content) != content_size(two.content):
+        return False
+    return b"".join(read_content(one.content)) == b"".join(read_content(two.content))
+
+
+def _parents(name: str, owned: tuple[str, ...]) -> Iterator[str]:
+    at = name.find("/")
+    while at != -1:
+        parent = name[:at]
+        if any(not top or parent == top or parent.startswith(top + "/") for top in owned):
+            yield parent
+        at = name.find("/", at + 1)
+
+
+def _split(name: str) -> tuple[bytes, bytes] | None:
+    """Prefix and name of a ustar header, or ``None`` where it cannot hold the name."""
+    if not name.isascii():
+        return None
+    raw = name.encode()
+    if len(raw) <= 100:
+        return b"", raw
+    # The slash of a directory's own name is not a place to split at.
+    at = raw.find(b"/", len(raw) - 101, len(raw) - 1)
+    if at < 1 or at > 155:
+        return None
+    return raw[:at], raw[at + 1 :]
+
+
+def _pax(records: dict[str, str]) -> bytes:
+    body = b"".join(_pax_record(key, value) for key, value in sorted(records.items()))
+    block = _block((b"", b"././@PaxHeader"), 0o644, len(body), b"x", b"")
+    return block + body + b"\0" * (-len(body) % 512)
+
+
+def _pax_record(key: str, value: str) -> bytes:
+    rest = f" {key}={value}\n".encode()
+    size = len(rest)
+    # The length counts its own digits.
+    while size != len(rest) + len(str(size)):
+        size = len(rest) + len(str(size))
+    return str(size).encode() + rest
+
+
+def _block(split: tuple[bytes, bytes], mode: int, size: int, kind: bytes, target: bytes) -> bytes:
+    prefix, name = split
+    zero = b"0000000\0"
+    head = b"%s%07o\0%s%s%011o\0%011o\0" % (name.ljust(100, b"\0"), mode, zero, zero, size, 0)
+    tail = b"%s%sustar\00000%s%s%s%s" % (
+        kind,
+        target.ljust(100, b"\0"),
+        b"\0" * 64,
+        zero,
+        zero,
+        prefix.ljust(155, b"\0") + b"\0" * 12,
+    )
+    checksum = sum(head) + sum(tail) + 8 * 32
+    return head + b"%06o\0 " % checksum + tail
+
+
+def _unreadable(path: Path, error: OSError) -> ImageError:
+    return ImageError(f"cannot read {str(path)!r}: {error.strerror or error}", path=str(path))
+
+
+__all__ = [
+    "IN_MEMORY",
+    "OWNED",
+    "Content",
+    "Entry",
+    "Form",
+    "Kind",
+    "Member",
+    "arrange",
+    "check_name",
+    "content_size",
+    "directory",
+    "header",
+    "inflate",
+    "link",
+    "read_content",
+    "read_files",
+    "write_layer",
+]

@@ -1,0 +1,1 @@
+"""Imports become pinned distributions: installed, requirements, resolution, lock, index, wheels."""

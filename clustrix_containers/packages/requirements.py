@@ -1,0 +1,237 @@
+"""Reads what the user hands: ``requirements.txt`` or ``pylock.toml``.
+
+Formats: https://pip.pypa.io/en/stable/reference/requirements-file-format/ (a subset: names,
+extras, specifiers, markers, ``-r``, ``-c``, ``--hash``, comments, continued lines) and
+https://packaging.python.org/en/latest/specifications/pylock-toml/. Options that only say
+where to download from mean nothing here, since what is installed is what goes in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clustrix_containers.errors import DependencyError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+_DOWNLOAD_FLAGS = {"--no-index", "--pre", "--prefer-binary", "--require-hashes"}
+_DOWNLOAD_OPTIONS = {
+    "-i", "--index-url", "--extra-index-url", "-f", "--find-links", "--trusted-host",
+    "--no-binary", "--only-binary", "--use-feature",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """One requirement that the user wrote, and ``where``: ``requirements.txt:3`` or ``packages=``.
+
+    ``hashes`` are the archives that may provide it (``sha256:…``); empty: any.
+    """
+
+    requirement: Requirement
+    where: str
+    hashes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What a file asks for. ``complete``: nothing outside ``named`` may go in (a lock file)."""
+
+    path: Path
+    named: tuple[Named, ...]
+    constraints: tuple[Named, ...] = ()
+    complete: bool = False
+
+
+def parse(text: str, where: str) -> Requirement:
+    """One PEP 508 requirement by name; DependencyError says ``where`` a malformed one stands."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement as error:
+        reason = str(error).splitlines()[0]
+        raise DependencyError(
+            f"{where}: not a requirement: {text!r} ({reason})",
+            hint="It reads name[extra]>=version; what is installed here goes in, so a path or URL does not.",
+            where=where,
+            requirement=text,
+        ) from None
+    if requirement.url:
+        raise DependencyError(
+            f"{where}: {requirement.name} is given by URL",
+            hint=f"What is installed here goes in: install it, then name it as {requirement.name!r}.",
+            where=where,
+            requirement=requirement.name,
+        )
+    return requirement
+
+
+def read(path: Path, environment: Mapping[str, str]) -> Handed:
+    """Read a requirements file, or a lock file if it is named ``pylock.toml`` or ``pylock.*.toml``.
+
+    ``environment`` holds the marker values of the target. DependencyError names file and line.
+    """
+    if path.suffix == ".toml":
+        if not re.fullmatch(r"pylock\.([^.]+\.)?toml", path.name):
+            raise DependencyError(
+                f"{path}: not a lock file by its name",
+                hint="PEP 751 names them pylock.toml or pylock.NAME.toml.",
+                path=str(path),
+            )
+        return _read_pylock(path, environment)
+    reader = _Reader(path)
+    reader.file(path, constraint=False)
+    return Handed(path, tuple(reader.named), tuple(reader.constraints))
+
+
+def _text(path: Path, asked: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise DependencyError(f"{asked}cannot read {path}: {reason}", path=str(path)) from error
+
+
+@dataclass
+class _Reader:
+    top: Path
+    named: list[Named] = field(default_factory=list)
+    constraints: list[Named] = field(default_factory=list)
+    seen: set[tuple[Path, bool]] = field(default_factory=set)
+
+    def file(self, path: Path, *, constraint: bool, asked: str = "") -> None:
+        if (path.resolve(), constraint) in self.seen:
+            return
+        text = _text(path, asked)
+        self.seen.add((path.resolve(), constraint))
+        shown = path if path.parent != self.top.parent else Path(path.name)
+        for number, line in _logical_lines(text):
+            self.line(line, path, f"{shown}:{number}", constraint=constraint)
+
+    def line(self, line: str, path: Path, where: str, *, constraint: bool) -> None:
+        if line.startswith("-"):
+            self.option(line, path, where, constraint=constraint)
+            return
+        head, hashes = _split_hashes(line, where)
+        named = Named(parse(head, where), where, hashes)
+        (self.constraints if constraint else self.named).append(named)
+
+    def option(self, line: str, path: Path, where: str, *, constraint: bool) -> None:
+        match = re.match(r"(--[a-z-]+|-[a-z])(?:\s*=\s*|\s+|(?<=^-[a-z])(?=\S)|\Z)(.*)", line)
+        option, value = (match[1], match[2].strip("\"'")) if match else (line.split()[0], "")
+        if option in ("-r", "--requirement", "-c", "--constraint") and value:
+            nested = option in ("-c", "--constraint")
+            self.file(path.parent / value, constraint=constraint or nested, asked=f"{where}: ")
+        elif option not in _DOWNLOAD_OPTIONS and option not in _DOWNLOAD_FLAGS:
+            raise DependencyError(
+                f"{where}: the option {option} is not supported",
+                hint="Local source travels by itself as far as the function reaches it: remove the line."
+                if option in ("-e", "--editable")
+                else "Supported are requirements by name, -r, -c and --hash.",
+                where=where,
+                option=option,
+            )
+
+
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines with their first line's number: continued ones joined, comments and blanks dropped."""
+    start, pending = 0, ""
+    for number, raw in enumerate([*text.splitlines(), ""], 1):
+        start = start or number
+        comment = re.match(r"\s*#", raw) is not None
+        if raw.endswith("\\") and not comment:
+            pending += raw[:-1].rstrip(" ") + " "
+            continue
+        line = re.sub(r"(^|\s+)#.*\Z", "", pending + raw).strip()
+        if line:
+            yield start, line
+        start, pending = 0, ""
+
+
+def _split_hashes(line: str, where: str) -> tuple[str, tuple[str, ...]]:
+    head, *options = re.split(r"\s+(?=--)", line)
+    hashes = []
+    for option in options:
+        match = re.fullmatch(r"--hash\s*[=\s]\s*(\w+):([0-9a-fA-F]+)", option)
+        if match is None:
+            raise DependencyError(
+                f"{where}: the option {option.split('=')[0].split()[0]} is not supported",
+                hint="Of the options after a requirement, --hash=ALGORITHM:HEX is.",
+                where=where,
+                option=option,
+            )
+        hashes.append(f"{match[1].lower()}:{match[2].lower()}")
+    return head, tuple(hashes)
+
+
+def toml() -> Any:
+    """The TOML reader of this Python."""
+    return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+
+def _read_pylock(path: Path, environment: Mapping[str, str]) -> Handed:
+    text = _text(path, "")
+    try:
+        pylock = importlib.import_module("packaging.pylock")
+    except ModuleNotFoundError:
+        raise DependencyError(
+            f"{path}: the installed version of packaging cannot read lock files",
+            hint="pip install 'packaging>=26'",
+            path=str(path),
+        ) from None
+    try:
+        lock = pylock.Pylock.from_dict(toml().loads(text))
+    except (toml().TOMLDecodeError, pylock.PylockValidationError) as error:
+        raise DependencyError(
+            f"{path}: not a valid pylock.toml: {error}", path=str(path)
+        ) from error
+    _check_target(path, lock, environment)
+    named: dict[str, Named] = {}
+    # Groups and extras that nobody asked for are off, as for an installer.
+    values = {
+        **environment,
+        "extras": frozenset(),
+        "dependency_groups": frozenset(lock.default_groups or ()),
+    }
+    for package in lock.packages:
+        if package.marker and not package.marker.evaluate(values, context="lock_file"):
+            continue
+        if package.name in named:
+            raise DependencyError(
+                f"{path}: two entries of {package.name} apply to this Python and platform",
+                path=str(path),
+            )
+        pin = f"=={package.version}" if package.version else ""
+        wheels = [*(package.wheels or ()), *filter(None, (package.sdist, package.archive))]
+        hashes = sorted(f"{a}:{h}" for wheel in wheels for a, h in wheel.hashes.items())
+        named[package.name] = Named(parse(package.name + pin, path.name), path.name, tuple(hashes))
+    return Handed(path, tuple(named.values()), complete=True)
+
+
+def _check_target(path: Path, lock: Any, environment: Mapping[str, str]) -> None:
+    python = environment["python_full_version"]
+    if lock.requires_python and not lock.requires_python.contains(python, prereleases=True):
+        raise DependencyError(
+            f"{path} is for Python {lock.requires_python}, this is {python}", path=str(path)
+        )
+    if lock.environments and not any(
+        marker.evaluate(dict(environment), context="requirement") for marker in lock.environments
+    ):
+        raise DependencyError(
+            f"{path} is for other environments: {'; '.join(map(str, lock.environments))}",
+            path=str(path),
+        )
+
+
+def quoted(requirement: object) -> str:
+    """The command that installs a requirement."""
+    return f"pip install {shlex.quote(str(requirement))}"

@@ -1,0 +1,155 @@
+"""Processes on this machine: the only module that starts any.
+
+An executable that is missing, or a command that does not end, is told in the user's words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from clustrix_containers.errors import ClusterError
+
+if TYPE_CHECKING:
+    import subprocess
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that ended: ``code`` is negative where a signal ended it."""
+
+    argv: tuple[str, ...]
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        return self.stdout.decode(errors="replace")
+
+    @property
+    def complaint(self) -> str:
+        """The last line that it wrote to standard error, or how it ended."""
+        lines = self.stderr.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit code {self.code}"
+
+
+def find(program: str) -> str | None:
+    """The full path of a program on PATH, or ``None``."""
+    return shutil.which(program)
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    input: bytes = b"",  # noqa: A002
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    hint: str | None = None,
+) -> Completed:
+    """Run a command to its end, whatever its exit code.
+
+    ``timeout`` in seconds; ``env`` replaces the environment; ``hint`` says how to get the
+    program. ``ClusterError`` if it is missing, may not be run, or does not end in time.
+    """
+    import subprocess
+
+    words = [str(word) for word in argv]
+    try:
+        done = subprocess.run(
+            words, input=input, capture_output=True, timeout=timeout, env=env, cwd=cwd, check=False
+        )
+    except OSError as error:
+        raise _not_started(words[0], error, hint) from error
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"{words[0]} did not end within {timeout:g} s") from error
+    return Completed(tuple(words), done.returncode, done.stdout, done.stderr)
+
+
+def spawn(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str],
+    output: int,
+    before_exec: Callable[[], None] | None = None,
+    hint: str | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own; ``output`` takes its standard output and error.
+
+    ``before_exec`` runs in the new process; only a program without threads may give it.
+    """
+    import subprocess
+
+    words = [str(word) for word in argv]
+    try:
+        return subprocess.Popen(
+            words,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=before_exec,
+        )
+    except OSError as error:
+        raise _not_started(words[0], error, hint) from error
+
+
+def fork(target: Callable[[], NoReturn]) -> int:
+    """A copy of this process that runs ``target`` and never returns; its process id.
+
+    Only a program without threads may do this.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        target()
+    finally:
+        os._exit(126)
+
+
+def tree(pid: int) -> list[int]:
+    """``pid`` and its descendants, parents first, from ``/proc``."""
+    found, at = [pid], 0
+    while at < len(found):
+        found += children(found[at])
+        at += 1
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """The direct children of a process; none if it is gone."""
+    out: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            out += map(int, (task / "children").read_text().split())
+    return out
+
+
+def send(pid: int, number: int) -> None:
+    """Send a signal to a process that may be gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _not_started(program: str, error: OSError, hint: str | None) -> ClusterError:
+    if isinstance(error, FileNotFoundError):
+        return ClusterError(
+            f"the program {program!r} is not installed, or not on PATH", hint=hint, program=program
+        )
+    return ClusterError(f"the program {program!r} cannot be started: {error}", hint=hint)
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    """A command line of this interpreter: isolated, without ``site``, quick to start."""
+    if not sys.executable:
+        raise ClusterError("this Python does not know its own executable (sys.executable)")
+    return [sys.executable, "-I", "-S", "-c", code, *arguments]

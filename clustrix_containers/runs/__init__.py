@@ -1,0 +1,1 @@
+"""From call to handle: submit, attach, watch, record."""

@@ -1,0 +1,136 @@
+"""What goes into an image and why, as a person reads it and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from clustrix_containers.oci.model import Image
+from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
+
+if TYPE_CHECKING:
+    from .prepare import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLine:
+    """One layer: kind, title, digest, size in bytes as stored; ``reused`` if an image here has it."""
+
+    kind: str
+    title: str
+    digest: str
+    size: int
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PackageLine:
+    """One distribution; ``reasons`` best first; ``source`` is ``wheel`` or ``installed files``."""
+
+    name: str
+    version: str
+    source: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileLine:
+    """One file of the code layer and why it travels."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What goes in, why each thing does, what was left out, what could not be seen. Print it."""
+
+    function: str
+    digest: str
+    layers: tuple[LayerLine, ...]
+    packages: tuple[PackageLine, ...]
+    files: tuple[FileLine, ...]
+    notes: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.function}", f"image {self.digest}", ""]
+        width = max((len(size(line.size)) for line in self.layers), default=0)
+        lines += [
+            f"  {size(line.size):>{width}}  {'reused' if line.reused else 'new':6}"
+            f"  {line.kind:9} {line.title}"
+            for line in self.layers
+        ]
+        new = [line for line in self.layers if not line.reused]
+        lines += [
+            "",
+            f"  {len(self.layers) - len(new)} of {len(self.layers)} layers are reused;"
+            f" {size(sum(line.size for line in new))} are new",
+        ]
+        if self.packages:
+            lines += ["", "Packages, and why:"]
+            for item in self.packages:
+                lines.append(f"  {item.name} {item.version} ({item.source})")
+                lines += [f"      {reason}" for reason in item.reasons[:1]]
+        if self.files:
+            lines += ["", "Your files, and why:"]
+            lines += [f"  {item.path}: {item.reason}" for item in self.files]
+        for title, items in (
+            ("Left out, though installed here:", self.left_out),
+            ("Could not be seen:", self.notes),
+        ):
+            if items:
+                lines += ["", title, *(f"  {item}" for item in items)]
+        return "\n".join(lines)
+
+
+def explanation(name: str, plan: Plan, image: Image, has: Callable[[str], bool]) -> Explanation:
+    """The Explanation of a plan and the image that was built from it.
+
+    ``has`` says of a blob's digest whether it was there before.
+    """
+    locked = {package.name: package for package in plan.lock.packages}
+    return Explanation(
+        name,
+        image.digest,
+        tuple(replace(line, reused=has(line.digest)) for line in layer_lines(image)),
+        tuple(
+            PackageLine(
+                item.name,
+                item.version,
+                "wheel" if locked[item.name].wheel else "installed files",
+                item.reasons,
+            )
+            for item in plan.resolution.distributions
+        ),
+        tuple(FileLine(item.path, item.reason) for item in plan.bundle.files),
+        tuple(f"{note.where}: {note.message}. {note.hint}" for note in plan.notes),
+        tuple(item.message for item in plan.resolution.left_out),
+    )
+
+
+def layer_lines(image: Image) -> tuple[LayerLine, ...]:
+    """The image's layers as a person would call them, lowest first."""
+    return tuple(
+        LayerLine(
+            layer.descriptor.annotations.get(LAYER_KIND, "layer"),
+            layer.descriptor.annotations.get(LAYER_TITLE, layer.created_by[:60]),
+            layer.digest,
+            layer.size,
+        )
+        for layer in image.layers
+    )
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: 999 B, 12.3 kB, 4.5 MB."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"

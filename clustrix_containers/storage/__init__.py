@@ -1,0 +1,1 @@
+"""Files of ours: locks between processes and atomic writes."""

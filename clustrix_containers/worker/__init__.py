@@ -1,0 +1,1 @@
+"""What runs in the container, and its contract with the client."""

@@ -1,0 +1,278 @@
+"""A lock says what is in an image: one text per lock, obeyed or failing."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packaging.pylock import Pylock
+
+from clustrix_containers.capture.bundle import Distribution, Import
+from clustrix_containers.errors import DependencyError
+from clustrix_containers.packages import lock as locking
+from clustrix_containers.packages.installed import recorded
+from clustrix_containers.packages.lock import Lock, Package, Wheel
+from clustrix_containers.packages.resolution import resolve
+from tests.installed_tree import install, record_hash, site
+
+HEX = "0123456789abcdef"
+BASE = "packed:sha256:" + "b" * 64
+
+
+def only(root: Path, name: str = "tool") -> Distribution:
+    (found,) = resolve([], packages=[name], path=[str(root)]).distributions
+    return found
+
+
+def pin(*distributions: Distribution, **more: object) -> Lock:
+    arguments = {"wheels": {}, "base": BASE, "python": "3.11", "platform": "linux/amd64", **more}
+    return locking.lock(distributions, **arguments)  # type: ignore[arg-type]
+
+
+def add_record(info: Path, path: str, data: bytes) -> None:
+    target = info.parent / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(data)
+    with (info / "RECORD").open("a") as file:
+        file.write(f'"{path}",{record_hash(data)},{len(data)}\n')
+
+
+names = st.from_regex(r"[a-z0-9]+(-[a-z0-9]+)?", fullmatch=True)
+versions = st.tuples(
+    st.integers(0, 99), st.integers(0, 99), st.sampled_from(["", "rc1", "+cpu", ".post2"])
+).map(lambda parts: f"{parts[0]}.{parts[1]}{parts[2]}")
+hexes = st.text(HEX, min_size=64, max_size=64)
+sentences = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3).map(tuple)
+
+
+@st.composite
+def packages(draw: st.DrawFn) -> Package:
+    name, version = draw(names), draw(versions)
+    reasons = draw(sentences)
+    if draw(st.booleans()):
+        return Package(name, version, None, "sha256:" + draw(hexes), reasons)
+    filename = f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+    url = draw(st.none() | st.just(f"https://example.org/files/{filename.replace('+', '%2B')}"))
+    wheel = Wheel(filename, draw(hexes), draw(st.integers(0, 2**60)), url)
+    return Package(name, version, wheel, None, reasons)
+
+
+locks = st.builds(
+    Lock,
+    python=st.sampled_from(["3.10", "3.11", "3.14"]),
+    platform=st.sampled_from(["linux/amd64", "linux/arm64", "linux/arm/v7"]),
+    base=st.sampled_from([BASE, "ghcr.io/x/y@sha256:" + "c" * 64]),
+    packages=st.lists(packages(), unique_by=lambda p: p.name).map(
+        lambda found: tuple(sorted(found, key=lambda p: p.name))
+    ),
+)
+
+
+class TestText:
+    @settings(deadline=None)
+    @given(locks)
+    def test_what_is_written_is_read(self, lock: Lock) -> None:
+        text = locking.dumps(lock)
+        assert locking.loads(text) == lock
+        assert locking.dumps(locking.loads(text)) == text
+
+    @settings(deadline=None)
+    @given(locks)
+    def test_it_is_a_valid_pylock(self, lock: Lock) -> None:
+        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        pylock = Pylock.from_dict(toml.loads(locking.dumps(lock)))
+        assert [package.name for package in pylock.packages] == [p.name for p in lock.packages]
+
+    def test_file_names_that_are_not_utf_8(self) -> None:
+        lock = Lock(
+            "3.11",
+            "linux/amd64",
+            BASE,
+            (Package("a", "1", None, "sha256:" + "a" * 64, ("\udcff.py:1",)),),
+        )
+        assert locking.loads(locking.dumps(lock)).packages[0].reasons == ("\\udcff.py:1",)
+
+    def test_a_file_is_replaced_whole(self, tmp_path: Path) -> None:
+        path = tmp_path / "pylock.a b'\"ü.toml"
+        path.write_text("old")
+        lock = Lock("3.11", "linux/amd64", BASE, ())
+        locking.write(path, lock)
+        assert locking.read(path) == lock
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda text: text[:-20], "not TOML"),
+            (lambda text: text.replace("clustrix-containers]", "other]"), r"without the table"),
+            (lambda text: text.replace("version = 1\n", "version = 9\n"), "form 9"),
+            (lambda text: text.replace("sha256:aaaa", "sha256:xxxx"), "not a sha256 digest"),
+            (lambda text: text.replace("tree =", "three ="), "'tree' is missing"),
+            (lambda text: text.replace('python = "3.11"', "python = 3.11"), "is not a string"),
+            (lambda text: text.replace('name = "a"', "name = 1"), "is not a string"),
+            (
+                lambda text: (
+                    "packages = 1\n"
+                    + text.replace("[[packages]]", "[x]").replace("packages.", "x.")
+                ),
+                "not a lock",
+            ),
+        ],
+    )
+    def test_a_damaged_lock_is_refused(self, tmp_path: Path, change, message: str) -> None:
+        lock = Lock("3.11", "linux/amd64", BASE, (Package("a", "1", None, "sha256:" + "a" * 64),))
+        path = tmp_path / "pylock.toml"
+        text = change(locking.dumps(lock))
+        path.write_text(text)
+        assert text != locking.dumps(lock)
+        with pytest.raises(DependencyError, match=message) as caught:
+            locking.read(path)
+        assert caught.value.path == str(path)
+
+    def test_a_lock_that_cannot_be_read(self, tmp_path: Path) -> None:
+        with pytest.raises(DependencyError, match="cannot read"):
+            locking.read(tmp_path / "pylock.toml")
+
+
+class TestTree:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        root = site(tmp_path)
+        install(
+            root,
+            "tool",
+            files={"tool/__init__.py": "x = 1\n", "tool/data, more.txt": "data"},
+            info_files={"entry_points.txt": "[console_scripts]\ntool = tool:main\n"},
+        )
+        return root
+
+    def test_what_an_installer_makes_does_not_count(self, root: Path) -> None:
+        before = locking.tree_digest(only(root))
+        info = root / "tool-1.0.dist-info"
+        for file in ("REQUESTED", "direct_url.json", "uv_cache.json", "INSTALLER"):
+            add_record(info, f"{info.name}/{file}", b"made here")
+        add_record(info, "tool/__pycache__/__init__.cpython-311.pyc", b"bytecode")
+        add_record(info, "../../../bin/tool", b"#!/home/me/venv/bin/python\n")
+        add_record(info, "../../../bin/tool-helper", b"#!/home/me/venv/bin/python\nhelp")
+        add_record(info, "../../../include/site/python3.11/tool/tool.h", b"header")
+        assert locking.tree_digest(only(root)) == before
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "tool/new.py",
+            "../../../bin/binary",
+            "../../../share/man/tool.1",
+            "tool-1.0.dist-info/licenses/INSTALLER",
+        ],
+    )
+    def test_what_a_wheel_brings_does(self, root: Path, path: str) -> None:
+        before = locking.tree_digest(only(root))
+        add_record(root / "tool-1.0.dist-info", path, b"\x7fELF content")
+        assert locking.tree_digest(only(root)) != before
+
+    def test_how_deep_it_lies_does_not_count(self, tmp_path: Path) -> None:
+        shallow, deep = tmp_path / "site-packages", site(tmp_path / "deep" / "er")
+        shallow.mkdir()
+        for root, up in ((shallow, "../"), (deep, "../../../")):
+            add_record(install(root, "tool"), f"{up}share/tool.1", b"manual")
+        assert locking.tree_digest(only(shallow)) == locking.tree_digest(only(deep))
+
+    def test_only_record_is_read(self, root: Path) -> None:
+        distribution = only(root)
+        before = locking.tree_digest(distribution)
+        shutil.rmtree(root / "tool")
+        assert locking.tree_digest(distribution) == before
+
+    def test_without_a_record_the_files_are_read(self, root: Path) -> None:
+        (root / "tool-1.0.dist-info" / "RECORD").unlink()
+        before = locking.tree_digest(only(root))
+        (root / "tool" / "__init__.py").write_text("x = 2\n")
+        assert locking.tree_digest(only(root)) != before
+
+    def test_the_files_of_a_distribution(self, root: Path) -> None:
+        distribution = only(root)
+        with_record = {r.path for r in recorded("tool", distribution.info, root)}
+        (distribution.info / "RECORD").unlink()
+        without = {r.path for r in recorded("tool", distribution.info, root)}
+        assert "tool/data, more.txt" in without
+        assert with_record - without == {"tool-1.0.dist-info/RECORD"}
+
+
+class TestPins:
+    @pytest.fixture
+    def tool(self, tmp_path: Path) -> Distribution:
+        root = site(tmp_path)
+        install(root, "tool")
+        return only(root)
+
+    WHEEL = Wheel(
+        "tool-1.0-py3-none-any.whl",
+        "a" * 64,
+        10,
+        "https://user:secret@example.org:8443/tool-1.0-py3-none-any.whl",
+    )
+
+    def test_a_wheel_where_there_is_one(self, tool: Distribution) -> None:
+        lock = pin(tool, wheels={"tool": self.WHEEL})
+        (package,) = lock.packages
+        assert (package.tree, package.reasons) == (None, ("packages= names tool",))
+        assert package.wheel == replace(
+            self.WHEEL, url="https://example.org:8443/tool-1.0-py3-none-any.whl"
+        )
+        assert "secret" not in locking.dumps(lock)
+        locking.check(lock, [tool])
+
+    @pytest.mark.parametrize(
+        "filename", ["tool-2.0-py3-none-any.whl", "other-1.0-py3-none-any.whl", "tool.zip"]
+    )
+    def test_a_wheel_of_something_else(self, tool: Distribution, filename: str) -> None:
+        with pytest.raises(DependencyError, match=r"is not a wheel of tool 1\.0"):
+            pin(tool, wheels={"tool": replace(self.WHEEL, filename=filename)})
+
+    def test_the_hashes_that_were_handed(self, tool: Distribution) -> None:
+        wheels = {"tool": self.WHEEL}
+        assert pin(tool, wheels=wheels, hashes={"tool": ("sha256:" + "a" * 64,)}) == pin(
+            tool, wheels=wheels
+        )
+        with pytest.raises(DependencyError, match="do not allow"):
+            pin(tool, wheels=wheels, hashes={"tool": ("sha256:" + "c" * 64,)})
+
+    def test_a_lock_is_obeyed_or_fails(self, tool: Distribution) -> None:
+        lock = pin(tool)
+        locking.check(lock, [tool])
+        (package,) = lock.packages
+        newer = replace(package, version="2.0")
+        other = replace(package, tree="sha256:" + "0" * 64)
+        more = Package("more", "1", None, "sha256:" + "0" * 64)
+        for packages, said in (
+            ((newer,), "tool: locked 2.0, installed 1.0"),
+            ((other,), "tool: locked the files sha256:000000000000…, installed sha256:"),
+            ((), "tool: not locked, 1.0 is needed"),
+            ((more, package), "more: locked 1, not needed here"),
+        ):
+            with pytest.raises(DependencyError) as caught:
+                locking.check(replace(lock, packages=packages), [tool])
+            (difference,) = caught.value.differences
+            assert difference.startswith(said)
+
+    def test_this_environment(self) -> None:
+        found = resolve(
+            [Import("sklearn", "run.py:1"), Import("matplotlib", "run.py:2")]
+        ).distributions
+        lock = pin(*reversed(found))
+        assert locking.loads(locking.dumps(lock)) == lock == pin(*found)
+        locking.check(lock, found)
+
+
+def test_hashes_are_as_in_record() -> None:
+    assert record_hash(b"") == "sha256=" + base64.urlsafe_b64encode(
+        bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
+    ).decode().rstrip("=")
