@@ -14,7 +14,7 @@ from .options import Options
 if TYPE_CHECKING:
     from clustrix_containers.oci.model import Image
     from clustrix_containers.runs.explain import Explanation
-    from clustrix_containers.runs.prepare import Plan
+    from clustrix_containers.runs.plan import Plan
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -106,38 +106,40 @@ class Function(Generic[P, R]):
         It is in the local layout afterwards, unless it stands on a base in a registry: the
         layers of that stay where they are until the image runs here.
         """
+        from clustrix_containers.clusters import staging
         from clustrix_containers.oci.progress import shown
-        from clustrix_containers.runs import prepare
+        from clustrix_containers.runs import plan
 
         with shown() as progress:
-            image = prepare.build(self._plan(progress=progress), progress=progress)
-            prepare.keep_here(image)
+            image = plan.build(self._plan(progress=progress), progress=progress)
+            staging.to_layout_if_complete(image)
         return image
 
     def push(self, repository: str) -> str:
         """Push the function's image to ``repository``; gives ``repository@sha256:…``."""
+        from clustrix_containers.clusters import staging
         from clustrix_containers.oci.progress import shown
-        from clustrix_containers.runs import prepare
 
         image = self.build()
         with shown() as progress:
-            return prepare.push(image, repository, progress=progress)
+            return staging.to_registry(image, repository, progress=progress)
 
     def explain(self) -> Explanation:
         """What goes into the image, and why each thing does. Print it."""
+        from clustrix_containers.clusters import staging
         from clustrix_containers.oci.progress import shown
-        from clustrix_containers.runs import prepare
+        from clustrix_containers.runs import plan
         from clustrix_containers.runs.explain import explanation
 
         with shown() as progress:
-            plan = self._plan(progress=progress)
-            image = prepare.build(plan, progress=progress)
-            return explanation(self._name, plan, image, prepare.layout().has)
+            planned = self._plan(progress=progress)
+            image = plan.build(planned, progress=progress)
+            return explanation(self._name, planned, image, staging.layout().has)
 
     def _plan(self, *, references: Collection[str] = (), progress: Any) -> Plan:
-        from clustrix_containers.runs import prepare
+        from clustrix_containers.runs import plan
 
-        return prepare.plan(
+        return plan.plan(
             self.__clustrix_function__, self._options, references=references, progress=progress
         )
 
@@ -192,9 +194,9 @@ def function(target: Callable[..., Any] | None = None, /, **options: Any) -> Any
 
 def image_directory() -> str:
     """Where this user's images lie: an OCI image layout directory, which skopeo and umoci read."""
-    from clustrix_containers.runs import prepare
+    from clustrix_containers.clusters import staging
 
-    return str(prepare.layout().directory)
+    return str(staging.layout().directory)
 
 
 def attach(run_id: str, *, on: str | None = None) -> Job | JobArray:

@@ -16,6 +16,8 @@ class State(enum.Enum):
     CANCELLED = "cancelled"
     UNKNOWN = "unknown"
     """A query failed. Never means absent."""
+    ABSENT = "absent"
+    """A query succeeded, and the cluster does not know the element. Never means ended."""
 
     @property
     def terminal(self) -> bool:

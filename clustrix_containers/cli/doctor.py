@@ -7,9 +7,10 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from clustrix_containers.clusters import staging
 from clustrix_containers.config import file as config
 from clustrix_containers.errors import Error
-from clustrix_containers.runs import prepare, runs
+from clustrix_containers.runs import runs
 
 from . import output
 
@@ -62,7 +63,7 @@ def _places() -> list[Finding]:
     try:
         loaded = config.load()
         found.append(Finding("clustrix.yml", True, str(loaded.path or "none; the defaults hold")))
-        found.append(Finding("images", True, str(prepare.layout().directory)))
+        found.append(Finding("images", True, str(staging.layout().directory)))
         found.append(Finding("runs", True, str(config.paths().state)))
         found.append(
             Finding("registry", True, loaded.registry or "none; images stay in the layout")

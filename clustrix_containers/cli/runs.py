@@ -13,9 +13,10 @@ from typing import Any
 from clustrix_containers.api.jobs import Job
 from clustrix_containers.api.options import Options
 from clustrix_containers.api.status import State
+from clustrix_containers.clusters import staging
 from clustrix_containers.config import file as config
 from clustrix_containers.errors import ClusterError, ConfigError, UntrustedResultError
-from clustrix_containers.runs import prepare, runs
+from clustrix_containers.runs import runs
 from clustrix_containers.runs.record import Run
 from clustrix_containers.runs.session import Session
 
@@ -256,7 +257,7 @@ def _prune(arguments: argparse.Namespace) -> int:
             book.remove(run.id)
     if not arguments.dry_run:
         kept = {run.image for run in book.runs()}
-        freed = prepare.layout().prune(keep=kept, grace=max(age, 3600.0))
+        freed = staging.layout().prune(keep=kept, grace=max(age, 3600.0))
         if not live:
             runs.choose(Options())[1].tidy(max(age, 3600.0))
         output.note(f"{len(old)} runs removed, {size(freed)} of images freed")

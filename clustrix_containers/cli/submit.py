@@ -280,9 +280,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
+    from clustrix_containers.clusters import staging
     from clustrix_containers.config import file as config
     from clustrix_containers.oci.progress import shown
-    from clustrix_containers.runs import prepare, runs
+    from clustrix_containers.runs import runs
 
     repository = arguments.repository or config.load().registry
     if not repository:
@@ -294,9 +295,9 @@ def _push(arguments: argparse.Namespace) -> int:
         arguments.function = arguments.what
         reference = _function(arguments).push(repository)
     else:
-        image = runs.find_image(arguments.what, prepare.layout())
+        image = runs.find_image(arguments.what, staging.layout())
         with shown() as progress:
-            reference = prepare.push(image, repository, progress=progress)
+            reference = staging.to_registry(image, repository, progress=progress)
     sys.stdout.write(f"{reference}\n")
     return 0
 

@@ -1,4 +1,4 @@
-"""Targets: what runs a task's elements. A new one is a module and an entry-point line.
+"""The seam: what runs a task's elements. A new cluster is one folder and one entry-point line.
 
 Entry points: group ``clustrix_containers.clusters``, name the target's ``type`` in
 ``clustrix.yml``, value a class or function that takes the target's options as keywords and
@@ -8,14 +8,18 @@ gives a :class:`Cluster`.
 from __future__ import annotations
 
 import inspect
+import json
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from clustrix_containers.api.status import Status
 from clustrix_containers.errors import ClusterError
+from clustrix_containers.oci.model import Image
+from clustrix_containers.oci.progress import Progress
 
-from .task import Found, Task
+from .task import Capabilities, DiscoveredRun, Fetched, Handle, Task
 
 GROUP = "clustrix_containers.clusters"
 _BUILT_IN = {
@@ -23,76 +27,93 @@ _BUILT_IN = {
     "kubernetes": "clustrix_containers.clusters.kubernetes:KubernetesCluster",
 }
 
-
-Tell = Callable[[Iterable[int] | None], None]
-"""Called with the elements of a run that there is news of, or ``None``: it may be about any."""
+Notify = Callable[[Iterable[int] | None], None]
+"""Called with the elements of a run whose status may have changed, or ``None``: any of them."""
 
 
 class Cluster(Protocol):
-    """Four plural verbs over opaque ids, which any process may use, at any time."""
+    """One target in this process: shared by all runs, called from several threads at once.
+
+    Its verbs are plural over opaque handles. It decides nothing about absent, unknown, lost or
+    late elements: it reports what it sees (``State.ABSENT``, ``State.UNKNOWN``, a cause), and
+    :mod:`clustrix_containers.runs` decides for all clusters alike.
+    """
 
     @property
-    def poll_interval(self) -> tuple[float, float]:
-        """Seconds between two calls of ``states``: while things change, and while nothing does."""
+    def capabilities(self) -> Capabilities:
+        """What it can do; asked before anything is built. ``ClusterError`` if it is out of reach."""
         ...
 
-    @property
-    def pulls(self) -> bool:
-        """Whether it pulls images from a registry; else it reads the image layout directory."""
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """``ClusterError`` (with ``option``) unless these may be given at the call, as in
+        ``.options(kubernetes={…})``. Asked before anything is built."""
         ...
 
     def check(self) -> Sequence[tuple[str, bool, str]]:
         """What this target needs: name, whether it is there, a sentence. For ``doctor``."""
         ...
 
-    def choices(self, task: Task) -> str:
+    def stage(self, image: Image, *, repository: str | None, progress: Progress) -> str:
+        """Put the image where the nodes find it; the reference that they run.
+
+        ``repository`` is where the user wants it pushed; never ``None`` where
+        ``capabilities.images`` is ``registry``. Staging what is there already sends nothing.
+        """
+        ...
+
+    def describe(self, task: Task) -> str:
         """What ``submit`` will choose for a task and its results, in a sentence or two, if anything."""
         ...
 
     def preview(self, task: Task) -> str:
-        """What ``submit`` would make, as a person writes it (YAML, a script); nothing secret."""
+        """What ``submit`` would create, as a person writes it (YAML, a script); nothing secret."""
         ...
 
-    def submit(self, task: Task) -> Sequence[str]:
-        """Start a task; the ids of its elements, in the order of ``task.elements``.
+    def submit(self, task: Task) -> Sequence[Handle]:
+        """Start a task; the handles of its elements, in the order of ``task.elements``.
 
-        Idempotent: the same run and attempt again gives the same ids and starts nothing.
+        Idempotent: the same run and attempt again gives the same handles and starts nothing.
         ``ClusterError`` if it cannot be started; then nothing runs.
         """
         ...
 
-    def states(self, ids: Sequence[str]) -> Mapping[str, Status]:
-        """How each element is. A query that fails gives ``UNKNOWN``."""
+    def states(self, handles: Sequence[Handle]) -> Mapping[Handle, Status]:
+        """The status of each element, of any runs. A query that fails gives ``UNKNOWN``;
+        ``ABSENT`` is only for what a successful query does not know."""
         ...
 
-    def subscribe(self, run: str, tell: Tell) -> Callable[[], None]:
-        """Call ``tell`` when ``states`` may answer differently; one that is polled need not.
+    def subscribe(self, run: str, notify: Notify) -> Callable[[], None]:
+        """Call ``notify`` when ``states`` may answer differently; what is polled need not.
 
         What is returned ends it.
         """
         ...
 
-    def fetch(self, id: str, directory: Path, image: str) -> None:  # noqa: A002
-        """Bring an ended element's mark and result into ``results/`` of the run's ``directory``.
+    def fetch(self, task: Task, handles: Sequence[Handle]) -> Mapping[Handle, Fetched]:
+        """Bring ended elements' marks and results into ``task.directory/results``.
 
-        ``image`` is that of the run's task. Nothing happens where they are there by themselves, or where there is no outcome.
-        ``ResultLost`` says why one that was there cannot be had.
+        One call for all that have ended, so that connections are shared; an element's error is a
+        value and stops no other. Nothing happens where the directory is shared anyway. A handle
+        that is missing from the answer counts as ``Fetched()``.
         """
         ...
 
-    def find(self, run: str) -> Found | None:
+    def find(self, run: str) -> DiscoveredRun | None:
         """A run that this user's record does not know, if the cluster can tell all about it."""
         ...
 
-    def logs(self, id: str, *, follow: bool = False) -> Iterator[bytes]:  # noqa: A002
-        """What the element printed, in pieces; with ``follow`` until it ends."""
+    def logs(
+        self, handles: Sequence[Handle], *, follow: bool = False
+    ) -> Iterator[tuple[Handle, bytes]]:
+        """What the elements printed, in pieces, one element after the other; with ``follow``
+        each until it ends."""
         ...
 
-    def cancel(self, ids: Sequence[str]) -> None:
+    def cancel(self, handles: Sequence[Handle]) -> None:
         """Ask for an end: SIGTERM, a grace, SIGKILL. Returns at once; ended elements stay so."""
         ...
 
-    def tidy(self, older_than: float) -> None:
+    def prune_cache(self, older_than: float) -> None:
         """Remove what is kept for speed and has not been used for so many seconds.
 
         Only called while nothing of this user's runs there.
@@ -100,21 +121,41 @@ class Cluster(Protocol):
         ...
 
 
+_lock = threading.Lock()
+_open: dict[tuple[int, str, str], Cluster] = {}
+
+
 def open_cluster(type: str, options: Mapping[str, Any]) -> Cluster:  # noqa: A002
-    """The target of this type with these options.
+    """The cluster of a target with these options: one object per target and process.
 
     ``ClusterError`` names the known types, or the option that it does not take.
     """
-    factory = _factory(type)
-    taken = inspect.signature(factory).parameters
-    for name in options:
-        if name not in taken:
+    # A forked child has none of its parent's threads and connections.
+    key = (os.getpid(), type, json.dumps(options, sort_keys=True, default=str))
+    with _lock:
+        if key not in _open:
+            _open[key] = _make(type, options)
+        return _open[key]
+
+
+def _make(name: str, options: Mapping[str, Any]) -> Cluster:
+    factory = _factory(name)
+    accepted = inspect.signature(factory).parameters
+    for option in options:
+        if option not in accepted:
             raise ClusterError(
-                f"a target of type {type!r} has no option {name!r}",
-                hint=f"Its options are: {', '.join(taken)}.",
-                option=name,
+                f"a target of type {name!r} has no option {option!r}",
+                hint=f"Its options are: {', '.join(accepted)}.",
+                option=option,
             )
     return factory(**options)
+
+
+def is_cluster_type(name: str) -> bool:
+    """Whether ``clustrix.yml`` may name this type."""
+    from importlib.metadata import entry_points
+
+    return name in _BUILT_IN or any(point.name == name for point in entry_points(group=GROUP))
 
 
 def _factory(name: str) -> Callable[..., Cluster]:

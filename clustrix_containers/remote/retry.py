@@ -1,4 +1,4 @@
-"""When to try again, and how long to wait before."""
+"""The one retry policy: when to try again, and how long to wait before."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from clustrix_containers.errors import RegistryError
+from clustrix_containers.errors import Error
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """``attempts`` in all; waits (seconds) double from ``first`` to ``most``, with full jitter.
+    """``attempts`` in all; delays (seconds) double from ``first`` to ``longest``, with jitter.
 
-    A ``Retry-After`` of the server is obeyed up to ``patience`` seconds; one that asks
-    for more ends the attempts at once.
+    Only an :class:`Error` with a true ``temporary`` field is retried. Its ``retry_after`` field
+    (seconds, from a server) is obeyed up to ``patience``; a longer one ends the attempts.
     """
 
     attempts: int = 5
     first: float = 0.5
-    most: float = 10.0
+    longest: float = 10.0
     patience: float = 60.0
 
-    def delay(self, failures: int, error: RegistryError) -> float | None:
-        """Seconds to wait after so many ``failures`` in a row; None: give up."""
-        if not error.temporary or failures >= self.attempts:
+    def delay(self, failures: int, error: Error) -> float | None:
+        """Seconds to wait after this many ``failures`` in a row; None: give up."""
+        if not error.fields.get("temporary") or failures >= self.attempts:
             return None
-        asked = error.fields.get("retry_after")
-        if asked is not None:
-            return float(asked) if asked <= self.patience else None
-        longest = min(self.most, self.first * 2 ** (failures - 1))
-        return random.uniform(longest / 2, longest)  # noqa: S311 - jitter, no secret
+        requested = error.fields.get("retry_after")
+        if requested is not None:
+            return float(requested) if requested <= self.patience else None
+        longest = min(self.longest, self.first * 2 ** (failures - 1))
+        return random.uniform(longest / 2, longest)  # noqa: S311 - jitter, not a secret
 
     def run(self, once: Callable[[], T]) -> T:
-        """``once()`` until it works, fails for good, or the attempts are used up."""
+        """``once()`` until it succeeds, fails for good, or the attempts are used up."""
         failures = 0
         while True:
             try:
                 return once()
-            except RegistryError as error:  # noqa: PERF203 - it is a loop of attempts
+            except Error as error:  # noqa: PERF203 - it is a loop of attempts
                 failures += 1
                 delay = self.delay(failures, error)
                 if delay is None:

@@ -10,7 +10,7 @@ from clustrix_containers.oci.model import Image
 from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
 
 if TYPE_CHECKING:
-    from .prepare import Plan
+    from .plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.progress import shown
 from clustrix_containers.worker.contract import LABEL_ARRAY, LABEL_COUNT
 
-from . import prepare, runs
+from . import plan as planning
+from . import runs
 from .session import Session
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -51,13 +52,13 @@ def preview(
     return runs.preview(image, _name(plan), count, options, array=array)
 
 
-def _name(plan: prepare.Plan) -> str:
+def _name(plan: planning.Plan) -> str:
     return plan.bundle.entry.name.rpartition(".")[2]
 
 
 def _image(
     function: Callable[..., Any], calls: Iterable[Call], options: Options, *, array: bool
-) -> tuple[Image, prepare.Plan, int]:
+) -> tuple[Image, planning.Plan, int]:
     """The image with these calls in it, and how many they are."""
     from clustrix_containers.capture import pickling
     from clustrix_containers.image import build as builder
@@ -74,13 +75,13 @@ def _image(
 
     with shown() as progress:
         layer, count = builder.call_layer(pickles(), cache=configuration.paths().cache)
-        plan = prepare.plan(
+        plan = planning.plan(
             function,
             options,
             references=frozenset(references),
             progress=progress,
         )
-        image = prepare.build(plan, progress=progress)
+        image = planning.build(plan, progress=progress)
         labels = {
             **(image.settings.get("Labels") or {}),
             LABEL_COUNT: str(count),

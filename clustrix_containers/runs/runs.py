@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from clustrix_containers.api.jobs import Job, JobArray
 from clustrix_containers.api.options import Options, Resources
 from clustrix_containers.api.status import State
-from clustrix_containers.clusters import Cluster, open_cluster
+from clustrix_containers.clusters import Cluster, open_cluster, staging
 from clustrix_containers.clusters.task import Task
 from clustrix_containers.config import file as configuration
 from clustrix_containers.errors import ClusterError, InsideImageError
@@ -32,7 +32,6 @@ from clustrix_containers.worker.contract import (
     LABEL_FUNCTION,
 )
 
-from . import prepare
 from .record import Record, Run
 from .session import Session
 
@@ -179,12 +178,11 @@ def known_ids(run: Run) -> list[str]:
 def _place(image: Image, cluster: Cluster, target: configuration.Target, options: Options) -> str:
     """Put the image where the target finds it; the reference that it runs it by."""
     if not cluster.pulls:
-        prepare.push_here(image)
-        return f"oci:{prepare.layout().directory}@{image.digest}"
+        return staging.to_layout(image)
     repository = _repository(target, options)
-    prepare.keep_here(image)
+    staging.to_layout_if_complete(image)
     with shown() as progress:
-        return prepare.push(image, repository, progress=progress)
+        return staging.to_registry(image, repository, progress=progress)
 
 
 def _repository(target: configuration.Target, options: Options) -> str:
@@ -301,7 +299,7 @@ def load_main(digest: str, main: str | None) -> ModuleType:
     from clustrix_containers.image import build as builder
 
     def source() -> bytes:
-        files = builder.read_code(prepare.layout().image(digest))
+        files = builder.read_code(staging.layout().image(digest))
         return files[json.loads(files[ENTRY])["script"]]
 
     return pickling.script_module(Path(main) if main else None, source)
@@ -313,7 +311,7 @@ def rerun(digest: str, options: Options, *, trust: bool) -> Session:
     ``digest`` is that of an image in the layout (a prefix will do), or a registry reference with
     a digest. Results of an image that this record did not build stay bytes unless ``trust``.
     """
-    layout = prepare.layout()
+    layout = staging.layout()
     image = find_image(digest, layout)
     built = record().built(image.digest)
     labels = image.settings.get("Labels") or {}

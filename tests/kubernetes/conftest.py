@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clustrix_containers.runs import prepare
+from clustrix_containers.clusters import staging
 from tests.clusters.faults.proxy import Proxy
 from tests.clusters.kubernetes.access import SECRET, Access
 from tests.clusters.kubernetes.cluster import Kubernetes
@@ -113,7 +113,7 @@ def played(tmp_path: Path, home: Path) -> Iterator[Server]:
     assert home
 
     def pull(reference: str) -> Unpacked:
-        image = prepare.layout().image(reference.partition("@")[2])
+        image = staging.layout().image(reference.partition("@")[2])
         return unpacked(image, tmp_path / "unpacked")
 
     with Server(tmp_path / "server", pull) as server:

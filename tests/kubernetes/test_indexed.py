@@ -16,9 +16,10 @@ import pytest
 from kubernetes.client import BatchV1Api, CoreV1Api
 
 import clustrix_containers as cx
+from clustrix_containers.clusters import staging
 from clustrix_containers.clusters.kubernetes.manifest import selector
 from clustrix_containers.errors import ResultLost, WorkerDied
-from clustrix_containers.runs import prepare, runs
+from clustrix_containers.runs import runs
 from clustrix_containers.runs.runs import record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
@@ -51,7 +52,7 @@ def server(tmp_path: Path, home: Path, volume: Path, refused: threading.Event) -
     def pull(reference: str) -> Unpacked:
         if refused.is_set():
             raise PullError("pull access denied")
-        image = prepare.layout().image(reference.partition("@")[2])
+        image = staging.layout().image(reference.partition("@")[2])
         return unpacked(image, tmp_path / "unpacked")
 
     settings = Settings(claims={"results": volume})

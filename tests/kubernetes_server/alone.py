@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers.runs import prepare
+from clustrix_containers.clusters import staging
 from tests.kubernetes_server.disturbances import Request
 from tests.kubernetes_server.images import Unpacked, unpacked
 from tests.kubernetes_server.server import Server, Settings
@@ -69,7 +69,7 @@ def alone(directory: Path) -> Iterator[Alone]:
 
 def main(directory: Path) -> None:
     def pull(reference: str) -> Unpacked:
-        image = prepare.layout().image(reference.partition("@")[2])
+        image = staging.layout().image(reference.partition("@")[2])
         return unpacked(image, directory / "unpacked")
 
     with Server(directory / "server", pull, LARGE) as server:

@@ -142,8 +142,8 @@ def test_running_here_fetches_the_layers_once_and_works(
     for layer in plain.layers:
         assert fetched.count(f"GET blobs/{layer.digest}") == 1
     said = stranger.python(
-        "import work; from clustrix_containers import prepare, options;"
-        "f = work.where; print(prepare.plan(f.__clustrix_function__, f._options).lock.base)"
+        "import work; from clustrix_containers.runs import plan;"
+        "f = work.where; print(plan.plan(f.__clustrix_function__, f._options).lock.base)"
     )
     assert said.stdout.strip() == f"{registry_token.address}/{repository}@{digest}"
     # What has run is in the layout; pushed from there, it takes its base from where that lies.

@@ -13,7 +13,7 @@ from clustrix_containers.remote.retry import Retry
 from tests.faults import FaultServer
 from tests.samples import image, layer, noise
 
-FAST = Retry(attempts=4, first=0.001, most=0.005, patience=2.0)
+FAST = Retry(attempts=4, first=0.001, longest=0.005, patience=2.0)
 
 
 @pytest.fixture

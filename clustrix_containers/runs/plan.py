@@ -12,13 +12,12 @@ from clustrix_containers.api.options import Options
 from clustrix_containers.capture.bundle import Bundle, Note
 from clustrix_containers.config import file as configuration
 from clustrix_containers.errors import ImageError
-from clustrix_containers.oci.model import Descriptor, Image, Reference
+from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.oci.progress import Progress, silent
 from clustrix_containers.packages.lock import Lock
 
 if TYPE_CHECKING:
     from clustrix_containers.packages.resolution import Resolution
-    from clustrix_containers.registry.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +32,6 @@ class Plan:
     @property
     def notes(self) -> tuple[Note, ...]:
         return (*self.bundle.notes, *self.resolution.notes)
-
-
-def layout() -> Layout:
-    """The embedded default registry: an image layout directory of this user's own."""
-    from clustrix_containers.registry.layout import Layout
-
-    return Layout(configuration.paths().data / "images")
 
 
 def plan(
@@ -132,34 +124,3 @@ def build(plan: Plan, *, progress: Progress = silent) -> Image:
         cache=configuration.paths().cache,
         progress=progress,
     )
-
-
-def keep_here(image: Image) -> bool:
-    """Push the image to the layout if all of its bytes are on this machine; else nothing is fetched."""
-    if any(layer.blob is None for layer in image.layers):
-        return False
-    layout().push(image)
-    return True
-
-
-def push_here(image: Image) -> None:
-    """Push the image to the layout; a layer by reference is fetched, since it must run here."""
-    from clustrix_containers.registry import fetch_layers
-
-    layout().push(image, fetch=fetch_layers(configuration.paths().cache / "blobs" / "sha256"))
-
-
-def push(image: Image, repository: str, *, progress: Progress = silent) -> str:
-    """Push the image to a registry; gives ``repository@sha256:…``, which anybody can run again."""
-    from clustrix_containers.registry import Remote
-
-    reference = Reference.parse(repository)
-    sent: dict[str, int] = {}
-    total = image.size
-
-    def blob_progress(blob: Descriptor, count: int) -> None:
-        sent[blob.digest] = count
-        progress("pushing", sum(sent.values()), total)
-
-    Remote(reference).push(image, progress=blob_progress)
-    return f"{reference.name}@{image.digest}"
