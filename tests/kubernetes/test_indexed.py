@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clustrix_containers.runs.runs import record
 from kubernetes.client import BatchV1Api, CoreV1Api
 
 import clustrix_containers as cx
@@ -20,7 +21,6 @@ from clustrix_containers.clusters import staging
 from clustrix_containers.clusters.kubernetes.manifest import selector
 from clustrix_containers.errors import ResultLost, WorkerDied
 from clustrix_containers.runs import runs
-from clustrix_containers.runs.runs import record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
