@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clustrix_containers.api.status import State
-from clustrix_containers.config.file import paths
 from clustrix_containers.errors import ClusterError, Error
 from clustrix_containers.runs.attach import target_of
 from clustrix_containers.runs.destination import open_target
 from clustrix_containers.runs.handles import unpack
-from clustrix_containers.runs.record import Record, Run, Seen
+from clustrix_containers.runs.record import Run, Seen, open_record
 
 KEPT = 60.0
 """Seconds for which what was seen is not written down again while it stays the same."""
@@ -95,4 +94,4 @@ def _remember(run: Run, answer: View) -> None:
         return
     # It may have been pruned meanwhile.
     with contextlib.suppress(ClusterError):
-        Record(paths().state).update(run.id, seen=Seen(answer.at, answer.states))
+        open_record().update(run.id, seen=Seen(answer.at, answer.states))

@@ -18,7 +18,7 @@ from clustrix_containers.config import file as config
 from clustrix_containers.errors import ClusterError, ConfigError, UntrustedResultError
 from clustrix_containers.runs.attach import attach
 from clustrix_containers.runs.destination import resolve
-from clustrix_containers.runs.record import Record, Run
+from clustrix_containers.runs.record import Run, open_record
 from clustrix_containers.runs.submit import rerun
 from clustrix_containers.runs.watched import WatchedRun
 
@@ -104,7 +104,7 @@ def _jobs(text: str, on: str | None) -> tuple[WatchedRun, list[Job]]:
 
 
 def _ps(arguments: argparse.Namespace) -> int:
-    listed = Record(config.paths().state).runs(limit=None if arguments.all else arguments.last)
+    listed = open_record().runs(limit=None if arguments.all else arguments.last)
     found = survey(listed, PATIENCE)
     if arguments.json:
         output.emit_json([_summary(run, found[run.id]) for run in listed])
@@ -245,7 +245,7 @@ def _prune(arguments: argparse.Namespace) -> int:
 
     age = config.parse_duration(arguments.older_than)
     before = time.time() - age
-    book = Record(config.paths().state)
+    book = open_record()
     listed = book.runs()
     seen = survey(listed, PATIENCE)
     live = {run.id for run in listed if seen[run.id].live or _begins(run)}

@@ -9,7 +9,7 @@ from clustrix_containers.errors import ClusterError
 from . import images
 from .destination import open_target
 from .handles import pack, unpack
-from .record import Record, Run
+from .record import Record, Run, open_record
 from .submit import refuse_inside
 from .watched import WatchedRun
 
@@ -17,7 +17,7 @@ from .watched import WatchedRun
 def attach(run_id: str, *, on: str | None = None, watch: bool = True) -> WatchedRun:
     """A run, from any process: of this user's record, or found on the target ``on``."""
     refuse_inside()
-    record = Record(configuration.paths().state)
+    record = open_record()
     run = _known(run_id, on, record)
     cluster = open_target(target_of(run))
     if not run.submitted:

@@ -21,6 +21,7 @@ from typing import Any
 from clustrix_containers.api.options import Resources
 from clustrix_containers.api.status import State
 from clustrix_containers.clusters.task import Handle, Task
+from clustrix_containers.config.file import paths
 from clustrix_containers.errors import ClusterError
 
 from .handles import pack
@@ -293,3 +294,8 @@ class Record:
         with self._transaction() as db:
             row = db.execute("SELECT 1 FROM built WHERE digest = ?", (digest,)).fetchone()
         return row is not None
+
+
+def open_record() -> Record:
+    """This user's run record."""
+    return Record(paths().state)

@@ -22,7 +22,7 @@ from clustrix_containers.worker.contract import INSIDE, LABEL_ARRAY, LABEL_COUNT
 from . import images
 from . import plan as planning
 from .destination import Destination, resolve
-from .record import Record, Run
+from .record import Run, open_record
 from .watched import WatchedRun
 
 _log = logging.getLogger("clustrix_containers")
@@ -68,7 +68,7 @@ def rerun(digest: str, options: Options, *, trust: bool) -> WatchedRun:
         labels.get(LABEL_ARRAY) == "1",
     )
     destination.check_count(again.count, options)
-    trusted = trust or Record(paths().state).built(image.digest)
+    trusted = trust or open_record().built(image.digest)
     return _start(again, options, destination, built_here=False, trust=trusted)
 
 
@@ -135,7 +135,7 @@ def _start(
     with shown() as progress:
         reference = cluster.stage(calls.image, repository=destination.repository, progress=progress)
     run = _describe(calls, options, destination, reference)
-    record = Record(paths().state)
+    record = open_record()
     # Before the target is asked anything: it may be out of reach until this process has ended.
     directory = record.intend(run, built=built_here)
     task = run.task(directory)
