@@ -24,9 +24,9 @@ class Executor(concurrent.futures.Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job:
         self._check_open()
-        session = self._function(fn)._launch([(args, kwargs)], None, array=False)
-        self._jobs.extend(session.jobs)
-        job: Job = session.jobs[0]
+        run = self._function(fn)._submit([(args, kwargs)], None, array=False)
+        self._jobs.extend(run.jobs)
+        job: Job = run.jobs[0]
         return job
 
     def map(

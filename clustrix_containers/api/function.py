@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from .jobs import Job, JobArray
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from clustrix_containers.oci.model import Image
     from clustrix_containers.runs.explain import Explanation
     from clustrix_containers.runs.plan import Plan
+    from clustrix_containers.runs.watched import WatchedRun
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,8 +66,8 @@ class Function(Generic[P, R]):
         if on is not None and self._takes_on:
             kwargs["on"] = on
             on = None
-        session = self._launch([(args, kwargs)], on, array=False)
-        job: Job = session.jobs[0]
+        run = self._submit([(args, kwargs)], on, array=False)
+        job: Job = run.jobs[0]
         return job
 
     def map(
@@ -85,20 +85,20 @@ class Function(Generic[P, R]):
             raise TypeError("map() needs at least one iterable")
         changes = {} if max_parallel is None else {"max_parallel": max_parallel}
         function = self.options(**changes)
-        session = function._launch(
-            ((items, {}) for items in zip(*iterables, strict=False)), on, array=True
+        calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]] = (
+            (items, {}) for items in zip(*iterables, strict=False)
         )
-        return JobArray(session, session.jobs)
+        run = function._submit(calls, on, array=True)
+        return JobArray(run, run.jobs)
 
     def preview(self, *args: Any, **kwargs: Any) -> str:
         """What ``submit`` with these arguments would make on the target: the Job as YAML.
 
         The image is built, since its digest is part of it; nothing is pushed or submitted.
         """
-        from clustrix_containers.runs import launch
+        from clustrix_containers.runs import submit
 
-        calls = [(args, kwargs)]
-        return launch.preview(self.__clustrix_function__, calls, self._options, array=False)
+        return submit.preview(self.__clustrix_function__, [(args, kwargs)], self._options)
 
     def build(self) -> Image:
         """The function's image without a call; ``.digest`` names it.
@@ -143,25 +143,17 @@ class Function(Generic[P, R]):
             self.__clustrix_function__, self._options, references=references, progress=progress
         )
 
-    def _launch(
+    def _submit(
         self,
         calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]],
         on: str | None,
         *,
         array: bool,
-    ) -> Any:
-        from clustrix_containers.runs import launch
+    ) -> WatchedRun:
+        from clustrix_containers.runs import submit
 
         options = self._options if on is None else self._options.but(on=on)
-        return launch.launch(self.__clustrix_function__, calls, options, array=array)
-
-
-def _peek(items: Iterable[Any]) -> tuple[bool, Iterator[Any]]:
-    """Whether there is a first item, and all the items."""
-    iterator = iter(items)
-    for first in iterator:
-        return True, itertools.chain([first], iterator)
-    return False, iterator
+        return submit.submit(self.__clustrix_function__, calls, options, array=array)
 
 
 def _takes_on(function: Callable[..., Any]) -> bool:
@@ -205,6 +197,6 @@ def attach(run_id: str, *, on: str | None = None) -> Job | JobArray:
     A run that this user's record does not know is looked for on the target ``on``; its results
     stay bytes until they are trusted.
     """
-    from clustrix_containers.runs import runs
+    from clustrix_containers.runs import attach as attaching
 
-    return runs.handle(runs.attach(run_id, on=on))
+    return attaching.handle(attaching.attach(run_id, on=on))

@@ -11,22 +11,12 @@ import concurrent.futures
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from .status import State, Status
 
-
-class Session(Protocol):
-    """What a Job needs of the run that it belongs to."""
-
-    @property
-    def run(self) -> str: ...
-    @property
-    def image(self) -> str: ...
-    @property
-    def how(self) -> str: ...
-    def logs(self, element: int, *, follow: bool) -> Iterator[bytes]: ...
-    def cancel(self, elements: Sequence[int]) -> None: ...
+if TYPE_CHECKING:
+    from clustrix_containers.runs.watched import WatchedRun
 
 
 class Job(concurrent.futures.Future[Any]):
@@ -36,26 +26,26 @@ class Job(concurrent.futures.Future[Any]):
     as ``__cause__``; a run that ended otherwise raises a :class:`~clustrix_containers.errors.JobError`.
     """
 
-    def __init__(self, session: Session, element: int) -> None:
+    def __init__(self, run: WatchedRun, element: int) -> None:
         super().__init__()
-        self._session = session
+        self._run = run
         self.element = element
         self._status = Status(State.PENDING)
 
     @property
     def run(self) -> str:
         """The run's id: what ``attach`` and the command line take."""
-        return self._session.run
+        return self._run.id
 
     @property
     def image(self) -> str:
         """The digest of the image that this job runs."""
-        return self._session.image
+        return self._run.image
 
     @property
     def how(self) -> str:
         """How its target runs it and keeps its result, as it was chosen at submission; or ``""``."""
-        return self._session.how
+        return self._run.how
 
     @property
     def status(self) -> Status:
@@ -69,7 +59,7 @@ class Job(concurrent.futures.Future[Any]):
         """End the job, whether it waits or runs. False if it is over already."""
         if not self.settle(None, cancelled=True):
             return self.cancelled()
-        self._session.cancel([self.element])
+        self._run.cancel([self.element])
         return True
 
     def result(self, timeout: float | None = None) -> Any:
@@ -79,7 +69,7 @@ class Job(concurrent.futures.Future[Any]):
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
         """The lines that the element has written; with ``follow`` until it ends."""
-        for chunk in self._session.logs(self.element, follow=follow):
+        for chunk in self._run.logs(self.element, follow=follow):
             yield from chunk.decode("utf-8", "replace").splitlines(keepends=True)
 
     def observe(self, status: Status) -> None:
@@ -123,24 +113,24 @@ class JobArray:
     :meth:`as_completed` gives Jobs as they end.
     """
 
-    def __init__(self, session: Session | None, jobs: Sequence[Job]) -> None:
-        self._session = session
+    def __init__(self, run: WatchedRun | None, jobs: Sequence[Job]) -> None:
+        self._run = run
         self._jobs = tuple(jobs)
 
     @property
     def run(self) -> str:
         """The run's id: what ``attach`` and the command line take; empty for no items, no run."""
-        return self._session.run if self._session else ""
+        return self._run.id if self._run else ""
 
     @property
     def image(self) -> str:
         """The digest of the image that all elements run; empty for no items."""
-        return self._session.image if self._session else ""
+        return self._run.image if self._run else ""
 
     @property
     def how(self) -> str:
         """How its target runs it and keeps its results, as it was chosen at submission; or ``""``."""
-        return self._session.how if self._session else ""
+        return self._run.how if self._run else ""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -173,8 +163,8 @@ class JobArray:
     def cancel(self) -> int:
         """End all that have not ended; how many that were."""
         hit = [job.element for job in self._jobs if job.settle(None, cancelled=True)]
-        if hit and self._session:
-            self._session.cancel(hit)
+        if hit and self._run:
+            self._run.cancel(hit)
         return len(hit)
 
     def __repr__(self) -> str:

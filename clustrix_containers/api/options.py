@@ -6,7 +6,7 @@ One table, three places to say it, the later wins: the decorator, ``.options(…
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,10 @@ class Options:
     Runs
         ``on`` (a target of clustrix.yml), ``max_parallel`` (elements at once), ``retries`` (how often
         an element that fails runs again), ``registry`` (the repository that images are pushed to).
+    One type of cluster alone
+        A keyword with that type's name and a mapping, as in ``kubernetes={"queue": "gpu"}``; the
+        cluster checks it. Where the run goes to another type of target, it does not matter. They
+        are kept in ``clusters``.
     """
 
     cpus: float | None = None
@@ -69,22 +73,18 @@ class Options:
     max_parallel: int | None = None
     retries: int = 0
     registry: str | None = None
+    clusters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def but(self, **changes: Any) -> Options:
         """These options with some replaced; ConfigError for a name that is none of them."""
-        known = {item.name for item in fields(self)}
-        for name in changes:
-            if name not in known:
-                import difflib
-
-                close = difflib.get_close_matches(name, known, 1)
-                raise ConfigError(
-                    f"there is no option {name!r}",
-                    hint=f"Did you mean {close[0]!r}?"
-                    if close
-                    else f"Options are: {', '.join(sorted(known))}.",
-                    key=name,
-                )
+        known = {item.name for item in fields(self)} - {"clusters"}
+        clusters = dict(self.clusters)
+        for name in [name for name in changes if name not in known]:
+            value = changes.pop(name)
+            if not isinstance(value, Mapping):
+                raise _unknown(name, known)
+            clusters[name] = {**clusters.get(name, {}), **value}
+        changes["clusters"] = clusters
         for name in ("packages", "modules", "files"):
             if name in changes:
                 value = changes[name]
@@ -116,3 +116,11 @@ class Options:
             shm=default.shm if self.shm is None else parse_size(self.shm),
             env={**default.env, **self.env},
         )
+
+
+def _unknown(name: str, known: Collection[str]) -> ConfigError:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"Did you mean {close[0]!r}?" if close else f"Options are: {', '.join(sorted(known))}."
+    return ConfigError(f"there is no option {name!r}", hint=hint, key=name)

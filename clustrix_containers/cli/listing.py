@@ -11,17 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clustrix_containers.api.status import State
-from clustrix_containers.config.file import Target
 from clustrix_containers.errors import ClusterError, Error
-from clustrix_containers.runs import runs
-from clustrix_containers.runs.record import Run
+from clustrix_containers.runs.attach import target_of
+from clustrix_containers.runs.destination import open_target
+from clustrix_containers.runs.handles import unpack
+from clustrix_containers.runs.record import Run, Seen, open_record
 
 KEPT = 60.0
 """Seconds for which what was seen is not written down again while it stays the same."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class View:
     """How many elements of a run are in which state, ``at`` a time (seconds since the epoch).
 
     ``now``: whether that is so now; else the run's target has not answered since.
@@ -37,7 +38,7 @@ class Seen:
         return self.now and any(it in self.states for it in (State.PENDING, State.RUNNING))
 
 
-def survey(chosen: Sequence[Run], patience: float) -> dict[str, Seen]:
+def survey(chosen: Sequence[Run], patience: float) -> dict[str, View]:
     """How each of these runs is, by its id, as far as that is known within ``patience`` seconds.
 
     Raises nothing, and submits nothing: a run that its target has never confirmed is not asked for.
@@ -45,9 +46,9 @@ def survey(chosen: Sequence[Run], patience: float) -> dict[str, Seen]:
     found = {run.id: _remembered(run) for run in chosen}
     asked: dict[tuple[str, str], list[Run]] = {}
     for run in chosen:
-        if not found[run.id].now and run.details.get("ids") is not None:
-            asked.setdefault((run.type, json.dumps(run.details.get("options"))), []).append(run)
-    answers: dict[str, Seen] = {}
+        if not found[run.id].now and run.submitted:
+            asked.setdefault((run.type, json.dumps(run.target_options)), []).append(run)
+    answers: dict[str, View] = {}
     threads = [
         # One that gets no answer must not keep this process from ending.
         threading.Thread(target=_ask, args=(group, answers), name="clustrix-survey", daemon=True)
@@ -66,33 +67,31 @@ def survey(chosen: Sequence[Run], patience: float) -> dict[str, Seen]:
     return found
 
 
-def _ask(group: Sequence[Run], answers: dict[str, Seen]) -> None:
+def _ask(group: Sequence[Run], answers: dict[str, View]) -> None:
     """Ask a target for the elements of all these runs at once; silent if it does not know."""
     first = group[0]
     with contextlib.suppress(Error, OSError):
-        cluster = runs.open_target(
-            Target(first.target, first.type, first.details.get("options") or {})
-        )
-        ids = {run.id: runs.known_ids(run) for run in group}
-        states = cluster.states([name for names in ids.values() for name in names])
-        for run, names in ids.items():
-            counted = Counter(states[name].state for name in names)
+        cluster = open_target(target_of(first))
+        handles = {run.id: list(unpack(run.handles, run.id).values()) for run in group}
+        states = cluster.states([handle for some in handles.values() for handle in some])
+        for run, some in handles.items():
+            counted = Counter(states[handle].state for handle in some)
             if State.UNKNOWN not in counted:
-                answers[run] = Seen(counted, time.time(), now=True)
+                answers[run] = View(counted, time.time(), now=True)
 
 
-def _remembered(run: Run) -> Seen:
+def _remembered(run: Run) -> View:
     """What was last seen of a run; of one that is over that is so for good."""
-    seen = run.details.get("seen") or {}
-    states = {State(name): count for name, count in (seen.get("states") or {}).items()}
+    states = run.seen.states if run.seen else {}
+    at = run.seen.at if run.seen else run.updated
     over = bool(states) and (run.state == "done" or set(states) == {State.SUCCEEDED})
-    return Seen(states, seen.get("at") or run.updated, over and all(it.terminal for it in states))
+    return View(states, at, over and all(it.terminal for it in states))
 
 
-def _remember(run: Run, answer: Seen) -> None:
+def _remember(run: Run, answer: View) -> None:
     before = _remembered(run)
     if before.states == answer.states and answer.at - before.at < KEPT:
         return
     # It may have been pruned meanwhile.
     with contextlib.suppress(ClusterError):
-        runs.record().update(run.id, seen=runs.seen(answer.states, answer.at))
+        open_record().update(run.id, seen=Seen(answer.at, answer.states))

@@ -16,13 +16,15 @@ from clustrix_containers.api.status import State
 from clustrix_containers.clusters import staging
 from clustrix_containers.config import file as config
 from clustrix_containers.errors import ClusterError, ConfigError, UntrustedResultError
-from clustrix_containers.runs import runs
-from clustrix_containers.runs.record import Run
-from clustrix_containers.runs.session import Session
+from clustrix_containers.runs.attach import attach
+from clustrix_containers.runs.destination import resolve
+from clustrix_containers.runs.record import Run, open_record
+from clustrix_containers.runs.submit import rerun
+from clustrix_containers.runs.watched import WatchedRun
 
 from . import output
 from . import submit as work
-from .listing import Seen, survey
+from .listing import View, survey
 
 PATIENCE = 5.0
 """Seconds for which targets are waited for that do not say how their runs are."""
@@ -58,17 +60,17 @@ def add(commands: Any) -> None:
     _somewhere(cancel)
     cancel.set_defaults(command=_cancel)
 
-    rerun = commands.add_parser("rerun", help="run the very same image again")
-    rerun.add_argument(
+    again = commands.add_parser("rerun", help="run the very same image again")
+    again.add_argument(
         "digest", metavar="DIGEST", help="also its start, or registry/repository@sha256:…"
     )
-    rerun.add_argument("--on", metavar="TARGET")
-    rerun.add_argument("--detach", "-d", action="store_true")
-    rerun.add_argument("--json", action="store_true")
-    rerun.add_argument(
+    again.add_argument("--on", metavar="TARGET")
+    again.add_argument("--detach", "-d", action="store_true")
+    again.add_argument("--json", action="store_true")
+    again.add_argument(
         "--trust", action="store_true", help="unpickle the result of a foreign image"
     )
-    rerun.set_defaults(command=_rerun)
+    again.set_defaults(command=_rerun)
 
     prune = commands.add_parser("prune", help="remove old runs, and images that no run needs")
     prune.add_argument(
@@ -91,20 +93,18 @@ def _somewhere(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _jobs(text: str, on: str | None) -> tuple[Session, list[Job]]:
+def _jobs(text: str, on: str | None) -> tuple[WatchedRun, list[Job]]:
     name, element = _split(text)
-    session = runs.attach(name, on=on)
+    run = attach(name, on=on)
     if element is None:
-        return session, session.jobs
-    if element >= len(session.jobs):
-        raise ClusterError(
-            f"{session.run} has {len(session.jobs)} elements, 0 to {len(session.jobs) - 1}"
-        )
-    return session, [session.jobs[element]]
+        return run, run.jobs
+    if element >= len(run.jobs):
+        raise ClusterError(f"{run.id} has {len(run.jobs)} elements, 0 to {len(run.jobs) - 1}")
+    return run, [run.jobs[element]]
 
 
 def _ps(arguments: argparse.Namespace) -> int:
-    listed = runs.record().runs(limit=None if arguments.all else arguments.last)
+    listed = open_record().runs(limit=None if arguments.all else arguments.last)
     found = survey(listed, PATIENCE)
     if arguments.json:
         output.emit_json([_summary(run, found[run.id]) for run in listed])
@@ -126,7 +126,7 @@ def _ps(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(run: Run, seen: Seen) -> dict[str, Any]:
+def _summary(run: Run, seen: View) -> dict[str, Any]:
     return {
         "run": run.id,
         "function": run.name,
@@ -140,13 +140,13 @@ def _summary(run: Run, seen: Seen) -> dict[str, Any]:
     }
 
 
-def _state(run: Run, seen: Seen) -> str:
-    if run.details.get("ids") is None:
+def _state(run: Run, seen: View) -> str:
+    if not run.submitted:
         return "not submitted"
     return _counts(seen) if seen.now else State.UNKNOWN.value
 
 
-def _shown(run: Run, seen: Seen) -> str:
+def _shown(run: Run, seen: View) -> str:
     state = _state(run, seen)
     if state != State.UNKNOWN.value:
         return state
@@ -154,7 +154,7 @@ def _shown(run: Run, seen: Seen) -> str:
     return f"{run.target} out of reach since {_ago(seen.at)}{last}"
 
 
-def _counts(seen: Seen) -> str:
+def _counts(seen: View) -> str:
     if len(seen.states) == 1:
         return next(iter(seen.states)).value
     return ", ".join(f"{count} {state.value}" for state, count in seen.states.items())
@@ -170,29 +170,29 @@ def _ago(then: float) -> str:
 
 def _logs(arguments: argparse.Namespace) -> int:
     name, element = _split(arguments.run)
-    session = runs.attach(name, on=arguments.on, watch=arguments.follow)
-    chosen = session.jobs if element is None else [session.jobs[element]]
+    run = attach(name, on=arguments.on, watch=arguments.follow)
+    chosen = run.jobs if element is None else [run.jobs[element]]
     for job in chosen:
-        for chunk in session.logs(job.element, follow=arguments.follow):
+        for chunk in run.logs(job.element, follow=arguments.follow):
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
     return 0
 
 
 def _result(arguments: argparse.Namespace) -> int:
-    session, jobs = _jobs(arguments.run, arguments.on)
+    run, jobs = _jobs(arguments.run, arguments.on)
     if arguments.trust:
-        session.trust()
+        run.trust()
     timeout = config.parse_duration(arguments.timeout) if arguments.timeout else None
     if arguments.output:
         if len(jobs) != 1:
             raise ConfigError("--output takes one element: RUN/ELEMENT")
-        session.save(jobs[0], Path(arguments.output), timeout)
+        run.save(jobs[0], Path(arguments.output), timeout)
         return 0
-    return show(session, jobs, timeout=timeout, as_json=arguments.json)
+    return show(run, jobs, timeout=timeout, as_json=arguments.json)
 
 
-def show(session: Session, jobs: list[Job], *, timeout: float | None = None, as_json: bool) -> int:
+def show(run: WatchedRun, jobs: list[Job], *, timeout: float | None = None, as_json: bool) -> int:
     """Print the results of these jobs in order; 1 if any of them failed."""
     values, failed = [], False
     for job in jobs:
@@ -201,18 +201,18 @@ def show(session: Session, jobs: list[Job], *, timeout: float | None = None, as_
         except TimeoutError:
             if job.done():
                 raise
-            raise ClusterError(f"{session.run}/{job.element} is not done yet") from None
+            raise ClusterError(f"{run.id}/{job.element} is not done yet") from None
         except UntrustedResultError:
             raise
         except Exception as error:
             if len(jobs) == 1 and not as_json:
                 output.note(work.exception_text(error))
                 return 1
-            output.note(f"{session.run}/{job.element}: {type(error).__name__}: {error}")
+            output.note(f"{run.id}/{job.element}: {type(error).__name__}: {error}")
             failed, value = True, None
         values.append(value)
     if as_json:
-        output.emit_json(values if session.is_array else values[0])
+        output.emit_json(values if run.is_array else values[0])
     else:
         for value in values:
             output.result(value, as_json=False)
@@ -222,22 +222,22 @@ def show(session: Session, jobs: list[Job], *, timeout: float | None = None, as_
 def _cancel(arguments: argparse.Namespace) -> int:
     for text in arguments.runs:
         name, element = _split(text)
-        session = runs.attach(name, on=arguments.on, watch=False)
-        session.cancel([job.element for job in session.jobs] if element is None else [element])
+        run = attach(name, on=arguments.on, watch=False)
+        run.cancel([job.element for job in run.jobs] if element is None else [element])
         output.note(f"{text} is cancelled")
     return 0
 
 
 def _rerun(arguments: argparse.Namespace) -> int:
     options = Options().but(**({"on": arguments.on} if arguments.on else {}))
-    session = runs.rerun(arguments.digest, options, trust=arguments.trust)
+    run = rerun(arguments.digest, options, trust=arguments.trust)
     if arguments.detach:
-        sys.stdout.write(f"{session.run}\n")
+        sys.stdout.write(f"{run.id}\n")
         return 0
-    output.note(f"run {session.run}  image {session.image}")
-    if len(session.jobs) == 1:
-        return work.wait(session.jobs[0], as_json=arguments.json)
-    return show(session, session.jobs, as_json=arguments.json)
+    output.note(f"run {run.id}  image {run.image}")
+    if len(run.jobs) == 1:
+        return work.wait(run.jobs[0], as_json=arguments.json)
+    return show(run, run.jobs, as_json=arguments.json)
 
 
 def _prune(arguments: argparse.Namespace) -> int:
@@ -245,7 +245,7 @@ def _prune(arguments: argparse.Namespace) -> int:
 
     age = config.parse_duration(arguments.older_than)
     before = time.time() - age
-    book = runs.record()
+    book = open_record()
     listed = book.runs()
     seen = survey(listed, PATIENCE)
     live = {run.id for run in listed if seen[run.id].live or _begins(run)}
@@ -259,11 +259,11 @@ def _prune(arguments: argparse.Namespace) -> int:
         kept = {run.image for run in book.runs()}
         freed = staging.layout().prune(keep=kept, grace=max(age, 3600.0))
         if not live:
-            runs.choose(Options())[1].tidy(max(age, 3600.0))
+            resolve(Options()).cluster.prune_cache(max(age, 3600.0))
         output.note(f"{len(old)} runs removed, {size(freed)} of images freed")
     return 0
 
 
 def _begins(run: Run) -> bool:
     """Whether its client may be submitting it just now."""
-    return run.details.get("ids") is None and time.time() - run.created < 3600
+    return not run.submitted and time.time() - run.created < 3600

@@ -283,7 +283,7 @@ def _push(arguments: argparse.Namespace) -> int:
     from clustrix_containers.clusters import staging
     from clustrix_containers.config import file as config
     from clustrix_containers.oci.progress import shown
-    from clustrix_containers.runs import runs
+    from clustrix_containers.runs import images
 
     repository = arguments.repository or config.load().registry
     if not repository:
@@ -295,7 +295,7 @@ def _push(arguments: argparse.Namespace) -> int:
         arguments.function = arguments.what
         reference = _function(arguments).push(repository)
     else:
-        image = runs.find_image(arguments.what, staging.layout())
+        image = images.find(arguments.what)
         with shown() as progress:
             reference = staging.to_registry(image, repository, progress=progress)
     sys.stdout.write(f"{reference}\n")
