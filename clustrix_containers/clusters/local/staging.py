@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.api.options import Resources
 from clustrix_containers.clusters.task import Task
-from clustrix_containers.config.file import paths
+from clustrix_containers.config.paths import paths
 from clustrix_containers.containers import rootfs, runtimes, sandbox
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.oci.model import Image
