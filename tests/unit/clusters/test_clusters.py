@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from clustrix_containers.clusters.local import LocalCluster, journal
 from clustrix_containers.clusters.local.plan import Mount, Plan
 from clustrix_containers.containers.apptainer import mount_option
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.remote import shell
 
 
 def test_local_is_known() -> None:
@@ -52,31 +50,6 @@ def test_an_unknown_runtime_is_said() -> None:
 def test_ids_that_are_none_are_refused(name: str) -> None:
     with pytest.raises(ClusterError, match="not an id"):
         LocalCluster().states([name])
-
-
-def test_a_missing_program_is_said() -> None:
-    with pytest.raises(ClusterError, match="'no-such-program' is not installed") as caught:
-        shell.run(["no-such-program"], hint="apt install it")
-    assert caught.value.hint == "apt install it"
-
-
-def test_a_program_that_may_not_run_is_said(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("")
-    with pytest.raises(ClusterError, match=r"cannot be started: .*Permission denied"):
-        shell.run([tmp_path / "x"])
-
-
-def test_a_program_that_does_not_end_is_ended() -> None:
-    before = time.monotonic()
-    with pytest.raises(ClusterError, match=r"did not end within 0\.1 s"):
-        shell.run(["sleep", "100"], timeout=0.1)
-    assert time.monotonic() - before < 20
-
-
-def test_a_program_gets_its_words_as_they_are() -> None:
-    words = ["a b", "'", '"', "\n", "$HOME", "ü", "*"]
-    done = shell.run([sys.executable, "-c", "import sys; print(sys.argv[1:])", *words])
-    assert eval(done.text) == words
 
 
 def plan(**changes: object) -> Plan:
