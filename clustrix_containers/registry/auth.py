@@ -1,4 +1,4 @@
-"""Authentication to a registry: Basic and Bearer, as its challenge requires.
+"""Authentication: credentials (Basic and Bearer, as a challenge requires), and certificates.
 
 Formats: RFC 9110 section 11 (challenges), https://distribution.github.io/distribution/spec/auth/
 (bearer tokens over GET, and over POST for refresh tokens).
@@ -6,6 +6,11 @@ Formats: RFC 9110 section 11 (challenges), https://distribution.github.io/distri
 Rules: no credentials are sent before a challenge. A password goes to the registry itself,
 or to the token service (``realm``) that it names; for a registry over https the service must
 use https too; over plain http only a service on the same machine gets the password.
+
+Certificates are where Docker and Podman expect them
+(https://docs.docker.com/engine/security/certificates/, containers-certs.d(5)): in a directory
+``certs.d/HOST[:PORT]`` each ``*.crt`` is an authority (PEM), and ``NAME.cert`` with ``NAME.key``
+a client certificate.
 """
 
 from __future__ import annotations
@@ -13,17 +18,23 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
 
 from clustrix_containers.credentials.registry import Credential
-from clustrix_containers.errors import RegistryError
+from clustrix_containers.errors import ConfigError, RegistryError
 
 from .responses import Response, response_error
+
+if TYPE_CHECKING:
+    import ssl
 
 Lookup = Callable[[str, str], "Credential | None"]
 """``(registry, repository)`` → the credential for it."""
@@ -307,3 +318,87 @@ def _covered(scope: str, scopes: list[str]) -> bool:
         name == other and set(actions.split(",")) <= set(granted.split(","))
         for other, _, granted in others
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Authorities (PEM files) besides the system's, and the client's certificate with its key."""
+
+    authorities: tuple[Path, ...] = ()
+    client: tuple[Path, Path] | None = None
+
+    @property
+    def empty(self) -> bool:
+        return not self.authorities and self.client is None
+
+    def context(self) -> ssl.SSLContext:
+        """The system's authorities (``SSL_CERT_FILE``, ``SSL_CERT_DIR``) and these."""
+        import ssl
+
+        context = ssl.create_default_context()
+        for path in self.authorities:
+            try:
+                context.load_verify_locations(path)
+            except (OSError, ssl.SSLError) as error:  # noqa: PERF203 - one or two files
+                raise ConfigError(
+                    f"cannot read the certificates in {path}: {error}",
+                    hint="Expected a PEM file of the authority that signed the registry's"
+                    " certificate.",
+                    path=path,
+                ) from error
+        if self.client is not None:
+            certificate, key = self.client
+            try:
+                context.load_cert_chain(certificate, key)
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(
+                    f"cannot use the client certificate {certificate}: {error}",
+                    hint=f"Expected a PEM file, and its key without a password in {key}.",
+                    path=certificate,
+                ) from error
+        return context
+
+
+def find_trust(host: str) -> Trust:
+    """The certificates in the first ``certs.d/host`` that has any; ``host`` is ``name[:port]``."""
+    for parent in _certificate_directories():
+        directory = parent / host
+        try:
+            names = sorted(directory.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the registry certificates in {directory}: {error.strerror}",
+                path=directory,
+            ) from error
+        authorities = tuple(path for path in names if path.suffix == ".crt")
+        trust = Trust(authorities, next(_client_pairs(names), None))
+        if not trust.empty:
+            return trust
+    return Trust()
+
+
+def _certificate_directories() -> Iterator[Path]:
+    """``certs.d`` of this user (Podman, rootless Docker, Docker) and of the machine."""
+    config = os.environ.get("XDG_CONFIG_HOME")
+    own = Path(config) if config else Path("~/.config").expanduser()
+    docker = os.environ.get("DOCKER_CONFIG")
+    yield own / "containers" / "certs.d"
+    yield own / "docker" / "certs.d"
+    yield (Path(docker) if docker else Path("~/.docker").expanduser()) / "certs.d"
+    yield Path("/etc/containers/certs.d")
+    yield Path("/etc/docker/certs.d")
+
+
+def _client_pairs(names: list[Path]) -> Iterator[tuple[Path, Path]]:
+    for path in names:
+        if path.suffix == ".cert":
+            key = path.with_suffix(".key")
+            if key not in names:
+                raise ConfigError(
+                    f"the client certificate {path} has no key beside it",
+                    hint=f"Put it there: {key.name}.",
+                    path=path,
+                )
+            yield path, key

@@ -39,7 +39,7 @@ _DISK_FULL = {
 
 @contextlib.contextmanager
 def disk_errors(what: str, directory: Path) -> Iterator[None]:
-    """A disk that is full, read-only or forbidden becomes an ImageError that says so."""
+    """OSErrors of a disk that is full, read-only or forbidden become ImageErrors."""
     try:
         yield
     except OSError as error:

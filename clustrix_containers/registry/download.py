@@ -1,17 +1,15 @@
-"""One blob out of a registry: streamed, verified, resumed where the connection was lost."""
+"""A blob's bytes out of a registry, resumed where the connection was lost."""
 
 from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from clustrix_containers.errors import RegistryError
 from clustrix_containers.oci.model import Descriptor
-from clustrix_containers.storage import atomic
 
-from .blobs import BLOCK, ProgressCallback, disk_errors, verified
+from .blobs import BLOCK
 from .responses import Response, network_errors
 from .transport import Transport
 
@@ -19,33 +17,8 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
 
-def open_blob(transport: Transport, descriptor: Descriptor) -> BinaryIO:
-    """A verified stream of a blob."""
-    return verified(RangeReader(transport, descriptor), descriptor, transport.host)
-
-
-def fetch_blob(
-    transport: Transport,
-    descriptor: Descriptor,
-    destination: Path,
-    progress: ProgressCallback | None = None,
-) -> None:
-    """Download a blob into the file ``destination``, which is complete and verified, or absent."""
-    done = 0
-    with (
-        disk_errors(f"the blob {descriptor.digest}", destination.parent),
-        atomic.replacing(destination, mode=0o644, durable=True) as file,
-        open_blob(transport, descriptor) as blob,
-    ):
-        while block := blob.read(BLOCK):
-            file.write(block)
-            done += len(block)
-            if progress is not None:
-                progress(descriptor, done)
-
-
 class RangeReader:
-    """A blob's bytes from ``offset`` on; requests the rest when the connection is lost."""
+    """A blob's bytes from ``offset`` on, not verified."""
 
     def __init__(self, transport: Transport, descriptor: Descriptor, offset: int = 0) -> None:
         self._transport = transport

@@ -31,9 +31,9 @@ from clustrix_containers.oci.model import (
 from clustrix_containers.remote.retry import Retry
 from clustrix_containers.storage import atomic
 
-from . import download
 from .auth import Lookup
-from .blobs import ProgressCallback
+from .blobs import BLOCK, ProgressCallback, disk_errors, verified
+from .download import RangeReader
 from .manifests import config_of, digest_tag, resolve
 from .push import Limits, Push
 from .transport import ScopedToken, Transport
@@ -200,13 +200,18 @@ class Remote:
 
         A lost connection is resumed where it was lost.
         """
-        return download.open_blob(self._transport, descriptor)
+        reader = RangeReader(self._transport, descriptor)
+        return verified(reader, descriptor, self._transport.host)
 
-    def fetch_blob(
-        self, descriptor: Descriptor, destination: Path, progress: ProgressCallback | None = None
-    ) -> Path:
+    def fetch_blob(self, descriptor: Descriptor, destination: Path) -> Path:
         """Download a blob into a file that is complete and verified, or absent."""
-        download.fetch_blob(self._transport, descriptor, destination, progress)
+        with (
+            disk_errors(f"the blob {descriptor.digest}", destination.parent),
+            atomic.replacing(destination, mode=0o644, durable=True) as file,
+            self.open_blob(descriptor) as blob,
+        ):
+            while block := blob.read(BLOCK):
+                file.write(block)
         return destination
 
     def _same_settings(self, origin: Reference) -> Remote:
@@ -214,9 +219,7 @@ class Remote:
 
 
 def fetch_layers(
-    directory: Path,
-    peer: Callable[[Reference], Remote] = Remote,
-    progress: ProgressCallback | None = None,
+    directory: Path, peer: Callable[[Reference], Remote] = Remote
 ) -> Callable[[Layer], Path]:
     """The ``fetch`` of :meth:`Layout.push`: downloads layers by reference into ``directory``.
 
@@ -236,7 +239,7 @@ def fetch_layers(
         name = layer.origin.name
         if name not in peers:
             peers[name] = peer(layer.origin)
-        return peers[name].fetch_blob(layer.descriptor, path, progress)
+        return peers[name].fetch_blob(layer.descriptor, path)
 
     return fetch
 

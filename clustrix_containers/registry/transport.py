@@ -1,34 +1,26 @@
-"""HTTP to one registry: connections, TLS, authentication, redirects and retries.
-
-Certificates are where Docker and Podman expect them
-(https://docs.docker.com/engine/security/certificates/, containers-certs.d(5)): in a directory
-``certs.d/HOST[:PORT]`` each ``*.crt`` is an authority (PEM), and ``NAME.cert`` with ``NAME.key``
-a client certificate.
-"""
+"""HTTP to one registry: connections, redirects and retries."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from clustrix_containers.errors import ConfigError, RegistryError
+from clustrix_containers.errors import RegistryError
 from clustrix_containers.oci.model import Reference
 from clustrix_containers.remote.retry import Retry
 from clustrix_containers.worker.contract import VERSION
 
-from .auth import Auth, Lookup, is_loopback
+from .auth import Auth, Lookup, Trust, find_trust, is_loopback
 from .blobs import Readable
 from .responses import TRANSIENT, Response, network_errors, response_error
 
 if TYPE_CHECKING:
-    import ssl
-
     import urllib3
     from urllib3 import BaseHTTPResponse
 
@@ -61,90 +53,6 @@ class ScopedToken:
     authorities: str
     token: str = field(repr=False)
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """Authorities (PEM files) besides the system's, and the client's certificate with its key."""
-
-    authorities: tuple[Path, ...] = ()
-    client: tuple[Path, Path] | None = None
-
-    @property
-    def empty(self) -> bool:
-        return not self.authorities and self.client is None
-
-    def context(self) -> ssl.SSLContext:
-        """The system's authorities (``SSL_CERT_FILE``, ``SSL_CERT_DIR``) and these."""
-        import ssl
-
-        context = ssl.create_default_context()
-        for path in self.authorities:
-            try:
-                context.load_verify_locations(path)
-            except (OSError, ssl.SSLError) as error:  # noqa: PERF203 - one or two files
-                raise ConfigError(
-                    f"cannot read the certificates in {path}: {error}",
-                    hint="Expected a PEM file of the authority that signed the registry's"
-                    " certificate.",
-                    path=path,
-                ) from error
-        if self.client is not None:
-            certificate, key = self.client
-            try:
-                context.load_cert_chain(certificate, key)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigError(
-                    f"cannot use the client certificate {certificate}: {error}",
-                    hint=f"Expected a PEM file, and its key without a password in {key}.",
-                    path=certificate,
-                ) from error
-        return context
-
-
-def find_trust(host: str) -> Trust:
-    """The certificates in the first ``certs.d/host`` that has any; ``host`` is ``name[:port]``."""
-    for parent in _certificate_directories():
-        directory = parent / host
-        try:
-            names = sorted(directory.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read the registry certificates in {directory}: {error.strerror}",
-                path=directory,
-            ) from error
-        authorities = tuple(path for path in names if path.suffix == ".crt")
-        trust = Trust(authorities, next(_client_pairs(names), None))
-        if not trust.empty:
-            return trust
-    return Trust()
-
-
-def _certificate_directories() -> Iterator[Path]:
-    """``certs.d`` of this user (Podman, rootless Docker, Docker) and of the machine."""
-    config = os.environ.get("XDG_CONFIG_HOME")
-    own = Path(config) if config else Path("~/.config").expanduser()
-    docker = os.environ.get("DOCKER_CONFIG")
-    yield own / "containers" / "certs.d"
-    yield own / "docker" / "certs.d"
-    yield (Path(docker) if docker else Path("~/.docker").expanduser()) / "certs.d"
-    yield Path("/etc/containers/certs.d")
-    yield Path("/etc/docker/certs.d")
-
-
-def _client_pairs(names: list[Path]) -> Iterator[tuple[Path, Path]]:
-    for path in names:
-        if path.suffix == ".cert":
-            key = path.with_suffix(".key")
-            if key not in names:
-                raise ConfigError(
-                    f"the client certificate {path} has no key beside it",
-                    hint=f"Put it there: {key.name}.",
-                    path=path,
-                )
-            yield path, key
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +140,7 @@ class Transport:
         if self._trust.client is not None:
             raise RegistryError(f"{self.host} requires this user's own client certificate")
         scopes = self.scopes("pull,push")
-        # An upload that is opened and cancelled: the only request by which every registry says
+        # An upload that is opened and cancelled: no other request shows for every registry
         # whether this user may push.
         response = self.send(
             "POST",

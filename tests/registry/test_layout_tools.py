@@ -91,16 +91,16 @@ assert read_all(layout, "small").digest == small.digest
 
 
 def test_a_full_disk_is_one_error_and_leaves_what_was_there(tmp_path: Path) -> None:
-    said = subprocess.run(
+    done = subprocess.run(
         [*_PRIVATE, "sh", "-c", _FULL, "sh", tmp_path, sys.executable],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         check=False,
     )
-    assert said.returncode == 0, said.stderr
-    assert "no space left" in said.stdout
-    assert "prune" in said.stdout
+    assert done.returncode == 0, done.stderr
+    assert "no space left" in done.stdout
+    assert "prune" in done.stdout
 
 
 def test_a_docker_image_that_was_built_upon_is_read_by_umoci(

@@ -153,7 +153,7 @@ def test_what_other_tools_pushed_is_read(
         assert [it.diff_id for it in back.layers] == [it.diff_id for it in sample.layers]
 
 
-def test_without_credentials_the_error_says_how_to_log_in(
+def test_without_credentials_the_hint_is_docker_login(
     registry_tls: Service, repository: str, remote: Make
 ) -> None:
     there = remote(registry_tls, repository, credentials=lambda *_: None)
@@ -181,7 +181,7 @@ def test_a_wrong_password_is_named_by_its_source_and_not_shown(
     assert "hunter2" not in str(caught.value)
 
 
-def test_anybody_may_pull_where_the_token_service_says_so(
+def test_anybody_may_pull_where_the_token_service_permits_it(
     registry_token: Service, repository: str, remote: Make, sample: Image
 ) -> None:
     remote(registry_token, repository).push(sample, "v1")

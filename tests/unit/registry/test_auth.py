@@ -249,7 +249,7 @@ def test_an_upload_to_another_host_carries_no_credentials(
     server.on("POST", "", answer(202, Location=f"{other.url}/somewhere"), times=9, after=1)
     other.on("PUT", "/somewhere", answer(201), times=9)
     with pytest.raises(RegistryError, match="404"):
-        # The registry itself has no such blob, and says so.
+        # The registry itself has no such blob: 404.
         there.push(sample)
     assert other.seen
     assert authorizations(other) == []

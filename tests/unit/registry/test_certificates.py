@@ -1,4 +1,4 @@
-"""Certificates as Docker and Podman are told of them, and which registries are spoken to in clear."""
+"""Certificates where Docker and Podman have them, and which registries get plain http."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from clustrix_containers.errors import ConfigError, RegistryError
 from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.registry import Remote
-from clustrix_containers.registry.transport import Transport, find_trust
+from clustrix_containers.registry.auth import find_trust
+from clustrix_containers.registry.transport import Transport
 from tests.clusters.certificates import Authority
 from tests.faults import FaultServer
 
@@ -36,7 +37,7 @@ def put(directory: Path, **files: str) -> None:
         (directory / name.replace("_", ".")).write_text(text)
 
 
-def test_the_users_own_directory_comes_first_and_an_empty_one_says_nothing(own: Path) -> None:
+def test_the_users_own_directory_comes_first_and_an_empty_one_is_skipped(own: Path) -> None:
     host = "registry.example.org:5000"
     put(own / "config" / "containers" / "certs.d" / host, README_txt="")
     put(own / "docker" / "certs.d" / host, b_crt="", a_crt="", me_cert="", me_key="")

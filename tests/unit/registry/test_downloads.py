@@ -62,12 +62,10 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(
     blob = large.layers[0].descriptor
     server.seen.clear()
     server.on("GET", "/blobs/", cut(after=100_000), times=8)
-    seen: list[int] = []
-    connect(server).fetch_blob(blob, tmp_path / "blob", lambda _blob, done: seen.append(done))
+    connect(server).fetch_blob(blob, tmp_path / "blob")
     assert (tmp_path / "blob").read_bytes() == server.blobs["team/runs", blob.digest]
     assert len(server.requests("GET")) == 9
     assert server.seen[-1].headers["Range"] == "bytes=800000-"
-    assert seen[-1] == blob.size
 
 
 def test_a_registry_that_knows_no_range_is_read_all_the_same(

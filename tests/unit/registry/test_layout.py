@@ -287,7 +287,7 @@ def test_bytes_that_the_cache_still_holds_are_not_called_freed(
     assert sample.layers[0].blob.exists()
 
 
-def test_a_push_makes_an_old_blob_young(layout: Layout, sample: Image) -> None:
+def test_a_push_renews_the_age_of_a_blob(layout: Layout, sample: Image) -> None:
     layout.push(sample)
     blob = layout.blob(sample.layers[0].digest)
     before = blob.stat()

@@ -54,7 +54,7 @@ def test_a_push_that_is_refused_is_not_tried_again(
 
 
 @pytest.mark.parametrize(
-    ("detail", "said"),
+    ("detail", "cause"),
     [
         ("write /" + "long/" * 99 + "data: no space left on device", "no space left on device"),
         ({"DriverName": "filesystem", "Enclosed": {"Op": "mkdir", "Err": 30}}, "Read-only file"),
@@ -62,18 +62,20 @@ def test_a_push_that_is_refused_is_not_tried_again(
         (None, "unknown error"),
     ],
 )
-def test_the_cause_of_an_unknown_error_is_said(
-    server: FaultServer, connect: Connect, sample: Image, detail: object, said: str
+def test_the_cause_of_an_unknown_error_is_in_the_message(
+    server: FaultServer, connect: Connect, sample: Image, detail: object, cause: str
 ) -> None:
     body = {"errors": [{"code": "UNKNOWN", "message": "unknown error", "detail": detail}]}
     server.on("POST", "", answer(500, json.dumps(body).encode()), times=99)
-    with pytest.raises(RegistryError, match=said) as caught:
+    with pytest.raises(RegistryError, match=cause) as caught:
         connect(server).push(sample)
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 600
 
 
-def test_a_manifest_that_may_be_hidden_says_so(server: FaultServer, connect: Connect) -> None:
+def test_a_manifest_that_may_be_hidden_has_its_own_message(
+    server: FaultServer, connect: Connect
+) -> None:
     server.on("GET", "/manifests/", error(403, "DENIED"))
     with pytest.raises(RegistryError, match="or it does not exist"):
         connect(server).image("v1")
@@ -112,7 +114,7 @@ def test_retry_after_is_obeyed(server: FaultServer, connect: Connect, sample: Im
     assert time.monotonic() - begun >= 1
 
 
-def test_a_retry_after_beyond_patience_is_said_at_once(
+def test_a_retry_after_beyond_patience_fails_at_once(
     server: FaultServer, connect: Connect, sample: Image
 ) -> None:
     server.on("PUT", "/manifests/", answer(429, Retry_After="3600"), times=9)

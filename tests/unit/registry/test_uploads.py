@@ -112,7 +112,7 @@ def test_a_body_too_large_for_a_proxy_goes_in_chunks(
     refused: list[int] = []
 
     def proxy(handler: Handler) -> bool:
-        # By size: which upload comes first is not said.
+        # By size: the order of uploads is not defined.
         size = int(handler.headers["Content-Length"])
         if refused or size < 100_000:
             return False
