@@ -21,13 +21,16 @@ from clustrix_containers.errors import ClusterError
 from clustrix_containers.worker.contract import RESULT_ALIGN, RESULT_MAGIC
 
 
+QUICK = Capabilities("layout", poll_interval=(0.01, 0.05))
+
+
 @dataclass(eq=False)
 class ScriptedCluster:
     """``status`` gives an element's status, ``fetched`` what came of fetching its outcome."""
 
     status: Callable[[Handle], Status] = lambda _handle: Status(State.RUNNING)
     fetched: Callable[[Task, Handle], Fetched] = lambda _task, _handle: Fetched()
-    capabilities: Capabilities = Capabilities("layout", poll_interval=(0.01, 0.05))
+    capabilities: Capabilities = QUICK
     polls: list[list[Handle]] = field(default_factory=list)
     pollers: set[int] = field(default_factory=set)
     """The threads that asked."""
