@@ -20,7 +20,6 @@ from clustrix_containers.clusters.task import Capabilities, Fetched, Handle, Tas
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.worker.contract import RESULT_ALIGN, RESULT_MAGIC
 
-
 QUICK = Capabilities("layout", poll_interval=(0.01, 0.05))
 
 
