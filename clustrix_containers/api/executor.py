@@ -46,7 +46,7 @@ class Executor(concurrent.futures.Executor):
         return concurrent_results(jobs[:], timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """No more submits; ``wait`` for what runs, or ``cancel_futures`` first."""
+        """Accept no more calls; ``wait`` for those that run, or ``cancel_futures`` first."""
         self._open = False
         if cancel_futures:
             for job in self._jobs:

@@ -1,6 +1,6 @@
-"""What a user can say about a function's image and its runs.
+"""The options of a function's image and of its runs.
 
-One table, three places to say it, the later wins: the decorator, ``.options(…)``, the call.
+One table, three places, the later wins: the decorator, ``.options(…)``, the call.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ class Options:
         an element that fails runs again), ``registry`` (the repository that images are pushed to).
     One type of cluster alone
         A keyword with that type's name and a mapping, as in ``kubernetes={"queue": "gpu"}``; the
-        cluster checks it. Where the run goes to another type of target, it does not matter. They
-        are kept in ``clusters``.
+        cluster checks it. A run on a target of another type ignores it. Kept in ``clusters``.
     """
 
     cpus: float | None = None
@@ -76,7 +75,7 @@ class Options:
     clusters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def but(self, **changes: Any) -> Options:
-        """These options with some replaced; ConfigError for a name that is none of them."""
+        """These options with some replaced; ConfigError for an unknown name."""
         known = {item.name for item in fields(self)} - {"clusters"}
         clusters = dict(self.clusters)
         for name in [name for name in changes if name not in known]:
@@ -94,7 +93,7 @@ class Options:
         return options
 
     def resources(self, default: Resources) -> Resources:
-        """The resources asked for; the others are as in ``default``."""
+        """The resources requested; what is not given is as in ``default``."""
         # Imported late: decorating a function must cost next to nothing.
         from .quantities import RESOURCES, parse_resource
 

@@ -1,4 +1,4 @@
-"""How runs are, asked of each target once, of all targets at the same time, and only for so long."""
+"""The states of runs: one query for each target, all targets at the same time, with a deadline."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from clustrix_containers.runs.destination import open_target
 from clustrix_containers.runs.handles import unpack
 from clustrix_containers.runs.record import Run, Seen, open_record
 
-KEPT = 60.0
-"""Seconds for which what was seen is not written down again while it stays the same."""
+UNCHANGED = 60.0
+"""Seconds for which states that did not change are not recorded again."""
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class RunStates:
     """How many elements of a run are in which state, ``at`` a time (seconds since the epoch).
 
-    ``now``: whether that is so now; else the run's target has not answered since.
+    ``now``: whether they were queried now; else the run's target has not responded since then.
     """
 
     states: Mapping[State, int]
@@ -34,41 +34,41 @@ class View:
 
     @property
     def live(self) -> bool:
-        """Whether, as far as is known now, anything of it waits or runs."""
+        """Whether any of its elements is known to be pending or running."""
         return self.now and any(it in self.states for it in (State.PENDING, State.RUNNING))
 
 
-def survey(chosen: Sequence[Run], patience: float) -> dict[str, View]:
-    """How each of these runs is, by its id, as far as that is known within ``patience`` seconds.
+def query_states(chosen: Sequence[Run], timeout: float) -> dict[str, RunStates]:
+    """The states of each of these runs, by its id, as far as they are known within ``timeout`` seconds.
 
-    Raises nothing, and submits nothing: a run that its target has never confirmed is not asked for.
+    Never raises and never submits: a run that its target has not confirmed is not queried.
     """
-    found = {run.id: _remembered(run) for run in chosen}
-    asked: dict[tuple[str, str], list[Run]] = {}
+    found = {run.id: _recorded(run) for run in chosen}
+    queried: dict[tuple[str, str], list[Run]] = {}
     for run in chosen:
         if not found[run.id].now and run.submitted:
-            asked.setdefault((run.type, json.dumps(run.target_options)), []).append(run)
-    answers: dict[str, View] = {}
+            queried.setdefault((run.type, json.dumps(run.target_options)), []).append(run)
+    responses: dict[str, RunStates] = {}
     threads = [
-        # One that gets no answer must not keep this process from ending.
-        threading.Thread(target=_ask, args=(group, answers), name="clustrix-survey", daemon=True)
-        for group in asked.values()
+        # A target that does not respond must not keep this process alive.
+        threading.Thread(target=_query, args=(group, responses), name="clustrix-query", daemon=True)
+        for group in queried.values()
     ]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
-    # What comes later is not looked at: what is shown was so at one time.
+    # Later responses are ignored: what is shown was true at one time.
     for run in chosen:
-        if (answer := answers.get(run.id)) is not None:
-            found[run.id] = answer
-            _remember(run, answer)
+        if (response := responses.get(run.id)) is not None:
+            found[run.id] = response
+            _record(run, response)
     return found
 
 
-def _ask(group: Sequence[Run], answers: dict[str, View]) -> None:
-    """Ask a target for the elements of all these runs at once; silent if it does not know."""
+def _query(group: Sequence[Run], responses: dict[str, RunStates]) -> None:
+    """Query a target once for the elements of all these runs; without a response, nothing is added."""
     first = group[0]
     with contextlib.suppress(Error, OSError):
         cluster = open_target(target_of(first))
@@ -77,21 +77,21 @@ def _ask(group: Sequence[Run], answers: dict[str, View]) -> None:
         for run, some in handles.items():
             counted = Counter(states[handle].state for handle in some)
             if State.UNKNOWN not in counted:
-                answers[run] = View(counted, time.time(), now=True)
+                responses[run] = RunStates(counted, time.time(), now=True)
 
 
-def _remembered(run: Run) -> View:
+def _recorded(run: Run) -> RunStates:
     """What was last seen of a run; of one that is over that is so for good."""
     states = run.seen.states if run.seen else {}
     at = run.seen.at if run.seen else run.updated
     over = bool(states) and (run.state == "done" or set(states) == {State.SUCCEEDED})
-    return View(states, at, over and all(it.terminal for it in states))
+    return RunStates(states, at, over and all(it.terminal for it in states))
 
 
-def _remember(run: Run, answer: View) -> None:
-    before = _remembered(run)
-    if before.states == answer.states and answer.at - before.at < KEPT:
+def _record(run: Run, response: RunStates) -> None:
+    before = _recorded(run)
+    if before.states == response.states and response.at - before.at < UNCHANGED:
         return
-    # It may have been pruned meanwhile.
+    # It may have been pruned in the meantime.
     with contextlib.suppress(ClusterError):
-        open_record().update(run.id, seen=Seen(answer.at, answer.states))
+        open_record().update(run.id, seen=Seen(response.at, response.states))

@@ -22,12 +22,11 @@ from clustrix_containers.runs.record import Run, open_record
 from clustrix_containers.runs.submit import rerun
 from clustrix_containers.runs.watched import WatchedRun
 
-from . import output
-from . import submit as work
-from .listing import View, survey
+from . import output, submit
+from .listing import RunStates, query_states
 
-PATIENCE = 5.0
-"""Seconds for which targets are waited for that do not say how their runs are."""
+QUERY_TIMEOUT = 5.0
+"""Seconds to wait for targets that do not respond."""
 
 
 def add(commands: Any) -> None:
@@ -38,37 +37,45 @@ def add(commands: Any) -> None:
     ps.add_argument("--json", action="store_true")
     ps.set_defaults(command=_ps)
 
-    logs = commands.add_parser("logs", help="print what a run has written")
+    logs = commands.add_parser("logs", help="print the output of a run")
     logs.add_argument("run", metavar="RUN[/ELEMENT]")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
-    _somewhere(logs)
+    logs.add_argument(
+        "-f", "--follow", action="store_true", help="follow the output until the run ends"
+    )
+    _takes_on(logs)
     logs.set_defaults(command=_logs)
 
     result = commands.add_parser("result", help="wait for a run and print its result")
     result.add_argument("run", metavar="RUN[/ELEMENT]")
     result.add_argument("--json", action="store_true")
-    result.add_argument("--output", metavar="FILE", help="write the result's pickle there instead")
+    result.add_argument(
+        "--output", metavar="FILE", help="write the result as a pickle file instead"
+    )
     result.add_argument("--timeout", metavar="TIME", help="how long to wait (30m)")
     result.add_argument(
-        "--trust", action="store_true", help="unpickle what another user's image made"
+        "--trust",
+        action="store_true",
+        help="unpickle the result of an image that you did not build",
     )
-    _somewhere(result)
+    _takes_on(result)
     result.set_defaults(command=_result)
 
-    cancel = commands.add_parser("cancel", help="end runs, or elements of them")
+    cancel = commands.add_parser("cancel", help="cancel runs, or elements of them")
     cancel.add_argument("runs", nargs="+", metavar="RUN[/ELEMENT]")
-    _somewhere(cancel)
+    _takes_on(cancel)
     cancel.set_defaults(command=_cancel)
 
     again = commands.add_parser("rerun", help="run the very same image again")
     again.add_argument(
-        "digest", metavar="DIGEST", help="also its start, or registry/repository@sha256:…"
+        "digest", metavar="DIGEST", help="or a unique prefix of it, or registry/repository@sha256:…"
     )
     again.add_argument("--on", metavar="TARGET")
     again.add_argument("--detach", "-d", action="store_true")
     again.add_argument("--json", action="store_true")
     again.add_argument(
-        "--trust", action="store_true", help="unpickle the result of a foreign image"
+        "--trust",
+        action="store_true",
+        help="unpickle the result of an image that you did not build",
     )
     again.set_defaults(command=_rerun)
 
@@ -76,20 +83,20 @@ def add(commands: Any) -> None:
     prune.add_argument(
         "--older-than", default="30d", metavar="TIME", help="runs to remove (default 30d)"
     )
-    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    prune.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     prune.set_defaults(command=_prune)
 
 
 def _split(text: str) -> tuple[str, int | None]:
     name, slash, element = text.partition("/")
     if slash and not element.isdecimal():
-        raise ConfigError(f"{text!r}: an element is a number, RUN/0 is the first")
+        raise ConfigError(f"{text!r}: expected RUN/ELEMENT, where ELEMENT is a number from 0")
     return name, int(element) if slash else None
 
 
-def _somewhere(parser: argparse.ArgumentParser) -> None:
+def _takes_on(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--on", metavar="TARGET", help="look there for a run that this machine does not know"
+        "--on", metavar="TARGET", help="look for a run there that this machine has no record of"
     )
 
 
@@ -105,7 +112,7 @@ def _jobs(text: str, on: str | None) -> tuple[WatchedRun, list[Job]]:
 
 def _ps(arguments: argparse.Namespace) -> int:
     listed = open_record().runs(limit=None if arguments.all else arguments.last)
-    found = survey(listed, PATIENCE)
+    found = query_states(listed, QUERY_TIMEOUT)
     if arguments.json:
         output.emit_json([_summary(run, found[run.id]) for run in listed])
         return 0
@@ -126,7 +133,7 @@ def _ps(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(run: Run, seen: View) -> dict[str, Any]:
+def _summary(run: Run, seen: RunStates) -> dict[str, Any]:
     return {
         "run": run.id,
         "function": run.name,
@@ -140,13 +147,13 @@ def _summary(run: Run, seen: View) -> dict[str, Any]:
     }
 
 
-def _state(run: Run, seen: View) -> str:
+def _state(run: Run, seen: RunStates) -> str:
     if not run.submitted:
         return "not submitted"
     return _counts(seen) if seen.now else State.UNKNOWN.value
 
 
-def _shown(run: Run, seen: View) -> str:
+def _shown(run: Run, seen: RunStates) -> str:
     state = _state(run, seen)
     if state != State.UNKNOWN.value:
         return state
@@ -154,7 +161,7 @@ def _shown(run: Run, seen: View) -> str:
     return f"{run.target} out of reach since {_ago(seen.at)}{last}"
 
 
-def _counts(seen: View) -> str:
+def _counts(seen: RunStates) -> str:
     if len(seen.states) == 1:
         return next(iter(seen.states)).value
     return ", ".join(f"{count} {state.value}" for state, count in seen.states.items())
@@ -206,7 +213,7 @@ def show(run: WatchedRun, jobs: list[Job], *, timeout: float | None = None, as_j
             raise
         except Exception as error:
             if len(jobs) == 1 and not as_json:
-                output.note(work.exception_text(error))
+                output.note(submit.exception_text(error))
                 return 1
             output.note(f"{run.id}/{job.element}: {type(error).__name__}: {error}")
             failed, value = True, None
@@ -236,7 +243,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
         return 0
     output.note(f"run {run.id}  image {run.image}")
     if len(run.jobs) == 1:
-        return work.wait(run.jobs[0], as_json=arguments.json)
+        return submit.wait(run.jobs[0], as_json=arguments.json)
     return show(run, run.jobs, as_json=arguments.json)
 
 
@@ -247,8 +254,8 @@ def _prune(arguments: argparse.Namespace) -> int:
     before = time.time() - age
     book = open_record()
     listed = book.runs()
-    seen = survey(listed, PATIENCE)
-    live = {run.id for run in listed if seen[run.id].live or _begins(run)}
+    seen = query_states(listed, QUERY_TIMEOUT)
+    live = {run.id for run in listed if seen[run.id].live or _is_being_submitted(run)}
     old = [run for run in listed if run.created < before and run.id not in live]
     for run in old:
         output.note(f"{'would remove' if arguments.dry_run else 'removing'} {run.id}")
@@ -264,6 +271,6 @@ def _prune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _begins(run: Run) -> bool:
-    """Whether its client may be submitting it just now."""
+def _is_being_submitted(run: Run) -> bool:
+    """Whether its client may be submitting it at this moment."""
     return not run.submitted and time.time() - run.created < 3600

@@ -39,7 +39,7 @@ _log = logging.getLogger("clustrix_containers")
 RETRY = 0.1
 """Seconds after which an outcome that is not there yet is first looked for again."""
 
-LONGEST_RETRY = 2.0
+LONGEST_RETRY = 1.0
 
 FETCHES = threading.BoundedSemaphore(8)
 """How many runs of this process fetch outcomes at the same time."""
