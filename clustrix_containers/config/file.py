@@ -290,7 +290,7 @@ class _Document:
                 options[option] = self.value(value, f"{key}.{option}")
         if not kind:
             raise self.error(
-                where, key, f"the target {name!r} has no type", "Give it one, as in type: local."
+                where, key, f"the target {name!r} has no type", "Add one, as in type: local."
             )
         lines = dict(self.lines(node, ""))
         return Target(name, kind, options, _line(where), self.path, lines)
