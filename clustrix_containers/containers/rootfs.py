@@ -10,7 +10,6 @@ keeps two processes from doing it twice. Keys are of the ordered diff ids.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -20,11 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from clustrix_containers.clusters.local.plan import Mount
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.model import Image, Layer
 from clustrix_containers.oci.unpack import unpack
+from clustrix_containers.storage.locks import locked
 from clustrix_containers.worker import contract
+
+from .container import Mount
 
 FORMAT = "2"
 """Changes when unpacking gives something else for the same layers."""
@@ -141,7 +142,7 @@ def _directory(parent: Path, layers: Sequence[Layer], fill: Callable[[Path], Non
     if _used(final):
         return final
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(parent / f".{key}.lock"):
+    with locked(parent / f".{key}.lock"):
         if _used(final):
             return final
         for left in parent.glob(f".{key}.*.tmp"):
@@ -164,13 +165,6 @@ def _used(directory: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _add_mount_points(root: Path) -> None:

@@ -1,28 +1,31 @@
-"""Control groups: a memory limit and a processor quota by the kernel, where they can be had.
+"""Memory and processor limits: by cgroups where this process may make them, else by sampling.
 
-Version 1 as root (``memory`` and ``cpu`` hierarchies), version 2 as root or where a
-systemd user session has delegated a subtree. See cgroups(7) and cgroup-v2 of the kernel.
+cgroup v1 as root (``memory`` and ``cpu`` hierarchies), v2 as root or where a systemd user
+session has delegated a subtree. See cgroups(7) and cgroup-v2 of the kernel's documentation.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from clustrix_containers.remote import shell
+
 MOUNT = Path("/sys/fs/cgroup")
 PARENT = "clustrix"
-"""Stays when it is empty: whoever removed it would take it from a run that is about to start."""
+"""Never removed, even when it is empty: another run may be about to start in it."""
 
 PERIOD = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Where groups can be made: the parent directory for each controller."""
+    """Where cgroups can be made: the parent directory for each controller."""
 
     version: int
     memory: Path | None
@@ -31,7 +34,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One container's group: a directory for each controller (the same one in version 2)."""
+    """One container's cgroup: a directory for each controller (the same one in v2)."""
 
     version: int
     memory: Path | None
@@ -41,17 +44,17 @@ class Group:
         yield from dict.fromkeys(path for path in (self.memory, self.cpu) if path)
 
     def join(self) -> None:
-        """Put the calling process into the group."""
+        """Put the calling process into the cgroup."""
         for path in self._all():
             (path / "cgroup.procs").write_text("0")
 
     def peak(self) -> int:
-        """Bytes: the most that the group has used; 0 if the kernel does not say."""
+        """The highest memory use in bytes; 0 if the kernel does not report it."""
         name = "memory.max_usage_in_bytes" if self.version == 1 else "memory.peak"
         return _number(self.memory / name) if self.memory else 0
 
     def oom_kills(self) -> int:
-        """How many processes the kernel has ended for want of memory."""
+        """How many processes the kernel has killed for the memory limit."""
         if not self.memory:
             return 0
         name = "memory.oom_control" if self.version == 1 else "memory.events"
@@ -63,7 +66,7 @@ class Group:
         return 0
 
     def remove(self, patience: float = 1.0) -> None:
-        """Remove the group; its last processes may still be on their way out (s)."""
+        """Remove the cgroup; wait up to ``patience`` seconds for its last processes to exit."""
         deadline = time.monotonic() + patience
         for path in self._all():
             while True:
@@ -80,7 +83,7 @@ class Group:
 
 
 def find() -> Tree | None:
-    """Where this process may make groups with at least a memory limit; ``None`` if nowhere."""
+    """Where this process may make cgroups with at least a memory limit; ``None`` if nowhere."""
     own = _own_groups()
     if "memory" in own:
         memory = _usable(MOUNT / "memory" / own["memory"].lstrip("/"))
@@ -93,22 +96,22 @@ def find() -> Tree | None:
 
 
 def _find_unified(path: Path) -> Tree | None:
-    """The nearest ancestor that hands the memory controller on and lets us in.
+    """The nearest ancestor that delegates the memory controller and is writable for us.
 
-    A group with processes of its own (ours) cannot hand controllers on: start above it.
+    A cgroup with processes of its own (ours) cannot enable controllers for children: start above.
     """
     while path != MOUNT and MOUNT in path.parents:
         path = path.parent
         with contextlib.suppress(OSError):
-            handed_on = (path / "cgroup.subtree_control").read_text().split()
+            delegated = (path / "cgroup.subtree_control").read_text().split()
             allowed = os.access(path, os.W_OK) and os.access(path / "cgroup.procs", os.W_OK)
-            if not allowed or "memory" not in handed_on:
+            if not allowed or "memory" not in delegated:
                 continue
             parent = path / PARENT
             parent.mkdir(exist_ok=True)
-            wanted = [f"+{name}" for name in ("memory", "cpu") if name in handed_on]
+            wanted = [f"+{name}" for name in ("memory", "cpu") if name in delegated]
             (parent / "cgroup.subtree_control").write_text(" ".join(wanted))
-            return Tree(2, parent, parent if "cpu" in handed_on else None)
+            return Tree(2, parent, parent if "cpu" in delegated else None)
     return None
 
 
@@ -132,7 +135,7 @@ def _usable(path: Path) -> Path | None:
 
 
 def create(tree: Tree, name: str, *, memory: int | None, cpus: float | None) -> Group:
-    """A group with these limits (bytes, cores). ``OSError`` if the kernel refuses."""
+    """A cgroup with these limits (bytes, cores). ``OSError`` if the kernel refuses."""
     memory_path = tree.memory / name if tree.memory and memory else None
     cpu_path = tree.cpu / name if tree.cpu and cpus else None
     group = Group(tree.version, memory_path, cpu_path)
@@ -166,8 +169,8 @@ def _limit_memory(path: Path, version: int, memory: int) -> None:
         (path / "memory.swap.max").write_text("0")
 
 
-def sweep(tree: Tree, prefix: str) -> None:
-    """Remove the groups that a supervisor which was killed has left behind."""
+def remove_all(tree: Tree, prefix: str) -> None:
+    """Remove the cgroups whose names start with ``prefix``."""
     for parent in dict.fromkeys(path for path in (tree.memory, tree.cpu) if path):
         for path in parent.iterdir() if parent.is_dir() else ():
             if path.is_dir() and path.name.startswith(prefix):
@@ -179,3 +182,36 @@ def _number(path: Path) -> int:
         return int(path.read_text())
     except (OSError, ValueError):
         return 0
+
+
+# --- without a cgroup -------------------------------------------------------------------------
+
+
+def memory_in_use(pid: int, limit: int) -> int:
+    """Bytes that a process and its descendants hold, from ``/proc``.
+
+    Resident sizes count a shared page in each process, so above ``limit`` the exact
+    proportional sizes count, which cost more: the kernel walks the page tables.
+    """
+    processes = shell.tree(pid)
+    resident = {process: _resident(process) for process in processes}
+    total = sum(resident.values())
+    if total <= limit:
+        return total
+    return sum(_proportional(process) or resident[process] for process in processes)
+
+
+def _resident(process: int) -> int:
+    try:
+        with open(f"/proc/{process}/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _proportional(process: int) -> int:
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{process}/smaps_rollup", "rb") as f:
+        for line in f:
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
