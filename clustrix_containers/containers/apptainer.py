@@ -99,9 +99,7 @@ class Apptainer:
         path = program()
         assert path is not None
         Path(spec.scratch).mkdir(parents=True, exist_ok=True)
-        words = command(
-            path, spec, no_eval=evaluates_variables(path), as_root=os.geteuid() == 0
-        )
+        words = command(path, spec, no_eval=evaluates_variables(path), as_root=os.geteuid() == 0)
         own = {name: os.environ[name] for name in ("PATH", "USER", "HOME") if name in os.environ}
         env = own | variables(spec.env)
         return _ApptainerContainer(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,18 @@ def unusable() -> str | None:
 
 @contextlib.contextmanager
 def connect() -> Iterator[Any]:
-    """A client of the engine that DOCKER_HOST names, else of the default one."""
+    """A client of the engine that DOCKER_HOST names, else of the default one.
+
+    ``ClusterError`` if it does not respond.
+    """
     import docker
+    from requests.exceptions import ConnectionError as NoConnection
 
     client = docker.from_env(timeout=TIMEOUT)
     try:
         yield client
+    except NoConnection as error:
+        raise ClusterError(f"the Docker engine does not respond: {error}") from error
     finally:
         client.close()
 
@@ -78,7 +85,9 @@ def load(client: Any, image: Image) -> str:
             return str(client.images.get(name).id)
         except docker.errors.APIError as error:  # noqa: PERF203
             if not known:
-                raise ClusterError(f"the engine cannot load the image {image.digest}: {error}") from error
+                raise ClusterError(
+                    f"the engine cannot load the image {image.digest}: {error}"
+                ) from error
             # It may have lost a layer in the meantime: send all.
             known = 0
 
@@ -88,7 +97,12 @@ def _known_layers(client: Any, image: Image) -> int:
     wanted = [layer.diff_id for layer in image.layers]
     others = client.images.list(name=REPOSITORY)
     present = [other.attrs.get("RootFS", {}).get("Layers") or [] for other in others]
-    return max((len(os.path.commonprefix([wanted, layers])) for layers in present), default=0)
+    return max((_common_prefix(wanted, layers) for layers in present), default=0)
+
+
+def _common_prefix(left: Sequence[str], right: Sequence[str]) -> int:
+    pairs = zip(left, right, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _archive(image: Image, known: int) -> Iterator[bytes]:

@@ -53,13 +53,11 @@ _DEFAULTS = {
 }
 
 
-def container_environment(
-    image_env: Sequence[str], user_env: Mapping[str, str], worker_env: Mapping[str, str]
-) -> dict[str, str]:
-    """All variables of a container, for runtimes that pass none on their own.
+def container_environment(image_env: Sequence[str], user_env: Mapping[str, str]) -> dict[str, str]:
+    """All variables of a container but the worker's, for runtimes that add none themselves.
 
-    Later ones win: defaults, the image's (``NAME=VALUE``), the user's, the worker's. Nothing
-    is inherited from the caller. :mod:`clustrix_containers.image.build` sets the image's.
+    Later ones win: defaults, the image's (``NAME=VALUE``), the user's. Nothing is inherited from
+    the caller. Images of ours have theirs from :mod:`clustrix_containers.image.build`.
     """
     image = dict(item.partition("=")[::2] for item in image_env)
-    return {**_DEFAULTS, **image, **user_env, **worker_env}
+    return {**_DEFAULTS, **image, **user_env}

@@ -193,12 +193,11 @@ def memory_in_use(pid: int, limit: int) -> int:
     Resident sizes count a shared page in each process, so above ``limit`` the exact
     proportional sizes count, which cost more: the kernel walks the page tables.
     """
-    processes = shell.tree(pid)
-    resident = {process: _resident(process) for process in processes}
-    total = sum(resident.values())
-    if total <= limit:
-        return total
-    return sum(_proportional(process) or resident[process] for process in processes)
+    resident = sum(map(_resident, shell.tree(pid)))
+    if resident <= limit:
+        return resident
+    # Anew: of a process that has just ended, nothing counts.
+    return sum(_proportional(process) or _resident(process) for process in shell.tree(pid))
 
 
 def _resident(process: int) -> int:

@@ -118,7 +118,5 @@ class Sandbox:
             return ProcessContainer(process.pid)
         from . import namespaces
 
-        pid = shell.fork(
-            lambda: namespaces.enter(spec, self._user_namespace, output, before_exec)
-        )
+        pid = shell.fork(lambda: namespaces.enter(spec, self._user_namespace, output, before_exec))
         return ProcessContainer(pid)

@@ -2,21 +2,21 @@
 
 ``events.jsonl``: one JSON object a line, each appended with one write. ``lock``: held by the
 supervisor for as long as it lives. ``cancel``: element numbers, or ``*``, one a line.
-``wake``: a FIFO that makes the supervisor look at once.
+``wake``: a FIFO that wakes the supervisor.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from clustrix_containers.api.status import Cause, State, Status
+from clustrix_containers.storage import locks
 
 RUNNING = Status(State.RUNNING)
 SUCCEEDED = Status(State.SUCCEEDED, exit_code=0)
@@ -30,9 +30,11 @@ class Writer:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._file = os.open(control / "events.jsonl", flags, 0o600)
 
-    def note(self, **event: object) -> None:
-        """Something about the supervisor itself: ``event`` is ``start`` or ``end``."""
-        self._append({**event, "time": round(time.time(), 3)})
+    def started(self, pid: int, host: str) -> None:
+        self._append({"event": "start", "pid": pid, "host": host})
+
+    def ended(self) -> None:
+        self._append({"event": "end"})
 
     def status(self, element: int, status: Status) -> None:
         event: dict[str, object] = {"element": element, "state": status.state.value}
@@ -40,16 +42,16 @@ class Writer:
             event["cause"] = status.cause.value
             event["exit_code"] = status.exit_code
             event["message"] = status.message
-        self._append({**event, "time": round(time.time(), 3)})
+        self._append(event)
 
     def _append(self, event: dict[str, object]) -> None:
-        os.write(self._file, json.dumps(event).encode() + b"\n")
+        os.write(self._file, json.dumps({**event, "time": round(time.time(), 3)}).encode() + b"\n")
 
 
 class Reader:
     """A client's end: reads only what is new, keeps one status per element that has one.
 
-    Several threads may use it: a run's watcher, and whoever follows its output.
+    Safe for several threads: a run's watcher, and whoever follows its output.
     """
 
     def __init__(self, control: Path) -> None:
@@ -61,18 +63,23 @@ class Reader:
         self._lock = threading.Lock()
 
     def update(self) -> None:
-        try:
-            with self._lock, (self.control / "events.jsonl").open("rb") as file:
-                file.seek(self._offset)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._offset += len(line)
-                    self._take(json.loads(line))
-        except FileNotFoundError:
-            return
+        with self._lock:
+            for line in self._new_lines():
+                self._apply(json.loads(line))
 
-    def _take(self, event: dict[str, object]) -> None:
+    def _new_lines(self) -> Iterator[bytes]:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            (self.control / "events.jsonl").open("rb") as f,
+        ):
+            f.seek(self._offset)
+            for line in f:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                yield line
+
+    def _apply(self, event: dict[str, object]) -> None:
         if "element" not in event:
             if event["event"] == "start":
                 self.started = event
@@ -95,46 +102,21 @@ class Reader:
 
 
 def has_started(control: Path) -> bool:
-    """Whether a supervisor has ever begun with this attempt."""
+    """Whether a supervisor has ever started this attempt."""
     try:
         return (control / "events.jsonl").stat().st_size > 0
     except FileNotFoundError:
         return False
 
 
-def take_lock(control: Path, *, patience: float = 1.0) -> int | None:
-    """The attempt's lock for as long as the file number is open; ``None`` if another holds it.
-
-    A reader may hold it for a moment, to see whether anybody does: hence the patience (s).
-    """
-    file = os.open(control / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # noqa: PERF203
-            if time.monotonic() > deadline:
-                os.close(file)
-                return None
-            time.sleep(0.01)
-        else:
-            return file
+def hold(control: Path) -> int | None:
+    """The lock of a living supervisor: see :func:`clustrix_containers.storage.locks.hold`."""
+    return locks.hold(control / "lock")
 
 
-def is_locked(control: Path) -> bool:
-    """Whether a supervisor lives for this attempt."""
-    try:
-        file = os.open(control / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(file)
+def is_alive(control: Path) -> bool:
+    """Whether a supervisor is running for this attempt."""
+    return locks.is_held(control / "lock")
 
 
 def request_cancel(control: Path, elements: Iterable[int] | None) -> None:
@@ -150,7 +132,7 @@ def request_cancel(control: Path, elements: Iterable[int] | None) -> None:
 
 
 def wake(control: Path) -> None:
-    """Make the supervisor look at once, if there is one."""
+    """Wake the supervisor, if there is one."""
     with contextlib.suppress(OSError):
         file = os.open(control / "wake", os.O_WRONLY | os.O_NONBLOCK)
         try:
@@ -160,21 +142,21 @@ def wake(control: Path) -> None:
 
 
 def open_wake(control: Path) -> int:
-    """The supervisor's end of the FIFO; open for writing too, so that it never says end of file."""
+    """The supervisor's end of the FIFO; open for writing too, so that it never reports its end."""
     path = control / "wake"
     with contextlib.suppress(FileExistsError):
         os.mkfifo(path, 0o600)
     return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-class Requests:
-    """What was asked to be cancelled, read bit by bit."""
+class CancelRequests:
+    """The elements that are to be cancelled; reads only what is new."""
 
     def __init__(self, control: Path) -> None:
         self._path = control / "cancel"
         self._offset = 0
-        self.everything = False
-        self.elements: set[int] = set()
+        self._all = False
+        self._elements: set[int] = set()
 
     def update(self) -> bool:
         """Whether there is something new."""
@@ -186,12 +168,10 @@ class Requests:
             return False
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        for line in complete.split():
-            if line == b"*":
-                self.everything = True
-            elif line.isdigit():
-                self.elements.add(int(line))
+        lines = complete.split()
+        self._all = self._all or b"*" in lines
+        self._elements.update(int(line) for line in lines if line.isdigit())
         return bool(complete)
 
     def __contains__(self, element: int) -> bool:
-        return self.everything or element in self.elements
+        return self._all or element in self._elements
