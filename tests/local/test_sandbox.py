@@ -20,6 +20,7 @@ import clustrix_containers
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters.local import LocalCluster, journal
 from clustrix_containers.clusters.local.attempt import AttemptSpec
+from clustrix_containers.clusters.task import Handle
 from clustrix_containers.errors import (
     ClusterError,
     Error,
@@ -476,7 +477,7 @@ def test_the_client_dies_and_another_process_takes_over(bench: Bench) -> None:
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    handles = [eval(line) for line in done.stdout.splitlines()]
+    handles = [eval(line, {"Handle": Handle}) for line in done.stdout.splitlines()]
     assert [s.state for s in bench.wait(handles)] == [State.SUCCEEDED] * 2
     assert [bench.value(task, i) for i in range(2)] == [1, 2]
 
