@@ -10,7 +10,6 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,42 +23,70 @@ PERIOD = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
-    """Where cgroups can be made: the parent directory for each controller."""
+class Cgroup:
+    """One container's cgroup, or their parent: a directory for each controller, one for all in v2."""
 
     version: int
     memory: Path | None
     cpu: Path | None
 
+    @property
+    def directories(self) -> list[Path]:
+        return list(dict.fromkeys(path for path in (self.memory, self.cpu) if path))
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """One container's cgroup: a directory for each controller (the same one in v2)."""
+    def create(self, name: str, *, memory: int | None, cpus: float) -> Cgroup:
+        """A child with these limits (bytes, cores). ``OSError`` if the kernel refuses."""
+        child = Cgroup(
+            self.version,
+            self.memory / name if self.memory and memory else None,
+            self.cpu / name if self.cpu else None,
+        )
+        try:
+            for path in child.directories:
+                path.mkdir(exist_ok=True)
+            child._set_limits(memory, max(1000, int(cpus * PERIOD)))
+        except OSError:
+            child.remove(patience=0)
+            raise
+        return child
 
-    version: int
-    memory: Path | None
-    cpu: Path | None
-
-    def _all(self) -> Iterator[Path]:
-        yield from dict.fromkeys(path for path in (self.memory, self.cpu) if path)
+    def _set_limits(self, memory: int | None, quota: int) -> None:
+        old = self.version == 1
+        if self.memory:
+            (self.memory / ("memory.limit_in_bytes" if old else "memory.max")).write_text(
+                f"{memory}"
+            )
+            with contextlib.suppress(OSError):
+                # v1 limits memory and swap together. Absent where the kernel counts no swap.
+                swap = (
+                    ("memory.memsw.limit_in_bytes", f"{memory}")
+                    if old
+                    else ("memory.swap.max", "0")
+                )
+                (self.memory / swap[0]).write_text(swap[1])
+        if self.cpu and old:
+            (self.cpu / "cpu.cfs_period_us").write_text(f"{PERIOD}")
+            (self.cpu / "cpu.cfs_quota_us").write_text(f"{quota}")
+        elif self.cpu:
+            (self.cpu / "cpu.max").write_text(f"{quota} {PERIOD}")
 
     def join(self) -> None:
         """Put the calling process into the cgroup."""
-        for path in self._all():
+        for path in self.directories:
             (path / "cgroup.procs").write_text("0")
 
     def peak(self) -> int:
         """The highest memory use in bytes; 0 if the kernel does not report it."""
         name = "memory.max_usage_in_bytes" if self.version == 1 else "memory.peak"
-        return _number(self.memory / name) if self.memory else 0
+        with contextlib.suppress(OSError, ValueError):
+            return int((self.memory / name).read_text()) if self.memory else 0
+        return 0
 
     def oom_kills(self) -> int:
         """How many processes the kernel has killed for the memory limit."""
-        if not self.memory:
-            return 0
         name = "memory.oom_control" if self.version == 1 else "memory.events"
         with contextlib.suppress(OSError, ValueError):
-            for line in (self.memory / name).read_text().splitlines():
+            for line in (self.memory / name).read_text().splitlines() if self.memory else ():
                 key, _, value = line.partition(" ")
                 if key == "oom_kill":
                     return int(value)
@@ -68,34 +95,30 @@ class Group:
     def remove(self, patience: float = 1.0) -> None:
         """Remove the cgroup; wait up to ``patience`` seconds for its last processes to exit."""
         deadline = time.monotonic() + patience
-        for path in self._all():
-            while True:
-                try:
+        for path in self.directories:
+            while path.is_dir():
+                with contextlib.suppress(OSError):
                     path.rmdir()
-                except FileNotFoundError:  # noqa: PERF203
                     break
-                except OSError:
-                    if time.monotonic() > deadline:
-                        break
-                    time.sleep(0.01)
-                else:
+                if time.monotonic() > deadline:
                     break
+                time.sleep(0.01)
 
 
-def find() -> Tree | None:
+def find() -> Cgroup | None:
     """Where this process may make cgroups with at least a memory limit; ``None`` if nowhere."""
     own = _own_groups()
     if "memory" in own:
         memory = _usable(MOUNT / "memory" / own["memory"].lstrip("/"))
         cpu = next((p for p in map(MOUNT.joinpath, ("cpu", "cpu,cpuacct")) if p.is_dir()), None)
         cpu = _usable(cpu / own.get("cpu", "/").lstrip("/")) if cpu else None
-        return Tree(1, memory, cpu) if memory else None
+        return Cgroup(1, memory, cpu) if memory else None
     if "" in own and (MOUNT / "cgroup.controllers").exists():
         return _find_unified(MOUNT / own[""].lstrip("/"))
     return None
 
 
-def _find_unified(path: Path) -> Tree | None:
+def _find_unified(path: Path) -> Cgroup | None:
     """The nearest ancestor that delegates the memory controller and is writable for us.
 
     A cgroup with processes of its own (ours) cannot enable controllers for children: start above.
@@ -111,7 +134,7 @@ def _find_unified(path: Path) -> Tree | None:
             parent.mkdir(exist_ok=True)
             wanted = [f"+{name}" for name in ("memory", "cpu") if name in delegated]
             (parent / "cgroup.subtree_control").write_text(" ".join(wanted))
-            return Tree(2, parent, parent if "cpu" in delegated else None)
+            return Cgroup(2, parent, parent if "cpu" in delegated else None)
     return None
 
 
@@ -134,54 +157,11 @@ def _usable(path: Path) -> Path | None:
     return parent if os.access(parent, os.W_OK) else None
 
 
-def create(tree: Tree, name: str, *, memory: int | None, cpus: float | None) -> Group:
-    """A cgroup with these limits (bytes, cores). ``OSError`` if the kernel refuses."""
-    memory_path = tree.memory / name if tree.memory and memory else None
-    cpu_path = tree.cpu / name if tree.cpu and cpus else None
-    group = Group(tree.version, memory_path, cpu_path)
-    try:
-        for path in group._all():
-            path.mkdir(exist_ok=True)
-        if memory_path and memory:
-            _limit_memory(memory_path, tree.version, memory)
-        if cpu_path and cpus:
-            quota = max(1000, int(cpus * PERIOD))
-            if tree.version == 1:
-                (cpu_path / "cpu.cfs_period_us").write_text(str(PERIOD))
-                (cpu_path / "cpu.cfs_quota_us").write_text(str(quota))
-            else:
-                (cpu_path / "cpu.max").write_text(f"{quota} {PERIOD}")
-    except OSError:
-        group.remove(patience=0)
-        raise
-    return group
-
-
-def _limit_memory(path: Path, version: int, memory: int) -> None:
-    if version == 1:
-        (path / "memory.limit_in_bytes").write_text(str(memory))
-        with contextlib.suppress(OSError):
-            # Memory and swap together; absent where the kernel does not count swap.
-            (path / "memory.memsw.limit_in_bytes").write_text(str(memory))
-        return
-    (path / "memory.max").write_text(str(memory))
-    with contextlib.suppress(OSError):
-        (path / "memory.swap.max").write_text("0")
-
-
-def remove_all(tree: Tree, prefix: str) -> None:
+def remove_all(parent: Cgroup, prefix: str) -> None:
     """Remove the cgroups whose names start with ``prefix``."""
-    for parent in dict.fromkeys(path for path in (tree.memory, tree.cpu) if path):
-        for path in parent.iterdir() if parent.is_dir() else ():
-            if path.is_dir() and path.name.startswith(prefix):
-                Group(tree.version, path, None).remove()
-
-
-def _number(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return 0
+    for directory in parent.directories:
+        for path in directory.glob(f"{prefix}*/"):
+            Cgroup(parent.version, path, None).remove()
 
 
 # --- without a cgroup -------------------------------------------------------------------------

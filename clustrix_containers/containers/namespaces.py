@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from .container import HOSTNAME, ContainerSpec
@@ -134,18 +135,10 @@ def _unshare(user_namespace: bool, uid: int, gid: int) -> None:
     flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
     _check(_libc.unshare(flags | (CLONE_NEWUSER if user_namespace else 0)), "unshare")
     if user_namespace:
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{uid} {outer_uid} 1")
-        _write("/proc/self/gid_map", f"{gid} {outer_gid} 1")
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{uid} {outer_uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{gid} {outer_gid} 1")
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
-
-
-def _write(path: str, text: str) -> None:
-    file = os.open(path, os.O_WRONLY)
-    try:
-        os.write(file, text.encode())
-    finally:
-        os.close(file)
 
 
 def _mount(

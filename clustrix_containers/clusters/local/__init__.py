@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 START_TIMEOUT = 60.0
 
+_AT_THE_CALL: Mapping[str, tuple[Any, str]] = {
+    "network": (str, "a network mode of Docker"),
+    "grace": (int | float, "seconds between SIGTERM and SIGKILL"),
+}
+"""The options at the call: their types, and what they are."""
+
 
 class LocalCluster:
     """Runs tasks on this machine.
@@ -98,24 +104,16 @@ class LocalCluster:
         """``ClusterError`` for a wrong option, or if no runtime works here."""
         runtime = self.chosen.runtime
         for name, value in options.items():
-            if name == "network":
-                if runtime != "docker":
-                    problem = f"network is an option of Docker, and the runtime is {runtime}"
-                    raise ClusterError(problem, hint="Leave it out.", option=name)
-                valid, expected = isinstance(value, str), "a network mode of Docker"
-            elif name == "grace":
-                valid = isinstance(value, int | float) and value >= 0
-                expected = "seconds between SIGTERM and SIGKILL"
+            kind, expected = _AT_THE_CALL.get(name, (None, f"one of {', '.join(_AT_THE_CALL)}"))
+            if kind is None:
+                problem = f"the local target has no option {name!r} at the call"
+            elif not isinstance(value, kind):
+                problem = f"invalid {name}: {value!r}"
+            elif name == "network" and runtime != "docker":
+                problem, expected = f"the {runtime} runtime has no network modes", "runtime docker"
             else:
-                raise ClusterError(
-                    f"the local target has no option {name!r} at the call",
-                    hint="Its options are: network, grace.",
-                    option=name,
-                )
-            if not valid:
-                raise ClusterError(
-                    f"invalid {name}: {value!r}", hint=f"Expected {expected}.", option=name
-                )
+                continue
+            raise ClusterError(problem, hint=f"Expected {expected}.", option=name)
 
     def check(self) -> Sequence[tuple[str, bool, str]]:
         """The runtimes; one that is missing is no problem as long as the chosen one works."""
@@ -125,7 +123,7 @@ class LocalCluster:
             chosen = self.chosen.runtime
         except ClusterError as error:
             return [("runtime", False, str(error))]
-        found = [check(name) for name in ORDER]
+        found = map(check, ORDER)
         return [
             ("runtime", True, chosen),
             *((it.runtime, True, it.reason if it.ok else f"no: {it.reason}") for it in found),
@@ -139,14 +137,16 @@ class LocalCluster:
 
     def describe(self, task: Task) -> str:  # noqa: ARG002
         """Which runtime is used here, and why not those before it. One line each."""
+        return self._description
+
+    @cached_property
+    def _description(self) -> str:
         from clustrix_containers.containers.runtimes import ORDER, check
 
         chosen = self.chosen
-        lines = [f"{chosen.runtime}: {chosen.reason}"]
-        if self.runtime == "auto":
-            before = ORDER[: ORDER.index(chosen.runtime)]
-            lines += [f"not {name}: {check(name).reason}" for name in before]
-        return "\n".join(lines)
+        before = ORDER[: ORDER.index(chosen.runtime)] if self.runtime == "auto" else ()
+        reasons = [f"not {name}: {check(name).reason}" for name in before]
+        return "\n".join([f"{chosen.runtime}: {chosen.reason}", *reasons])
 
     def preview(self, task: Task) -> str:
         """ClusterError: nothing that a person could write is created here."""

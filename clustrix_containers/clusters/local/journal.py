@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from clustrix_containers.api.status import Cause, State, Status
@@ -48,6 +48,25 @@ class Writer:
         os.write(self._file, json.dumps({**event, "time": round(time.time(), 3)}).encode() + b"\n")
 
 
+class _Tail:
+    """The complete lines of a growing file, each once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def lines(self) -> list[bytes]:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        *lines, rest = data.split(b"\n")
+        self._offset += len(data) - len(rest)
+        return lines
+
+
 class Reader:
     """A client's end: reads only what is new, keeps one status per element that has one.
 
@@ -59,25 +78,13 @@ class Reader:
         self.statuses: dict[int, Status] = {}
         self.started: dict[str, object] | None = None
         self.ended = False
-        self._offset = 0
+        self._tail = _Tail(control / "events.jsonl")
         self._lock = threading.Lock()
 
     def update(self) -> None:
         with self._lock:
-            for line in self._new_lines():
+            for line in self._tail.lines():
                 self._apply(json.loads(line))
-
-    def _new_lines(self) -> Iterator[bytes]:
-        with (
-            contextlib.suppress(FileNotFoundError),
-            (self.control / "events.jsonl").open("rb") as f,
-        ):
-            f.seek(self._offset)
-            for line in f:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                yield line
 
     def _apply(self, event: dict[str, object]) -> None:
         if "element" not in event:
@@ -122,12 +129,8 @@ def is_alive(control: Path) -> bool:
 def request_cancel(control: Path, elements: Iterable[int] | None) -> None:
     """Ask the supervisor to end these elements (``None``: all), and wake it."""
     lines = ["*"] if elements is None else map(str, elements)
-    data = "".join(f"{line}\n" for line in lines).encode()
-    file = os.open(control / "cancel", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(file, data)
-    finally:
-        os.close(file)
+    with (control / "cancel").open("ab", buffering=0) as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
     wake(control)
 
 
@@ -153,25 +156,11 @@ class CancelRequests:
     """The elements that are to be cancelled; reads only what is new."""
 
     def __init__(self, control: Path) -> None:
-        self._path = control / "cancel"
-        self._offset = 0
-        self._all = False
-        self._elements: set[int] = set()
+        self._tail = _Tail(control / "cancel")
+        self._lines: set[bytes] = set()
 
-    def update(self) -> bool:
-        """Whether there is something new."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return False
-        complete = data[: data.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        lines = complete.split()
-        self._all = self._all or b"*" in lines
-        self._elements.update(int(line) for line in lines if line.isdigit())
-        return bool(complete)
+    def update(self) -> None:
+        self._lines.update(self._tail.lines())
 
     def __contains__(self, element: int) -> bool:
-        return self._all or element in self._elements
+        return b"*" in self._lines or b"%d" % element in self._lines

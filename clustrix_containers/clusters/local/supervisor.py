@@ -71,12 +71,9 @@ def main(control: str) -> None:
 
 
 def _redirect(log: Path) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, number in ((null, 0), (file, 1), (file, 2)):
-        os.dup2(source, number)
-    os.close(file)
-    os.close(null)
+    with log.open("ab") as file, Path(os.devnull).open("rb") as null:
+        for source, number in ((null, 0), (file, 1), (file, 2)):
+            os.dup2(source.fileno(), number)
 
 
 @dataclass(slots=True)
@@ -85,7 +82,7 @@ class Running:
 
     element: int
     container: Container
-    cgroup: limits.Group | None
+    cgroup: limits.Cgroup | None
     deadline: float | None
     reason: Status | None = None
     """Set when the supervisor ends it: what it will be reported as."""
@@ -172,8 +169,8 @@ class Supervisor:
             # With a quota by the kernel or an engine, the cores need not be fixed.
             quota = self.runtime.enforces_limits or (cgroup is not None and cgroup.cpu is not None)
             setup = _Setup(cgroup, frozenset() if quota else cores)
-            with _log(spec.log(element)) as output:
-                container = self.runtime.start(self._container(element), output, setup)
+            with spec.log(element).open("ab", buffering=0) as log:
+                container = self.runtime.start(self._container(element), log.fileno(), setup)
         except Exception as error:
             # An element that cannot be started must not end the others.
             self._release(element)
@@ -184,16 +181,11 @@ class Supervisor:
         self.running[element] = Running(element, container, cgroup, deadline)
         self.writer.status(element, journal.RUNNING)
 
-    def _create_cgroup(self, element: int) -> limits.Group | None:
+    def _create_cgroup(self, element: int) -> limits.Cgroup | None:
         if self.cgroups is None:
             return None
-        container = self.spec.container
-        return limits.create(
-            self.cgroups,
-            f"{self.spec.tag}.{element}",
-            memory=container.memory,
-            cpus=container.cpus,
-        )
+        container, name = self.spec.container, f"{self.spec.tag}.{element}"
+        return self.cgroups.create(name, memory=container.memory, cpus=container.cpus)
 
     def _container(self, element: int) -> ContainerSpec:
         spec = self.spec
@@ -322,7 +314,7 @@ class Supervisor:
 class _Setup:
     """What the new process does before it becomes the container."""
 
-    cgroup: limits.Group | None
+    cgroup: limits.Cgroup | None
     cores: frozenset[int]
 
     def __call__(self) -> None:
@@ -335,12 +327,3 @@ class _Setup:
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
     """It arrives through the wake-up descriptor."""
-
-
-@contextlib.contextmanager
-def _log(path: Path) -> Iterator[int]:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        yield file
-    finally:
-        os.close(file)

@@ -54,7 +54,7 @@ def test_options_at_the_call_are_checked() -> None:
     for options, message in (
         ({"partition": "x"}, "no option 'partition'"),
         ({"grace": "long"}, "invalid grace: 'long'"),
-        ({"network": "host"}, "the runtime is sandbox"),
+        ({"network": "host"}, "the sandbox runtime has no network modes"),
     ):
         with pytest.raises(ClusterError, match=message) as caught:
             cluster.check_options(options)
