@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -168,9 +169,9 @@ class Supervisor:
             cgroup = self._create_cgroup(element)
             # With a quota by the kernel or an engine, the cores need not be fixed.
             quota = self.runtime.enforces_limits or (cgroup is not None and cgroup.cpu is not None)
-            setup = _Setup(cgroup, frozenset() if quota else cores)
+            confine = partial(_confine, cgroup, frozenset() if quota else cores)
             with spec.log(element).open("ab", buffering=0) as log:
-                container = self.runtime.start(self._container(element), log.fileno(), setup)
+                container = self.runtime.start(self._container(element), log.fileno(), confine)
         except Exception as error:
             # An element that cannot be started must not end the others.
             self._release(element)
@@ -310,19 +311,13 @@ class Supervisor:
                 os.read(file, 4096)
 
 
-@dataclass(frozen=True, slots=True)
-class _Setup:
+def _confine(cgroup: limits.Cgroup | None, cores: frozenset[int]) -> None:
     """What the new process does before it becomes the container."""
-
-    cgroup: limits.Cgroup | None
-    cores: frozenset[int]
-
-    def __call__(self) -> None:
-        if self.cgroup:
-            self.cgroup.join()
-        if self.cores:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, self.cores)
+    if cgroup:
+        cgroup.join()
+    if cores:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cores)
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
