@@ -157,9 +157,9 @@ def _bind(source: str, target: str, *, writable: bool, devices: bool = False) ->
 
 def _locked_flags(path: str) -> int:
     """Flags of the mount at ``path`` that a user namespace may not take away."""
-    had = os.statvfs(path).f_flag
+    flags = os.statvfs(path).f_flag
     same = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME
-    return had & same | (MS_RELATIME if had & ST_RELATIME else 0)
+    return flags & same | (MS_RELATIME if flags & ST_RELATIME else 0)
 
 
 def _become(spec: ContainerSpec, user_namespace: bool) -> NoReturn:
