@@ -93,7 +93,7 @@ class LocalCluster:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Without a runtime that works, runs of earlier can still be watched."""
+        """Never raises: runs can be watched where their runtime does not work (any more)."""
         try:
             gpus = self.chosen.gpus
         except ClusterError:
@@ -107,7 +107,7 @@ class LocalCluster:
             kind, expected = _AT_THE_CALL.get(name, (None, f"one of {', '.join(_AT_THE_CALL)}"))
             if kind is None:
                 problem = f"the local target has no option {name!r} at the call"
-            elif not isinstance(value, kind):
+            elif not isinstance(value, kind) or (name == "grace" and value < 0):
                 problem = f"invalid {name}: {value!r}"
             elif name == "network" and runtime != "docker":
                 problem, expected = f"the {runtime} runtime has no network modes", "runtime docker"

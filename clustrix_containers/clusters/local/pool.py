@@ -70,7 +70,7 @@ class ResourcePool:
         An element that is larger than the machine gets all of it, once nothing else runs.
         """
         with self._table() as table:
-            entry = table.setdefault(str(self.control), {"ticket": None, "held": {}})
+            entry = self._entry(table)
             if not self._may_start(table, entry):
                 self._remove_dead(table)
                 if not self._may_start(table, entry):
@@ -85,9 +85,7 @@ class ResourcePool:
     def release(self, element: int) -> None:
         """An element has ended."""
         with self._table() as table:
-            entry = table.get(str(self.control))
-            if entry is not None:
-                entry["held"].pop(str(element), None)
+            self._entry(table)["held"].pop(str(element), None)
             self._settle(table)
 
     def leave_queue(self) -> None:
@@ -96,9 +94,7 @@ class ResourcePool:
             return
         self.retry_at = None
         with self._table() as table:
-            entry = table.get(str(self.control))
-            if entry is not None:
-                entry["ticket"] = None
+            self._entry(table)["ticket"] = None
             self._settle(table)
 
     def retry_now(self) -> None:
@@ -106,9 +102,13 @@ class ResourcePool:
         if self.retry_at is not None:
             self.retry_at = 0.0
 
+    def _entry(self, table: dict[str, Any]) -> dict[str, Any]:
+        entry: dict[str, Any] = table.setdefault(str(self.control), {"ticket": None, "held": {}})
+        return entry
+
     def _settle(self, table: dict[str, Any]) -> None:
-        entry = table.get(str(self.control))
-        if entry is not None and entry["ticket"] is None and not entry["held"]:
+        entry = self._entry(table)
+        if entry["ticket"] is None and not entry["held"]:
             del table[str(self.control)]
         self._wake_first(table)
 

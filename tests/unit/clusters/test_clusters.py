@@ -54,6 +54,7 @@ def test_options_at_the_call_are_checked() -> None:
     for options, message in (
         ({"partition": "x"}, "no option 'partition'"),
         ({"grace": "long"}, "invalid grace: 'long'"),
+        ({"grace": -1}, "invalid grace: -1"),
         ({"network": "host"}, "the sandbox runtime has no network modes"),
     ):
         with pytest.raises(ClusterError, match=message) as caught:
@@ -68,7 +69,7 @@ def test_capabilities_depend_on_the_runtime() -> None:
         False,
         False,
     )
-    # Runs of earlier can be watched where their runtime is missing now.
+    # Runs can be watched where their runtime does not work.
     assert LocalCluster(runtime="podman").capabilities.images == "layout"
 
 
