@@ -160,7 +160,7 @@ def _usable(path: Path) -> Path | None:
 def remove_all(parent: Cgroup, prefix: str) -> None:
     """Remove the cgroups whose names start with ``prefix``."""
     for directory in parent.directories:
-        for path in directory.glob(f"{prefix}*/"):
+        for path in directory.glob(f"{prefix}*"):
             Cgroup(parent.version, path, None).remove()
 
 

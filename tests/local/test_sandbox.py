@@ -21,6 +21,7 @@ from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters.local import LocalCluster, journal
 from clustrix_containers.clusters.local.attempt import AttemptSpec
 from clustrix_containers.clusters.task import Handle
+from clustrix_containers.containers import limits
 from clustrix_containers.errors import (
     ClusterError,
     Error,
@@ -80,7 +81,10 @@ def nothing_left(bench: Bench) -> bool:
         AttemptSpec.from_json(path.read_bytes()).tag
         for path in bench.directory.glob("*/local/*/attempt.json")
     ]
-    groups = [path for tag in tags for path in Path("/sys/fs/cgroup").glob(f"**/clustrix/{tag}.*")]
+    # Only there: the cgroups of others come and go while their directories are walked.
+    parent = limits.find()
+    places = parent.directories if parent else ()
+    groups = [path for place in places for tag in tags for path in place.glob(f"{tag}.*")]
     return not mine and directory not in Path("/proc/mounts").read_text() and not groups
 
 
@@ -279,7 +283,7 @@ def as_user(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> Any:
                 cwd=place,
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=200,
                 check=False,
             )
 
