@@ -490,7 +490,8 @@ def test_submitting_again_adopts(bench: Bench) -> None:
     code = "import time\ndef f(x):\n    print('once')\n    time.sleep(0.2)"
     task = bench.task(code, [(1,), (2,)])
     results: list[Any] = []
-    clusters = [LocalCluster(runtime="sandbox", cache=bench.cluster.cache) for _ in range(3)]
+    other = LocalCluster(runtime="sandbox", cache=bench.cluster.cache)
+    clusters = [bench.cluster, bench.cluster, other]
     threads = [
         threading.Thread(target=lambda c=c: results.append(c.submit(task))) for c in clusters
     ]
