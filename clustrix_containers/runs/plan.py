@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.api.options import Options
 from clustrix_containers.capture.bundle import Bundle, Note
-from clustrix_containers.config import file as configuration
+from clustrix_containers.config import paths as configuration
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.oci.progress import Progress, silent

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clustrix_containers.clusters.task import Task
-from clustrix_containers.config.file import paths
+from clustrix_containers.config.paths import paths
 from clustrix_containers.containers import rootfs, sandbox
 from clustrix_containers.containers.container import ContainerSpec, Mount
 from clustrix_containers.containers.environment import container_environment

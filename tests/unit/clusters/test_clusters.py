@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from clustrix_containers.clusters.local import LocalCluster, journal
 from clustrix_containers.clusters.local.attempt import AttemptSpec
 from clustrix_containers.containers.container import ContainerSpec, Mount
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.remote import shell
 
 
 def test_local_is_known() -> None:
@@ -71,31 +69,6 @@ def test_capabilities_depend_on_the_runtime() -> None:
     )
     # Runs can be watched where their runtime does not work.
     assert LocalCluster(runtime="podman").capabilities.images == "layout"
-
-
-def test_a_missing_program_is_reported() -> None:
-    with pytest.raises(ClusterError, match="'no-such-program' is not installed") as caught:
-        shell.run(["no-such-program"], hint="apt install it")
-    assert caught.value.hint == "apt install it"
-
-
-def test_a_program_that_may_not_run_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("")
-    with pytest.raises(ClusterError, match=r"cannot be started: .*Permission denied"):
-        shell.run([tmp_path / "x"])
-
-
-def test_a_program_that_does_not_end_is_ended() -> None:
-    before = time.monotonic()
-    with pytest.raises(ClusterError, match=r"did not end within 0\.1 s"):
-        shell.run(["sleep", "100"], timeout=0.1)
-    assert time.monotonic() - before < 20
-
-
-def test_a_program_gets_its_words_as_they_are() -> None:
-    words = ["a b", "'", '"', "\n", "$HOME", "ü", "*"]
-    done = shell.run([sys.executable, "-c", "import sys; print(sys.argv[1:])", *words])
-    assert eval(done.text) == words
 
 
 def spec(**changes: object) -> AttemptSpec:
