@@ -1,11 +1,10 @@
-"""Reads layers: the blob, the tar in it, its files."""
+"""Layers as streams: the blob, the tar in it, its files."""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 import tarfile
-import zlib
-from importlib import import_module
 from io import BytesIO, RawIOBase
 from typing import IO, Any, cast
 
@@ -14,6 +13,7 @@ from clustrix_containers.errors import ImageError
 from .model import Layer
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
 
 
 def read_files(layer: Layer) -> dict[str, bytes]:
@@ -28,44 +28,65 @@ def read_files(layer: Layer) -> dict[str, bytes]:
                     for member in archive
                     if member.isreg()
                 }
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise ImageError(f"layer {layer.digest} is not an archive: {error}") from error
+        except tarfile.TarError as error:
+            raise ImageError(f"layer {layer.digest} is not a tar archive: {error}") from error
 
 
 def open_layer(source: IO[bytes], name: str) -> IO[bytes]:
-    """The tar in a blob: gzip with any number of members, zstd where this Python has it, or plain.
+    """The tar in a blob: gzip (RFC 1952) or zstd (RFC 8878) of any number of parts, or plain.
 
-    ``source`` is read on; ``name`` is for errors.
+    The first bytes decide, not the media type. Reading raises an ImageError with ``name`` for
+    compressed data that is damaged or truncated.
     """
     head = source.read(4)
-    whole: Any = Stream(source, head)
-    opened: Any = whole
+    blob: Any = HashingReader(source, head)
+    opened: Any = blob
     if head[:2] == _GZIP:
-        opened = _gzip_reader()(fileobj=whole, mode="rb")
-    elif head == _ZSTD:
-        try:
-            zstd: Any = import_module("compression.zstd")
-        except ImportError:
-            raise ImageError(
-                f"layer {name} is compressed with zstd, which this Python cannot read",
-                hint="Use Python 3.14, or an image with gzip layers.",
-            ) from None
-        opened = zstd.ZstdFile(whole)
-    return opened  # type: ignore[no-any-return]
+        from gzip import BadGzipFile
 
-
-def _gzip_reader() -> Any:
-    """isal's where it is installed, which is several times faster; the standard library's else."""
-    try:
+        # Several times faster than the standard library's.
         from isal import igzip
-    except ImportError:
-        import gzip
+        from isal.igzip_lib import IsalError
 
-        return gzip.GzipFile
-    return igzip.IGzipFile
+        plain = cast("Any", igzip.IGzipFile)(fileobj=blob, mode="rb")
+        opened = _Decompressed(plain, name, (cast("Any", IsalError), BadGzipFile, EOFError))
+    elif head == _ZSTD or (head[1:] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+        opened = _Decompressed(zstd.ZstdFile(blob), name, (zstd.ZstdError, EOFError))
+    return cast("IO[bytes]", opened)
 
 
-class Stream(RawIOBase):
+class _Decompressed(RawIOBase):
+    """What a decompressor reads; its errors become an ImageError that names the layer."""
+
+    def __init__(self, plain: Any, name: str, errors: tuple[type[Exception], ...]) -> None:
+        self._plain = plain
+        self._name = name
+        self._errors = errors
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            data: bytes = self._plain.read(size)
+        except self._errors as error:
+            raise ImageError(
+                f"layer {self._name} is damaged or truncated: {error}",
+                hint="Fetch or build the image again.",
+                layer=self._name,
+            ) from error
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._plain.close()
+        super().close()
+
+
+class HashingReader(RawIOBase):
     """Some bytes, then a stream; hashes what is read."""
 
     def __init__(self, rest: IO[bytes], head: bytes = b"") -> None:
@@ -75,14 +96,10 @@ class Stream(RawIOBase):
         self.size = 0
 
     def read(self, size: int = -1) -> bytes:
-        if self._head:
-            if 0 <= size < len(self._head):
-                data, self._head = self._head[:size], self._head[size:]
-            else:
-                data, self._head = self._head, b""
-                data += self._rest.read(size - len(data) if size >= 0 else -1)
-        else:
-            data = self._rest.read(size)
+        data = self._head if size < 0 else self._head[:size]
+        self._head = self._head[len(data) :]
+        if not self._head and len(data) != size:
+            data += self._rest.read(size - len(data) if size >= 0 else -1)
         self._hash.update(data)
         self.size += len(data)
         return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform as machine
 
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.model import (
@@ -19,13 +18,10 @@ from clustrix_containers.oci.model import (
 LARGEST_MANIFEST = 4 << 20
 """Bytes; what registries must take at least, and more than any image needs."""
 
-_ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
-
 
 def this_platform() -> Platform:
     """Linux on this machine's architecture."""
-    name = machine.machine().lower()
-    return Platform("linux", _ARCHITECTURES.get(name, name))
+    return Platform.host()
 
 
 def media_type(manifest: bytes, name: str) -> str:

@@ -11,22 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.validate import validate
 from clustrix_containers.oci.archive import (
     Entry,
+    EntryType,
     Form,
-    Kind,
     arrange,
     directory,
     header,
     link,
-    read_files,
     write_layer,
 )
 from clustrix_containers.oci.gzip import Isal, Spliced, Stored
 from clustrix_containers.oci.model import Image, Layer
+from clustrix_containers.oci.reading import read_files
 from clustrix_containers.oci.store import BlobWriter
 from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
+from tests.validation import validate
 
 FORMS: tuple[Form, ...] = ("stored", "spliced", "isal")
 
@@ -58,10 +58,10 @@ def test_what_is_written_is_what_tarfile_reads(content: dict[str, bytes], form: 
             assert all(m.mtime == m.uid == m.gid == 0 for m in archive)
 
 
-@given(part.map("x/".__add__), st.integers(0, 2**40), st.sampled_from(list(Kind)))
-def test_headers_are_read_back(name: str, size: int, kind: Kind) -> None:
-    size = size if kind is Kind.FILE else 0
-    raw = header(name, 0o755, size, kind, "t" * 150 if kind is Kind.LINK else "")
+@given(part.map("x/".__add__), st.integers(0, 2**40), st.sampled_from(list(EntryType)))
+def test_headers_are_read_back(name: str, size: int, kind: EntryType) -> None:
+    size = size if kind is EntryType.FILE else 0
+    raw = header(name, 0o755, size, kind, "t" * 150 if kind is EntryType.LINK else "")
     found = tarfile.TarFile(fileobj=io.BytesIO(raw + b"\0" * 1024)).next()
     assert found is not None
     assert (found.name, found.size, found.mode, found.type) == (name, size, 0o755, kind.value)
