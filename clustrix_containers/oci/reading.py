@@ -21,15 +21,19 @@ def read_files(layer: Layer) -> dict[str, bytes]:
     with open_blob(layer) as blob, open_layer(blob, layer.digest) as plain:
         try:
             with tarfile.open(fileobj=plain, mode="r|") as archive:
-                return {
+                files = {
                     member.name.removeprefix("./"): cast(
                         "IO[bytes]", archive.extractfile(member)
                     ).read()
                     for member in archive
                     if member.isreg()
                 }
+            # Up to the checksum at the end of the compressed data.
+            while plain.read(1 << 20):
+                pass
         except tarfile.TarError as error:
             raise ImageError(f"layer {layer.digest} is not a tar archive: {error}") from error
+    return files
 
 
 def open_layer(source: IO[bytes], name: str) -> IO[bytes]:

@@ -4,6 +4,7 @@ import gzip
 import io
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from clustrix_containers.oci.archive import (
     Entry,
     EntryType,
     Form,
+    Member,
     arrange,
     directory,
     header,
@@ -167,6 +169,16 @@ def test_an_unreadable_file_leaves_nothing_behind(cache: Path, tmp_path: Path) -
     with pytest.raises(ImageError, match="cannot read"):
         layer([Entry("opt/venv/a", tmp_path / "missing")], cache, "isal")
     assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_damaged_member_of_a_wheel_is_named(cache: Path, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 999
+    raw = bytearray(zlib.compress(data, wbits=-15))
+    raw[50:60] = b"\xff" * 10
+    (tmp_path / "a.whl").write_bytes(raw)
+    member = Member(tmp_path / "a.whl", 0, len(raw), len(data), zlib.crc32(data))
+    with pytest.raises(ImageError, match=r"a\.whl: 'opt/venv/a' (cannot be inflated|has a wrong)"):
+        layer([Entry("opt/venv/a", member)], cache, "spliced")
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
