@@ -17,22 +17,10 @@ from clustrix_containers.oci.model import Image
 from .base import LABEL_GLIBC, LIBRARIES
 
 MANYLINUX = (
-    "libgcc_s.so.1",
-    "libstdc++.so.6",
-    "libm.so.6",
-    "libdl.so.2",
-    "librt.so.1",
-    "libc.so.6",
-    "libnsl.so.1",
-    "libutil.so.1",
-    "libpthread.so.0",
-    "libresolv.so.2",
-    "libanl.so.1",
-    "libz.so.1",
-    "libexpat.so.1",
-    "libgomp.so.1",
-    "libatomic.so.1",
-)
+    "libgcc_s.so.1", "libstdc++.so.6", "libm.so.6", "libdl.so.2", "librt.so.1", "libc.so.6",
+    "libnsl.so.1", "libutil.so.1", "libpthread.so.0", "libresolv.so.2", "libanl.so.1", "libz.so.1",
+    "libexpat.so.1", "libgomp.so.1", "libatomic.so.1",
+)  # fmt: skip
 """What a manylinux wheel may expect of its system (PEP 513, 600), without X11 and GLib, and what
 wheels expect although they may not."""
 

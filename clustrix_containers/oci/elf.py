@@ -117,7 +117,7 @@ def _segments(data: mmap.mmap, wide: bool, order: str) -> Iterator[_Segment]:
 
 
 def _offset(segments: list[_Segment], address: int) -> int:
-    """Where in the file the byte lies that is loaded to ``address``."""
+    """The offset in the file of what is loaded at ``address``."""
     for segment in segments:
         start = segment.address
         if segment.kind == _PT_LOAD and start <= address < start + segment.size:

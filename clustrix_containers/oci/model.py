@@ -26,7 +26,6 @@ LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
-DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 OCI_LAYER_TYPES = {
@@ -144,7 +143,7 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read a reference as ``docker pull`` does; ImageError names what is wrong with it."""
+        """Read a reference as ``docker pull`` does; ImageError names the offending part."""
         rest, digest, tag = text, None, None
         if "@" in rest:
             rest, digest = rest.split("@", 1)

@@ -91,7 +91,7 @@ class _Decompressed(RawIOBase):
 
 
 class HashingReader(RawIOBase):
-    """Some bytes, then a stream; hashes what is read."""
+    """Reads ``head``, then ``rest``, and hashes both."""
 
     def __init__(self, rest: IO[bytes], head: bytes = b"") -> None:
         self._rest = rest

@@ -3,8 +3,8 @@
 Semantics: https://github.com/opencontainers/image-spec/blob/main/layer.md (whiteouts, hard links,
 later entries replace earlier ones). Symbolic links on the way to an entry are followed as in a
 container: an absolute target starts at the root directory, and nothing climbs above it.
-The digests of the blob and of the tar are checked on the way. The caller removes what a wrong
-layer has already written, so unpack into a temporary directory and rename it.
+The digests of the blob and of the tar are checked in the same pass, after files were written: unpack
+into a temporary directory, and rename it on success.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class _Target:
         except FileNotFoundError:
             raise self._refused(member.name, "hard link to a file that does not exist") from None
         if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
-            raise self._refused(member.name, "hard link to what is not a file")
+            raise self._refused(member.name, "hard link to something other than a file")
         self._remove_existing(path)
         os.link(source, path, follow_symlinks=False)
 

@@ -17,7 +17,6 @@ from clustrix_containers.image.interpreter import packed
 from clustrix_containers.image.libraries import check_wheel, find_libraries
 from clustrix_containers.oci.elf import read_architecture, read_elf
 from clustrix_containers.oci.model import (
-    DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_MANIFEST,
     LAYER_GZIP,
@@ -141,7 +140,7 @@ class Shelf:
             }
         )
         config = {
-            "mediaType": DOCKER_CONFIG,
+            "mediaType": "application/vnd.docker.container.image.v1+json",
             "digest": sha256(self.config),
             "size": len(self.config),
         }
