@@ -6,7 +6,6 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, cast
@@ -93,12 +92,9 @@ def _layers(image: Image, reader: BlobReader | None) -> Iterator[str]:
 
 
 def _layer(layer: Layer, reader: BlobReader | None, kinds: dict[str, bool]) -> Iterator[str]:
-    with ExitStack() as stack:
-        raw = open_blob(layer) if layer.blob is not None or reader is None else reader(layer)
-        source = HashingReader(stack.enter_context(raw))
-        plain = HashingReader(
-            stack.enter_context(open_layer(cast("IO[bytes]", source), layer.digest))
-        )
+    with open_blob(layer) if layer.blob is not None or reader is None else reader(layer) as raw:
+        source = HashingReader(raw, layer.digest)
+        plain = open_layer(source, layer.digest)
         try:
             with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as archive:
                 yield from _entries(archive, layer, kinds)

@@ -6,7 +6,6 @@ recognised by their diff_id, so an unchanged one is neither compressed nor writt
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import tarfile
@@ -24,7 +23,7 @@ from clustrix_containers.oci.model import (
     created_by,
 )
 from clustrix_containers.oci.progress import Progress, silent
-from clustrix_containers.oci.reading import HashingReader, open_layer
+from clustrix_containers.oci.reading import open_layer
 from clustrix_containers.oci.store import BlobWriter, cache_key, recall, remember, temporary
 from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
 
@@ -108,15 +107,13 @@ def _layer(
     known = recall(cache, key)
     if known:
         return known[0]
-    diff = hashlib.sha256()
+    plain = open_layer(_member(archive, member), member)
     with BlobWriter(cache) as blob:
         out = Isal(blob)
-        plain = open_layer(cast("IO[bytes]", HashingReader(_member(archive, member))), member)
         while chunk := plain.read(1 << 20):
-            diff.update(chunk)
             out.write(chunk)
         out.close()
-        if "sha256:" + diff.hexdigest() != diff_id:
+        if plain.digest != diff_id:
             raise ImageError(f"{member} of {name} does not have its image's diff_id {diff_id}")
         digest, content = blob.commit()
     annotations = {LAYER_KIND: "base", LAYER_TITLE: name}

@@ -18,9 +18,10 @@ _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
 
 def read_files(layer: Layer) -> dict[str, bytes]:
     """The regular files of a small layer, by their name without a leading slash."""
-    with open_blob(layer) as blob, open_layer(blob, layer.digest) as plain:
+    with open_blob(layer) as blob:
+        plain = open_layer(blob, layer.digest)
         try:
-            with tarfile.open(fileobj=plain, mode="r|") as archive:
+            with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as archive:
                 files = {
                     member.name.removeprefix("./"): cast(
                         "IO[bytes]", archive.extractfile(member)
@@ -36,15 +37,14 @@ def read_files(layer: Layer) -> dict[str, bytes]:
     return files
 
 
-def open_layer(source: IO[bytes], name: str) -> IO[bytes]:
+def open_layer(source: Any, name: str) -> HashingReader:
     """The tar in a blob: gzip (RFC 1952) or zstd (RFC 8878) of any number of parts, or plain.
 
     The first bytes decide, not the media type. Reading raises an ImageError with ``name`` for
     compressed data that is damaged or truncated.
     """
     head = source.read(4)
-    blob: Any = HashingReader(source, head)
-    opened: Any = blob
+    blob: Any = HashingReader(source, name, head)
     if head[:2] == _GZIP:
         from gzip import BadGzipFile
 
@@ -53,49 +53,27 @@ def open_layer(source: IO[bytes], name: str) -> IO[bytes]:
         from isal.igzip_lib import IsalError
 
         plain = cast("Any", igzip.IGzipFile)(fileobj=blob, mode="rb")
-        opened = _Decompressed(plain, name, (cast("Any", IsalError), BadGzipFile, EOFError))
-    elif head == _ZSTD or (head[1:] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
+        return HashingReader(plain, name, errors=(IsalError, BadGzipFile, EOFError))
+    if head == _ZSTD or (head[1:] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
         if sys.version_info >= (3, 14):
             from compression import zstd
         else:
             from backports import zstd
-        opened = _Decompressed(zstd.ZstdFile(blob), name, (zstd.ZstdError, EOFError))
-    return cast("IO[bytes]", opened)
-
-
-class _Decompressed(RawIOBase):
-    """What a decompressor reads; its errors become an ImageError that names the layer."""
-
-    def __init__(self, plain: Any, name: str, errors: tuple[type[Exception], ...]) -> None:
-        self._plain = plain
-        self._name = name
-        self._errors = errors
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            data: bytes = self._plain.read(size)
-        except self._errors as error:
-            raise ImageError(
-                f"layer {self._name} is damaged or truncated: {error}",
-                hint="Fetch or build the image again.",
-                layer=self._name,
-            ) from error
-        return data
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._plain.close()
-        super().close()
+        return HashingReader(zstd.ZstdFile(blob), name, errors=(zstd.ZstdError, EOFError))
+    return cast("HashingReader", blob)
 
 
 class HashingReader(RawIOBase):
-    """Reads ``head``, then ``rest``, and hashes both."""
+    """Reads ``head``, then ``rest``, and hashes both.
 
-    def __init__(self, rest: IO[bytes], head: bytes = b"") -> None:
+    ``errors`` are those of a decompressor; they become an ImageError with the layer's ``name``.
+    """
+
+    def __init__(self, rest: Any, name: str, head: bytes = b"", errors: Any = ()) -> None:
         self._rest = rest
+        self._name = name
         self._head = head
+        self._errors = errors
         self._hash = hashlib.sha256()
         self.size = 0
 
@@ -103,7 +81,14 @@ class HashingReader(RawIOBase):
         data = self._head if size < 0 else self._head[:size]
         self._head = self._head[len(data) :]
         if not self._head and len(data) != size:
-            data += self._rest.read(size - len(data) if size >= 0 else -1)
+            try:
+                data += self._rest.read(size - len(data) if size >= 0 else -1)
+            except self._errors as error:
+                raise ImageError(
+                    f"layer {self._name} is damaged or truncated: {error}",
+                    hint="Fetch or build the image again.",
+                    layer=self._name,
+                ) from error
         self._hash.update(data)
         self.size += len(data)
         return data

@@ -14,7 +14,6 @@ import shutil
 import stat
 import tarfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -28,21 +27,17 @@ _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 _MAX_LINKS = 40
 
 
-def unpack(
-    layer: Layer, destination: Path, *, stream: IO[bytes] | None = None, chown: bool = False
-) -> None:
-    """Apply a layer to ``destination``, over what earlier layers left there.
+def unpack(layer: Layer, destination: Path) -> None:
+    """Apply a layer to ``destination``, on top of earlier layers.
 
-    ``stream`` is the blob, where the layer does not have it. Device nodes and pipes are left out.
-    ``chown`` keeps owners and set-user-id bits (root only). Raises ImageError, naming the layer
-    and the offending entry, and DigestMismatch for a blob or tar with other bytes than the layer's.
+    Owners, set-user-id bits, device nodes and pipes are left out. Raises ImageError, naming the
+    layer and the offending entry, and DigestMismatch for a blob or tar with other bytes than the
+    layer's.
     """
-    with ExitStack() as stack:
-        source = HashingReader(stream or stack.enter_context(open_blob(layer)))
-        plain = HashingReader(
-            stack.enter_context(open_layer(cast("IO[bytes]", source), layer.digest))
-        )
-        target = _Target(destination, layer.digest, chown)
+    with open_blob(layer) as blob:
+        source = HashingReader(blob, layer.digest)
+        plain = open_layer(source, layer.digest)
+        target = _Target(destination, layer.digest)
         try:
             with tarfile.open(
                 fileobj=cast("IO[bytes]", plain), mode="r|", bufsize=_CHUNK
@@ -64,11 +59,10 @@ def unpack(
 class _Target:
     """A root directory that a layer is applied to."""
 
-    def __init__(self, root: Path, layer: str, chown: bool) -> None:
+    def __init__(self, root: Path, layer: str) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self._root = os.path.realpath(root)
         self._layer = layer
-        self._chown = chown
         self._folders: dict[str, str] = {}
         self._modes: dict[str, int] = {}
         self._written: set[str] = set()
@@ -97,7 +91,7 @@ class _Target:
     def _write(self, path: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
         if member.isdir():
             self._directory(path)
-            self._modes[path] = self._mode(member) | 0o700
+            self._modes[path] = member.mode & 0o1777 | 0o700
         elif member.isreg():
             self._remove_existing(path)
             source = archive.extractfile(member)
@@ -106,7 +100,7 @@ class _Target:
             with open(os.open(path, flags, 0o600), "wb") as file:  # noqa: PTH123
                 shutil.copyfileobj(source, file, _CHUNK)
                 file.flush()
-                os.fchmod(file.fileno(), self._mode(member) | 0o400)
+                os.fchmod(file.fileno(), member.mode & 0o1777 | 0o400)
                 # Bytecode is used only if its source has the time that it was compiled from.
                 os.utime(file.fileno(), (member.mtime, member.mtime))
         elif member.issym():
@@ -119,8 +113,6 @@ class _Target:
         else:
             raise self._refused(member.name, f"unknown entry type {member.type!r}")
         self._written.add(path)
-        if self._chown:
-            os.chown(path, member.uid, member.gid, follow_symlinks=False)
 
     def _hard_link(self, path: str, member: tarfile.TarInfo) -> None:
         name = member.linkname.removeprefix("./").lstrip("/")
@@ -214,9 +206,6 @@ class _Target:
                     self._clear(path)
             else:
                 self._remove_existing(path)
-
-    def _mode(self, member: tarfile.TarInfo) -> int:
-        return member.mode & (0o7777 if self._chown else 0o1777)
 
     def _refused(self, entry: str, reason: str) -> ImageError:
         return ImageError(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import pickle
 import subprocess
 import sys
@@ -168,16 +167,13 @@ def test_wrong_bytes_are_found(cache: Path, tmp_path: Path) -> None:
         with pytest.raises(ImageError):
             unpack(replace(layer, blob=layer.blob[:cut]), tmp_path / "3")
     with pytest.raises(DigestMismatch):
-        unpack(layer, tmp_path / "4", stream=io.BytesIO(layer.blob + b"\0" * 64))
+        unpack(replace(layer, blob=layer.blob + b"\0" * 64), tmp_path / "4")
 
 
 def test_a_layer_that_is_elsewhere(tmp_path: Path) -> None:
     layer = tar_layer([(member("a"), b"x")])
     with pytest.raises(ImageError, match="not on this machine"):
         unpack(replace(layer, blob=None), tmp_path / "r")
-    assert isinstance(layer.blob, bytes)
-    unpack(replace(layer, blob=None), tmp_path / "r", stream=io.BytesIO(layer.blob))
-    assert (tmp_path / "r/a").read_bytes() == b"x"
 
 
 CONTENT = bytes(range(256)) * 2000
