@@ -297,7 +297,7 @@ class Image:
         """An image from the bytes of its manifest and config; its layers refer to ``origin``."""
         try:
             parsed, conf = json.loads(manifest), json.loads(config)
-            diff_ids = conf["rootfs"]["diff_ids"]
+            diff_ids = [check_digest(item) for item in conf["rootfs"]["diff_ids"]]
             descriptors = [Descriptor.from_json(item) for item in parsed["layers"]]
             history = created_by(conf, len(descriptors))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -307,7 +307,7 @@ class Image:
                 f"the config lists {len(diff_ids)} layers, the manifest {len(descriptors)}"
             )
         layers = tuple(
-            Layer(descriptor, check_digest(diff_id), None, origin, command)
+            Layer(descriptor, diff_id, None, origin, command)
             for descriptor, diff_id, command in zip(descriptors, diff_ids, history, strict=True)
         )
         return cls(
