@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from clustrix_containers.errors import InsideImageError
+from clustrix_containers.worker.contract import INSIDE
 
 from .jobs import Job, JobArray
 from .options import Options
@@ -14,7 +17,7 @@ from .options import Options
 if TYPE_CHECKING:
     from clustrix_containers.oci.model import Image
     from clustrix_containers.runs.explain import Explanation
-    from clustrix_containers.runs.plan import Plan
+    from clustrix_containers.runs.plan import ImagePlan
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -95,6 +98,7 @@ class Function(Generic[P, R]):
 
         The image is built, since its digest is part of it; nothing is pushed or submitted.
         """
+        _check_outside()
         from clustrix_containers.runs import launch
 
         calls = [(args, kwargs)]
@@ -106,6 +110,7 @@ class Function(Generic[P, R]):
         It is in the local layout afterwards, unless it stands on a base in a registry: the
         layers of that stay where they are until the image runs here.
         """
+        _check_outside()
         from clustrix_containers.clusters import staging
         from clustrix_containers.oci.progress import shown
         from clustrix_containers.runs import plan
@@ -117,15 +122,16 @@ class Function(Generic[P, R]):
 
     def push(self, repository: str) -> str:
         """Push the function's image to ``repository``; gives ``repository@sha256:…``."""
+        image = self.build()
         from clustrix_containers.clusters import staging
         from clustrix_containers.oci.progress import shown
 
-        image = self.build()
         with shown() as progress:
             return staging.to_registry(image, repository, progress=progress)
 
     def explain(self) -> Explanation:
         """What goes into the image, and why each thing does. Print it."""
+        _check_outside()
         from clustrix_containers.clusters import staging
         from clustrix_containers.oci.progress import shown
         from clustrix_containers.runs import plan
@@ -136,7 +142,7 @@ class Function(Generic[P, R]):
             image = plan.build(planned, progress=progress)
             return explanation(self._name, planned, image, staging.layout().has)
 
-    def _plan(self, *, references: Collection[str] = (), progress: Any) -> Plan:
+    def _plan(self, *, references: Collection[str] = (), progress: Any) -> ImagePlan:
         from clustrix_containers.runs import plan
 
         return plan.plan(
@@ -150,18 +156,20 @@ class Function(Generic[P, R]):
         *,
         array: bool,
     ) -> Any:
+        _check_outside()
         from clustrix_containers.runs import launch
 
         options = self._options if on is None else self._options.but(on=on)
         return launch.launch(self.__clustrix_function__, calls, options, array=array)
 
 
-def _peek(items: Iterable[Any]) -> tuple[bool, Iterator[Any]]:
-    """Whether there is a first item, and all the items."""
-    iterator = iter(items)
-    for first in iterator:
-        return True, itertools.chain([first], iterator)
-    return False, iterator
+def _check_outside() -> None:
+    """InsideImageError inside an image of ours, which carries nothing of the client."""
+    if os.environ.get(INSIDE) == "1":
+        raise InsideImageError(
+            "functions cannot be submitted or built inside an image: the script would submit itself again",
+            hint='Put the call under `if __name__ == "__main__":`, so that only your own process runs it.',
+        )
 
 
 def _takes_on(function: Callable[..., Any]) -> bool:
@@ -194,6 +202,7 @@ def function(target: Callable[..., Any] | None = None, /, **options: Any) -> Any
 
 def image_directory() -> str:
     """Where this user's images lie: an OCI image layout directory, which skopeo and umoci read."""
+    _check_outside()
     from clustrix_containers.clusters import staging
 
     return str(staging.layout().directory)
@@ -205,6 +214,7 @@ def attach(run_id: str, *, on: str | None = None) -> Job | JobArray:
     A run that this user's record does not know is looked for on the target ``on``; its results
     stay bytes until they are trusted.
     """
+    _check_outside()
     from clustrix_containers.runs import runs
 
     return runs.handle(runs.attach(run_id, on=on))

@@ -35,7 +35,7 @@ __all__ = ["Config", "Paths", "Target", "load", "parse_duration", "parse_size", 
 
 _APP = "clustrix-containers"
 _FILE = "clustrix.yml"
-_KEYS = ("default", "registry", "resources", "targets")
+_KEYS = ("default", "lock", "registry", "resources", "targets")
 _RESOURCES = ("cpus", "memory", "timeout", "gpus", "shm", "env")
 
 
@@ -125,6 +125,8 @@ class Config:
     targets: Mapping[str, Target] = field(default_factory=lambda: {"local": _LOCAL})
     resources: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    lock: Path | None = None
+    """The lock file that every image is built by."""
 
     def target(self, name: str | None = None) -> Target:
         """A target by name, by default the default one; ConfigError lists those that there are."""
@@ -155,6 +157,7 @@ def load(path: Path | str | None = None) -> Config:
         config.targets,
         config.resources,
         config.path,
+        config.lock,
     )
 
 
@@ -202,7 +205,10 @@ def _parse(path: Path) -> Config:
     if "registry" in fields:
         registry = document.text(fields["registry"], "registry")
         _check_registry(registry, path, _line(fields["registry"]), "registry")
-    return Config(default, registry, targets, resources, path)
+    lock = None
+    if "lock" in fields:
+        lock = path.parent.absolute() / document.text(fields["lock"], "lock")
+    return Config(default, registry, targets, resources, path, lock)
 
 
 def _compose(path: Path) -> yaml.Node | None:

@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 from clustrix_containers.errors import RegistryError
 from clustrix_containers.oci.model import Reference
 from clustrix_containers.remote.retry import Retry
-from clustrix_containers.worker.contract import VERSION
+from clustrix_containers.worker.contract import package_version
 
 from .auth import Auth, Lookup, is_loopback
 from .certificates import Trust, find
@@ -283,7 +283,7 @@ class Transport:
         length: int,
         stream: bool,
     ) -> Answer:
-        headers.setdefault("User-Agent", f"clustrix-containers/{VERSION}")
+        headers.setdefault("User-Agent", f"clustrix-containers/{package_version()}")
         headers.setdefault("Accept-Encoding", "identity")
         if body is not None and not isinstance(body, bytes):
             headers["Content-Length"] = str(length)

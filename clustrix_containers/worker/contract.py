@@ -90,8 +90,10 @@ In the image
 
 from __future__ import annotations
 
-VERSION = "0.1.0"
-"""This package's version; pyproject.toml reads it here."""
+from functools import lru_cache
+
+RUNTIME_VERSION = "1"
+"""The version of what an image carries of ours; see ``image/runtime.py``."""
 
 PYTHON_ROOT = "/opt/python"
 VENV = "/opt/venv"
@@ -168,3 +170,14 @@ LABEL_FUNCTION = "io.clustrix-containers.function"
 LABEL_COUNT = "io.clustrix-containers.count"
 LABEL_ARRAY = "io.clustrix-containers.array"
 LABEL_PYTHON = "io.clustrix-containers.python"
+
+
+@lru_cache(maxsize=1)
+def package_version() -> str:
+    """The installed version of this package; inside an image, which has no metadata of it, the runtime's."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("clustrix-containers")
+    except PackageNotFoundError:
+        return f"runtime {RUNTIME_VERSION}"
