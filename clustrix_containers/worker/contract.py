@@ -155,8 +155,8 @@ MESSAGE_LIMIT = 4096
 PACKED_LIMIT = 64
 """How many times larger than the message its contents may be when unpacked."""
 
-NOTHING = "there is no outcome to give"
-"""How what ``deliver.py give`` says begins where it has nothing to give."""
+NOTHING = "no outcome to give"
+"""Start of the error message of ``deliver.py give`` if there is no outcome."""
 
 RESULT_ARTIFACT = "application/vnd.clustrix-containers.result.v1"
 

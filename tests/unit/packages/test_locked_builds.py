@@ -87,6 +87,9 @@ class Project:
         self.site.mkdir(parents=True)
         for wheel in wheels:
             zipfile.ZipFile(wheel).extractall(self.site)
+        for record in self.site.glob("*/RECORD"):
+            # As installers write it: quoted only where need be.
+            record.write_text(record.read_text().replace('"', ""))
 
 
 @pytest.fixture
