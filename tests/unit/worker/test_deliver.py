@@ -357,7 +357,7 @@ def refused(root: Path, store: dict[str, Any], code: str = LARGE) -> str:
     said = pod.said()
     assert isinstance(said, Undelivered)
     assert (status, out) == (125, "")
-    assert err == f"clustrix worker: the outcome is not delivered: {said.reason}\n"
+    assert err == f"clustrix worker: the outcome was not delivered: {said.reason}\n"
     assert SECRET not in err + pod.message
     return said.reason
 
