@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers.capture.bundle import Bundle
-from clustrix_containers.capture.layout import bundle_files
+from clustrix_containers.capture.bundle import Bundle, bundle_files
 from clustrix_containers.worker import contract
 
 _LOADER = r"""
