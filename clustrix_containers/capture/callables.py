@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import io
 import sys
 import types
 from collections.abc import Callable, Collection, Sequence
@@ -124,18 +123,12 @@ def _locate(function: Callable[..., Any]) -> _Located:
 
 
 def _by_name(name: str, qualname: str, target: Any) -> _Located | None:
-    from . import reduction
-
     module = sys.modules.get(name)
-    remote = program.container_name(name)
-    if module is None or remote is None or not reduction.importable(module):
+    if module is None or not _leads_to(program.find_name(module, qualname), target):
         return None
-    if not _leads_to(reduction.find_name(module, qualname), target):
+    remote = program.importable_as(module, qualname.partition(".")[0])
+    if remote is None:
         return None
-    if name in program.MAIN_NAMES:
-        names = program.bound_names(name)
-        if names is not None and qualname.partition(".")[0] not in names[0]:
-            return None
     script = program.script_of(name) if remote == contract.MAIN else None
     return _Located("script" if script else "module", remote, qualname, target, script)
 
@@ -190,19 +183,13 @@ def _by_value(target: Any, walk: ImportWalk, allow_secrets: bool) -> tuple[bytes
     from . import reduction
 
     filenames = program.FilenameMap()
-    file = io.BytesIO()
-    pickler: reduction.Reducer
     try:
         try:
-            pickler = reduction.StablePickler(file, filenames)
-            pickler.dump(target)
+            data, pickler = reduction.dump(reduction.StablePickler, target, filenames)
         except RecursionError:
-            file = io.BytesIO()
-            pickler = reduction.FastPickler(file, filenames)
-            pickler.dump(target)
+            data, pickler = reduction.dump(reduction.FastPickler, target, filenames)
     except Exception as error:
         raise _uncapturable(target, error) from error
-    data = file.getvalue()
     if not allow_secrets:
         _refuse_secret(target, data)
     for path, content, name in filenames.cells(pickler.codes):
@@ -210,11 +197,11 @@ def _by_value(target: Any, walk: ImportWalk, allow_secrets: bool) -> tuple[bytes
             path, content, name, f"source of {unpicklable.name_of(target)}, for tracebacks"
         )
     _follow_codes(pickler.codes, target, walk)
-    return data, set(reduction.third_party_or_local(pickler.references))
+    return data, set(program.third_party_or_local(pickler.references))
 
 
 def _follow_codes(codes: list[types.CodeType], target: Any, walk: ImportWalk) -> None:
-    """The source of by-value code that lies in local modules, and what its bodies import."""
+    """The source of by-value code in local modules, and what its bodies import."""
     function = getattr(target, "__func__", target)
     package = program.package_of(function if isinstance(function, types.FunctionType) else None)
     for code in codes:

@@ -1,4 +1,4 @@
-"""Arguments and results: pickles in which a script's types have a name that holds everywhere."""
+"""Pickles of arguments and results, in which a script's types have one name on every machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import io
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +27,6 @@ _SET_OPCODES = (pickle.EMPTY_SET, pickle.FROZENSET)
 def dump_call(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    bundle_main: Path | None = None,
     *,
     function: Callable[..., Any] | None = None,
 ) -> tuple[bytes, frozenset[str]]:
@@ -36,35 +34,24 @@ def dump_call(
 
     The names are dotted, without the standard library; :data:`contract.MAIN` is among them
     if it needs the script. They are the ``references`` of :func:`callables.capture`.
-    ``bundle_main`` is the script that the image carries, if known. ``function`` is used only
-    to name the argument in a CaptureError.
+    ``function`` is used only to name the argument in a CaptureError.
     """
     from . import reduction
 
     call = (args, dict(kwargs))
     try:
-        data, pickler = _dump(reduction.FastPickler, call)
+        data, pickler = reduction.dump(reduction.FastPickler, call, _rename)
         # The order of sets, and what objects by value share, differ between processes.
         unstable = pickler.by_value or any(opcode in data for opcode in _SET_OPCODES)
         if unstable and len(data) <= _STABLE_LIMIT:
             with contextlib.suppress(RecursionError):
-                data, pickler = _dump(reduction.StablePickler, call)
+                data, pickler = reduction.dump(reduction.StablePickler, call, _rename)
     except Exception as error:
         raise _error(args, kwargs, function, error) from error
-    names = pickler.references
-    if not names:
+    if not pickler.references:
         return data, frozenset()
-    names = names | _imported(pickler.codes)
-    if contract.MAIN in names:
-        _check_script(bundle_main)
-    return data, reduction.third_party_or_local(names)
-
-
-def _dump(kind: Any, value: Any) -> tuple[bytes, Any]:
-    file = io.BytesIO()
-    pickler = kind(file, _rename)
-    pickler.dump(value)
-    return file.getvalue(), pickler
+    names = pickler.references | _imported(pickler.codes)
+    return data, program.third_party_or_local(names)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -83,25 +70,15 @@ def _imported(codes: Iterable[Any]) -> set[str]:
     }
 
 
-def _check_script(bundle_main: Path | None) -> None:
-    script = program.current_main().path or program.loaded_script(contract.MAIN)
-    if bundle_main is not None and script is not None and script != bundle_main:
-        raise CaptureError(
-            f"an argument is of a type that {script} defines, and the image carries the "
-            f"script {bundle_main}",
-            hint="Move the type to a module that both import.",
-        )
-
-
 def _error(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     function: Callable[..., Any] | None,
     error: Exception,
 ) -> CaptureError:
-    parts = [(_argument(index, function), value) for index, value in enumerate(args)]
-    parts += [(f"argument '{name}'", value) for name, value in kwargs.items()]
-    for label, value in parts:
+    labelled = [(_argument(index, function), value) for index, value in enumerate(args)]
+    labelled += [(f"argument '{name}'", value) for name, value in kwargs.items()]
+    for label, value in labelled:
         if unpicklable.pickled(value) is None:
             name, part = unpicklable.find_unpicklable(value, label)
             what = unpicklable.describe(part)

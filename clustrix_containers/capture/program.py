@@ -8,6 +8,7 @@ never cut out and executed; the code object is what travels.
 from __future__ import annotations
 
 import dis
+import functools
 import linecache
 import os
 import sys
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.worker import contract
@@ -83,6 +84,47 @@ def container_name(name: str) -> str | None:
         main = current_main()
         return None if main.kind == "interactive" else main.module
     return contract.MAIN if loaded_script(name) is not None else name
+
+
+def find_name(module: Any, qualname: str) -> Any:
+    """The object of a dotted name in a module, or ``None``."""
+    try:
+        return functools.reduce(getattr, qualname.split("."), module)
+    except Exception:
+        return None
+
+
+def importable(module: ModuleType) -> bool:
+    """Whether another process can import a module; it cannot if one was created in memory."""
+    if module.__name__ in MAIN_NAMES or loaded_script(module.__name__):
+        return True
+    for candidate in (module, sys.modules.get(module.__name__.partition(".")[0])):
+        spec = getattr(candidate, "__spec__", None)
+        if spec is not None and (spec.origin or spec.submodule_search_locations):
+            return True
+        if isinstance(getattr(candidate, "__file__", None), str):
+            return True
+    return module.__name__ in sys.builtin_module_names
+
+
+def importable_as(module: ModuleType, attribute: str) -> str | None:
+    """The module's name in the container, or ``None`` if it has no ``attribute`` there."""
+    remote = container_name(module.__name__)
+    if remote is None or not importable(module):
+        return None
+    names = bound_names(module.__name__) if module.__name__ in MAIN_NAMES else None
+    return None if names is not None and attribute not in names[0] else remote
+
+
+def third_party_or_local(names: set[str]) -> frozenset[str]:
+    """Module names without those that every image has."""
+    return frozenset(
+        name
+        for name in names
+        if (top := name.partition(".")[0]) not in sys.stdlib_module_names
+        and top not in modules.OURS
+        and name not in MAIN_NAMES
+    )
 
 
 _bound: dict[tuple[str, int, int], tuple[frozenset[str], frozenset[str]] | None] = {}

@@ -43,7 +43,6 @@ from cloudpickle.cloudpickle import (
 )
 
 from . import program
-from .modules import OURS
 from .unpicklable import describe
 
 _MODULE_ATTRIBUTES = frozenset(
@@ -108,10 +107,10 @@ class Reducer:
         module = sys.modules.get(name) if isinstance(name, str) else None
         if module is None or name in program.MAIN_NAMES:
             return None
-        if not importable(module):
+        if not program.importable(module):
             # Cython's functions: the module of their type does not exist, their own does.
             return Reducer._builtin
-        if find_name(module, kind.__qualname__) is kind:
+        if program.find_name(module, kind.__qualname__) is kind:
             self.references.add(program.container_name(module.__name__) or module.__name__)
         return None
 
@@ -127,28 +126,21 @@ class Reducer:
         if not isinstance(name, str):
             name = _whichmodule(obj, qualname)
         module = sys.modules.get(name) if name else None
-        if module is None or find_name(module, qualname) is not obj:
+        if module is None or program.find_name(module, qualname) is not obj:
             return None
-        remote = self._container_name(module, qualname.partition(".")[0])
+        remote = self._importable_as(module, qualname.partition(".")[0])
         if remote is None:
             return None
         self.references.add(remote)
         if plain and remote == name:
             return NotImplemented
         parent, _, leaf = qualname.rpartition(".")
-        return getattr, (find_name(module, parent) if parent else module, leaf)
+        return getattr, (program.find_name(module, parent) if parent else module, leaf)
 
-    def _container_name(self, module: types.ModuleType, first: str) -> str | None:
-        """The module's name in the container, or ``None`` if ``first`` is not in it there."""
-        name = module.__name__
-        remote = program.container_name(name)
-        if remote is None or not importable(module) or _is_registered_pickle_by_value(module):
+    def _importable_as(self, module: types.ModuleType, attribute: str) -> str | None:
+        if _is_registered_pickle_by_value(module):
             return None
-        if name in program.MAIN_NAMES:
-            names = program.bound_names(name)
-            if names is not None and first not in names[0]:
-                return None
-        return remote
+        return program.importable_as(module, attribute)
 
     def _class(self, obj: type) -> Any:
         if obj in _BUILTIN_TYPE_NAMES or obj in _SINGLETON_TYPES:
@@ -195,7 +187,7 @@ class Reducer:
         if module is None or vars(module) is not function.__globals__:
             return None, used
         remote = program.container_name(module.__name__)
-        if remote is None or not importable(module):
+        if remote is None or not program.importable(module):
             return None, used
         names = program.bound_names(module.__name__)
         own, loose = [], {}
@@ -220,15 +212,15 @@ class Reducer:
         if not isinstance(name, str) or name == home.__name__:
             return False
         module = sys.modules.get(name)
-        found = find_name(module, value.__qualname__) if module is not None else None
-        return found is value and module is not None and importable(module)
+        found = program.find_name(module, value.__qualname__) if module is not None else None
+        return found is value and module is not None and program.importable(module)
 
     def _namespace(self, obj: _ModuleDict) -> Any:
         return vars, (obj.module,)
 
     def _module(self, obj: types.ModuleType) -> Any:
         remote = program.container_name(obj.__name__)
-        if remote is not None and importable(obj):
+        if remote is not None and program.importable(obj):
             self.references.add(remote)
             return importlib.import_module, (remote,)
         if obj.__name__ in program.MAIN_NAMES:
@@ -252,7 +244,7 @@ class Reducer:
     def _builtin(self, obj: Any) -> Any:
         name = getattr(obj, "__module__", None)
         module = sys.modules.get(name) if isinstance(name, str) else None
-        if module is not None and importable(module):
+        if module is not None and program.importable(module):
             self.references.add(module.__name__)
         return NotImplemented
 
@@ -276,8 +268,8 @@ class Reducer:
 
     def _typevar(self, obj: Any) -> Any:
         module = sys.modules.get(obj.__module__)
-        if module is not None and find_name(module, obj.__name__) is obj:
-            remote = self._container_name(module, obj.__name__)
+        if module is not None and program.find_name(module, obj.__name__) is obj:
+            remote = self._importable_as(module, obj.__name__)
             if remote is not None:
                 self.references.add(remote)
                 return getattr, (module, obj.__name__)
@@ -302,6 +294,14 @@ _HANDLERS: dict[type, Callable[[Reducer, Any], Any] | None] = {
     _ModuleDict: Reducer._namespace,
     **dict.fromkeys(_SENTINELS, Reducer._sentinel),
 }
+
+
+def dump(kind: type[Reducer], value: Any, rename: Callable[[str], str]) -> tuple[bytes, Reducer]:
+    """The pickle of a value by a :class:`FastPickler` or :class:`StablePickler`, and the pickler."""
+    file = io.BytesIO()
+    pickler: Any = kind(file, rename)  # type: ignore[call-arg]
+    pickler.dump(value)
+    return file.getvalue(), pickler
 
 
 class FastPickler(Reducer, Pickler):  # type: ignore[misc]
@@ -386,38 +386,6 @@ class StablePickler(Reducer, _PythonPickler):  # type: ignore[misc]
     dispatch[bytes] = save_equal
     dispatch[set] = save_set
     dispatch[frozenset] = save_frozenset
-
-
-def find_name(module: Any, qualname: str) -> Any:
-    """The object of a dotted name in a module, or ``None``."""
-    try:
-        return functools.reduce(getattr, qualname.split("."), module)
-    except Exception:
-        return None
-
-
-def importable(module: types.ModuleType) -> bool:
-    """Whether another process can import a module; it cannot if one was created in memory."""
-    if module.__name__ in program.MAIN_NAMES or program.loaded_script(module.__name__):
-        return True
-    for candidate in (module, sys.modules.get(module.__name__.partition(".")[0])):
-        spec = getattr(candidate, "__spec__", None)
-        if spec is not None and (spec.origin or spec.submodule_search_locations):
-            return True
-        if isinstance(getattr(candidate, "__file__", None), str):
-            return True
-    return module.__name__ in sys.builtin_module_names
-
-
-def third_party_or_local(names: set[str]) -> frozenset[str]:
-    """Module names without those that every image has."""
-    return frozenset(
-        name
-        for name in names
-        if (top := name.partition(".")[0]) not in sys.stdlib_module_names
-        and top not in OURS
-        and name not in program.MAIN_NAMES
-    )
 
 
 tracked: weakref.WeakSet[type] = weakref.WeakSet()

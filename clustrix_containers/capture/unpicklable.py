@@ -54,14 +54,12 @@ def find_part(root: Any, label: str, offending: Callable[[Any], bool]) -> _Part:
 
 def pickled(value: Any) -> bytes | None:
     """The pickle of one part, or ``None`` if it has none."""
-    from .reduction import FastPickler
+    from . import reduction
 
-    file = io.BytesIO()
     try:
-        FastPickler(file, str).dump(value)
+        return reduction.dump(reduction.FastPickler, value, str)[0]
     except Exception:
         return None
-    return file.getvalue()
 
 
 def describe(obj: Any) -> str:

@@ -147,7 +147,7 @@ container.run_raw(container.unpack(bundle, work / "code"), data, work)
         out.read_bytes(), main=lambda: program.script_module(script, lambda: source)
     )
     assert type(again) is type(point) or type(again).__module__ != name
-    data, names = dump_call((point,), {}, script)
+    data, names = dump_call((point,), {})
     assert names == {contract.MAIN}
     assert b"__clustrix_main__." not in data
     for added in set(sys.modules) - before:
