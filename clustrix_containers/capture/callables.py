@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.oci.model import Platform
@@ -93,7 +93,7 @@ def _script(found: _Located, wanted: set[str]) -> Path | None:
 
 @dataclass(frozen=True)
 class _Located:
-    kind: Any
+    kind: Literal["module", "script", "value"]
     module: str
     qualname: str
     target: Any

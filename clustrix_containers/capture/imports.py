@@ -76,7 +76,10 @@ class ImportWalk:
         """Follow everything that is reached; check the data files."""
         while self._queue:
             module, chain = self._queue.popleft()
-            self._visit(module, chain)
+            if module.file is not None and module.file.suffix == ".py":
+                # As it is in the image, whatever happens to the file here.
+                source = syntax.parse(_bytes(self.files[module.path]), str(module.file))
+                self._add_imports(source, module, module.path, chain)
         for file in datafiles.editable_metadata(list(self._reached.values())):
             self.add_file(file)
         datafiles.check(self.files.values(), allow_secrets=self.allow_secrets)
@@ -187,9 +190,7 @@ class ImportWalk:
             if found.kind == "local":
                 self.add_module(base, where, chain, optional=True)
             return
-        submodules = [
-            f"{base}.{name}" for name in self._candidates(statement, found) if _submodules(found)
-        ]
+        submodules = _submodules(statement, found)
         present = [name for name in submodules if self.finder.find(name).kind != "missing"]
         if not (present and found.file is None and found.kind == "installed"):
             self.add_module(base, where, chain, optional=optional, required=required)
@@ -198,16 +199,6 @@ class ImportWalk:
         if found.kind == "local" and found.file is None:
             for name in sorted(set(submodules) - set(present)):
                 self._missing(name, where, chain, optional=optional, required=required)
-
-    def _candidates(self, statement: Statement, base: Module) -> tuple[str, ...]:
-        """Names of a ``from`` import that may be submodules."""
-        if base.kind != "local" or base.file is None or base.file.suffix != ".py":
-            return tuple(name for name in statement.names if name != "*")
-        source = syntax.parse(base.file.read_bytes(), str(base.file))
-        names = [name for name in statement.names if name != "*"]
-        if "*" in statement.names:
-            names += source.exports
-        return tuple(name for name in names if name not in source.bound)
 
     def _in_entry(self, path: str, line: int) -> bool:
         return any(path == file and line in lines for file, lines in self._entry)
@@ -248,13 +239,6 @@ class ImportWalk:
             "Name what it needs with packages= or modules=.",
         )
 
-    def _visit(self, module: Module, chain: _Chain) -> None:
-        if module.file is None or module.file.suffix != ".py":
-            return
-        content = self.files[module.path].content
-        assert isinstance(content, bytes)
-        self._add_imports(syntax.parse(content, str(module.file)), module, module.path, chain)
-
     def _missing(
         self, name: str, where: str, chain: _Chain, *, optional: bool = False, required: bool
     ) -> None:
@@ -285,9 +269,16 @@ class ImportWalk:
         self.notes.setdefault((where, message), Note(where, message, hint))
 
 
-def _submodules(module: Module) -> bool:
-    """Whether ``x`` of ``from module import x`` can be a submodule to collect."""
-    return module.package and (module.kind == "local" or module.file is None)
+def _submodules(statement: Statement, package: Module) -> list[str]:
+    """The full names of what a ``from`` import takes from a package and may be submodules."""
+    if not package.package or (package.kind != "local" and package.file is not None):
+        return []
+    names = [name for name in statement.names if name != "*"]
+    if package.kind == "local" and package.file is not None and package.file.suffix == ".py":
+        source = syntax.parse(package.file.read_bytes(), str(package.file))
+        names += source.exports if "*" in statement.names else ()
+        names = [name for name in names if name not in source.bound]
+    return [f"{package.name}.{name}" for name in names]
 
 
 def _resolve(statement: Statement, module: Module) -> str | None:

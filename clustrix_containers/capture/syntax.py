@@ -74,6 +74,7 @@ _RESOURCE_CALLS = {
     "files", "open_text", "open_binary", "read_text", "read_binary", "path", "contents",
     "is_resource", "get_data", "resource_filename", "resource_string", "resource_stream",
 }  # fmt: skip
+_ALIASED_MODULES = {"typing", "typing_extensions", "importlib"}
 _DISCOVERIES = {"iter_modules", "walk_packages"}
 _parsed: dict[bytes, Source] = {}
 _PARSED_LIMIT = 4096
@@ -121,15 +122,11 @@ class _Visitor:
     importers: set[str] = field(default_factory=lambda: {"__import__", "import_module"})
 
     def visit(self) -> Source:
+        aliases = {"TYPE_CHECKING": self.checking, "import_module": self.importers}
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.ImportFrom) and node.module in (
-                "typing",
-                "typing_extensions",
-                "importlib",
-            ):
+            if isinstance(node, ast.ImportFrom) and node.module in _ALIASED_MODULES:
                 for alias in node.names:
-                    names = {"TYPE_CHECKING": self.checking, "import_module": self.importers}
-                    names.get(alias.name, set()).add(alias.asname or alias.name)
+                    aliases.get(alias.name, set()).add(alias.asname or alias.name)
         self._body(self.tree.body, _MODULE_LEVEL)
         return Source(
             tuple(self.imports),
@@ -235,6 +232,8 @@ class _Visitor:
 
     def _expressions(self, node: ast.stmt, context: Statement) -> None:
         """Calls that import, and names that are bound, in a statement's own expressions."""
+        # A name in __all__ is not a use.
+        is_use = not _is_export(node)
         for expression in _own_expressions(node):
             for inner in ast.walk(expression):
                 if isinstance(inner, ast.Call):
@@ -243,7 +242,7 @@ class _Visitor:
                     self._bind(context, inner.id)
                 elif isinstance(inner, (ast.MatchAs, ast.MatchStar)) and inner.name:
                     self._bind(context, inner.name)
-                if not _is_export(node):
+                if is_use:
                     self._use(context, *_names(inner))
 
     def _call(self, node: ast.Call, context: Statement) -> None:
