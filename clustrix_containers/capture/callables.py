@@ -15,12 +15,7 @@ from clustrix_containers.errors import CaptureError
 from clustrix_containers.oci.model import Platform
 from clustrix_containers.worker import contract
 
-<<<<<<< HEAD
-from . import compiled, datafiles, program, unpicklable
-=======
-from . import datafiles, scripts, sources
-from . import unpicklable as blame
->>>>>>> next
+from . import datafiles, program, unpicklable
 from .bundle import Bundle, Entry
 from .imports import ImportWalk
 from .modules import Finder, absolute
@@ -46,13 +41,8 @@ def capture(
     by default. Raises CaptureError for what cannot travel (also a secret, unless
     ``allow_secrets``) and DependencyError for an import that cannot be resolved.
     """
-<<<<<<< HEAD
     found = _locate(function)
-    walk = ImportWalk(Finder(), platform or compiled.host_platform(), allow_secrets)
-=======
-    found = _find(function)
-    walk = Walk(Finder(), platform or Platform.host(), allow_secrets)
->>>>>>> next
+    walk = ImportWalk(Finder(), platform or Platform.host(), allow_secrets)
     pickled: bytes | None = None
     wanted = set(references)
     if found.kind == "value":

@@ -16,8 +16,7 @@ from urllib.parse import unquote, urlsplit
 from clustrix_containers.errors import CaptureError
 
 from .bundle import File
-from .compiled import is_extension
-from .modules import Module, absolute
+from .modules import Module, absolute, is_extension
 from .secrets import refuse_secret_in, secret_name
 
 LIMIT = 256 << 20

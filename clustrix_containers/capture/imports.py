@@ -13,7 +13,7 @@ from clustrix_containers.errors import CaptureError, DependencyError
 from clustrix_containers.oci.model import Platform
 from clustrix_containers.worker import contract
 
-from . import compiled, datafiles, syntax
+from . import datafiles, modules, syntax
 from .bundle import File, Import, Note
 from .modules import Finder, Module, installed_path
 from .secrets import refuse_secret
@@ -230,8 +230,8 @@ class ImportWalk:
         if file.suffix == ".py":
             self.add_source(module.path, file.read_bytes(), str(file), reason)
             return
-        if compiled.is_extension(file):
-            compiled.check(file, module.name, self.platform)
+        if modules.is_extension(file):
+            modules.check_extension(file, module.name, self.platform)
         self.add_file(File(module.path, file, reason))
         self.add_note(
             module.path,
@@ -252,12 +252,12 @@ class ImportWalk:
                 self._third_party(Import(name, where, chain, optional))
                 return
             if not optional:
-                compiled.refuse_other_builds(name, parent.directories, self.platform)
+                modules.refuse_other_builds(name, parent.directories, self.platform)
             break
         if optional:
             return
         if "." not in name:
-            compiled.refuse_other_builds(name, _roots(self._reached.values()), self.platform)
+            modules.refuse_other_builds(name, _roots(self._reached.values()), self.platform)
         through = f" (reached through {' > '.join(chain)})" if len(chain) > 1 else ""
         message = f"{where} imports {name}, which was not found{through}"
         if required:
@@ -294,9 +294,9 @@ def _resolve(statement: Statement, module: Module) -> str | None:
     return ".".join([*parts, statement.module] if statement.module else parts)
 
 
-def _roots(modules: Iterable[Module]) -> tuple[Path, ...]:
+def _roots(reached: Iterable[Module]) -> tuple[Path, ...]:
     roots = {Path(entry or ".") for entry in sys.path}
-    roots.update(module.file.parent for module in modules if module.file is not None)
+    roots.update(module.file.parent for module in reached if module.file is not None)
     return tuple(sorted(roots))
 
 

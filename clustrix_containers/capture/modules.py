@@ -11,6 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from clustrix_containers.errors import CaptureError
+from clustrix_containers.oci.model import Platform
+
 from . import syntax
 
 OURS = frozenset({"clustrix_containers", "cloudpickle"})
@@ -132,6 +135,48 @@ class Finder:
 def absolute(path: str | Path) -> Path:
     """An absolute path without ``..``; symbolic links stay, as in ``__file__``."""
     return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def is_extension(path: Path) -> bool:
+    """Whether a file is a compiled module, for any platform and version of Python."""
+    return path.name.endswith((".so", ".pyd"))
+
+
+def check_extension(path: Path, module: str, platform: Platform) -> None:
+    """Raise a CaptureError naming ``module`` unless the compiled ``path`` runs on ``platform``."""
+    from clustrix_containers.oci.elf import read_architecture
+
+    architecture = read_architecture(path)
+    if architecture == platform.architecture:
+        return
+    wrong = (
+        "is not for Linux"
+        if architecture is None
+        else f"is for {architecture}, the image is for {platform}"
+    )
+    raise CaptureError(
+        f"the compiled module {module} ({path.name}) {wrong}",
+        hint=f"Build it for {platform} and this Python, put it in a package that has a wheel, "
+        "or do not import it.",
+        module=module,
+        path=str(path),
+    )
+
+
+def refuse_other_builds(module: str, directories: tuple[Path, ...], platform: Platform) -> None:
+    """Raise a CaptureError if ``module`` exists compiled, but not for this Python."""
+    leaf = module.rpartition(".")[2]
+    for directory in directories:
+        for path in sorted(directory.glob(f"{leaf}.*")) if directory.is_dir() else ():
+            if is_extension(path):
+                tags = ", ".join(importlib.machinery.EXTENSION_SUFFIXES)
+                raise CaptureError(
+                    f"the compiled module {module} exists only as {path.name}, which the "
+                    f"image's Python on {platform} does not load",
+                    hint=f"Build it for this Python (its file ends in one of {tags}).",
+                    module=module,
+                    path=str(path),
+                )
 
 
 def _from_loaded(name: str, module: ModuleType) -> Module | None:
