@@ -1,8 +1,9 @@
-"""The Kubernetes target on a real cluster, beyond what the contract suite asks of every target."""
+"""Tests of the Kubernetes target, on the real 1.20 and on the fake cluster, beyond the contract suite."""
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.clusters.faults.proxy import Proxy
 from tests.clusters.kubernetes.access import SECRET, Access
 from tests.clusters.kubernetes.cluster import Kubernetes
 from tests.clusters.registry.cluster import Service
-from tests.kubernetes_server import Server, Unpacked, unpacked
+from tests.fake_kubernetes import FakeCluster, PullError, Unpacked, unpacked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,36 +87,40 @@ def begun(run: str, home: Path) -> bool:
 
 
 @pytest.fixture
-def on_played(
-    registry_open: Service, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., str]:
-    """Makes the namespace ``team`` of a played Kubernetes (its kubeconfig) the target ``k8s``."""
+def configure_fake(registry_open: Service, home: Path) -> Callable[..., str]:
+    """Make the namespace ``team`` of a fake cluster the target ``k8s``, and give that name."""
 
     def write(kubeconfig: Path, **options: Any) -> str:
         target = {
             "type": "kubernetes",
             "kubeconfig": str(kubeconfig),
             "namespace": "team",
-            "registry": f"{registry_open.address}/played/runs",
+            "registry": f"{registry_open.address}/fake/runs",
             **options,
         }
-        config = home / "clustrix.yml"
-        config.write_text(json.dumps({"targets": {"k8s": target}}))
-        monkeypatch.setenv("CLUSTRIX_CONFIG", str(config))
+        (home / "clustrix.yml").write_text(json.dumps({"targets": {"k8s": target}}))
         return "k8s"
 
     return write
 
 
 @pytest.fixture
-def played(tmp_path: Path, home: Path) -> Iterator[Server]:
-    """A played Kubernetes that runs this user's images, with the namespace ``team``."""
+def no_pulls() -> threading.Event:
+    """While it is set, the fake cluster can pull no image."""
+    return threading.Event()
+
+
+@pytest.fixture
+def fake_cluster(tmp_path: Path, home: Path, no_pulls: threading.Event) -> Iterator[FakeCluster]:
+    """A fake Kubernetes that runs this user's images, with the namespace ``team``."""
     assert home
 
     def pull(reference: str) -> Unpacked:
+        if no_pulls.is_set():
+            raise PullError("pull access denied")
         image = staging.layout().image(reference.partition("@")[2])
         return unpacked(image, tmp_path / "unpacked")
 
-    with Server(tmp_path / "server", pull) as server:
-        server.make_namespace("team")
-        yield server
+    with FakeCluster(tmp_path / "cluster", pull) as cluster:
+        cluster.make_namespace("team")
+        yield cluster

@@ -15,29 +15,29 @@ from clustrix_containers.worker.contract import GIVEN_UP
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
-from tests.kubernetes_server import Server
+from tests.fake_kubernetes import FakeCluster
 
 pytestmark = pytest.mark.registry
 
 
-def objects(server: Server, run: str) -> tuple[Any, list[Any]]:
+def objects(cluster: FakeCluster, run: str) -> tuple[Any, list[Any]]:
     """A run's Job and its pods."""
-    with connected(server.kubeconfig()) as client:
+    with connected(cluster.kubeconfig()) as client:
         chosen = {"namespace": "team", "label_selector": selector(run)}
         (job,) = BatchV1Api(client).list_namespaced_job(**chosen).items
         return job, CoreV1Api(client).list_namespaced_pod(**chosen).items
 
 
-def ended(server: Server, run: str) -> bool:
-    conditions = objects(server, run)[0].status.conditions or ()
+def ended(cluster: FakeCluster, run: str) -> bool:
+    conditions = objects(cluster, run)[0].status.conditions or ()
     return any(it.type in ("Complete", "Failed") and it.status == "True" for it in conditions)
 
 
-def said(server: Server, run: str, index: int) -> list[str | None]:
-    """What the worker said in each pod of an index."""
+def messages(cluster: FakeCluster, run: str, index: int) -> list[str | None]:
+    """The termination messages of an index's pods."""
     return [
         state.terminated.message
-        for pod in objects(server, run)[1]
+        for pod in objects(cluster, run)[1]
         if pod.metadata.annotations[INDEX] == str(index)
         for state in (it.state for it in pod.status.container_statuses)
         if state.terminated
@@ -45,17 +45,20 @@ def said(server: Server, run: str, index: int) -> list[str | None]:
 
 
 def test_one_that_runs_is_not_tried_again(
-    played: Server, on_played: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fake_cluster: FakeCluster,
+    configure_fake: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    on = on_played(played.kubeconfig())
+    on = configure_fake(fake_cluster.kubeconfig())
     array = cx.function(work.wait_for, retries=2).map([3, 1000, 3], on=on)
     assert wait_until(array[1].running, 120)
     assert array[1].cancel()
     assert array[0].result(120) == 3
     assert array[2].result(120) == 3
     # Its controller has started it once more, and could not know better.
-    assert wait_until(lambda: ended(played, array.run), 120)
-    assert said(played, array.run, 1) == [GIVEN_UP]
+    assert wait_until(lambda: ended(fake_cluster, array.run), 120)
+    assert messages(fake_cluster, array.run, 1) == [GIVEN_UP]
     # To whoever looks from elsewhere it is what it is.
     monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(tmp_path / "elsewhere"))
     again = cx.attach(array.run, on=on)
@@ -65,29 +68,29 @@ def test_one_that_runs_is_not_tried_again(
 
 
 def test_one_that_waits_for_its_turn_never_begins(
-    played: Server, on_played: Callable[..., str]
+    fake_cluster: FakeCluster, configure_fake: Callable[..., str]
 ) -> None:
-    on = on_played(played.kubeconfig())
+    on = configure_fake(fake_cluster.kubeconfig())
     array = cx.function(work.wait_for).map([3, 1000, 0], on=on, max_parallel=1)
     assert wait_until(array[0].running, 120)
     assert array[1].cancel()
     assert array[0].result(120) == 3
     assert array[2].result(120) == 0
-    assert wait_until(lambda: ended(played, array.run), 120)
-    job, _ = objects(played, array.run)
+    assert wait_until(lambda: ended(fake_cluster, array.run), 120)
+    job, _ = objects(fake_cluster, array.run)
     assert job.status.completed_indexes == "0-2"
-    assert said(played, array.run, 1) == [GIVEN_UP]
+    assert messages(fake_cluster, array.run, 1) == [GIVEN_UP]
 
 
 def test_the_rest_of_an_array_goes_at_once_and_what_is_here_stays(
-    played: Server, on_played: Callable[..., str]
+    fake_cluster: FakeCluster, configure_fake: Callable[..., str]
 ) -> None:
-    on = on_played(played.kubeconfig())
+    on = configure_fake(fake_cluster.kubeconfig())
     array = cx.function(work.wait_for).map([0, 1000, 1000, 1000], on=on, max_parallel=1)
     assert array[0].result(120) == 0
     assert wait_until(array[1].running, 120)
     assert array.cancel() == 3
-    with connected(played.kubeconfig()) as client:
+    with connected(fake_cluster.kubeconfig()) as client:
         batch, core = BatchV1Api(client), CoreV1Api(client)
         assert wait_until(lambda: not batch.list_namespaced_job("team").items, 120)
         assert wait_until(lambda: not core.list_namespaced_pod("team").items, 120)

@@ -1,4 +1,4 @@
-"""``queue:``: a Job is made for Kueue, whose part the tests play: nothing runs before it says so."""
+"""``queue:``: a Job is made suspended for Kueue; the tests resume it in its place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clustrix_containers.errors import ClusterError
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
-from tests.kubernetes_server import Server
+from tests.fake_kubernetes import FakeCluster
 
 QUEUE = "team-queue"
 
@@ -23,15 +23,15 @@ QUEUE = "team-queue"
 @pytest.mark.registry
 @pytest.mark.parametrize("count", [1, 3])
 def test_it_waits_in_the_queue_until_it_is_resumed(
-    played: Server, on_played: Callable[..., str], count: int
+    fake_cluster: FakeCluster, configure_fake: Callable[..., str], count: int
 ) -> None:
-    on = on_played(played.kubeconfig(), queue=QUEUE)
+    on = configure_fake(fake_cluster.kubeconfig(), queue=QUEUE)
     function = cx.function(work.square)
     made: Any = function.map(range(count), on=on) if count > 1 else [function.submit(0, on=on)]
     waits = f"suspended: waits in the queue {QUEUE}"
     assert wait_until(lambda: all(job.status.message == waits for job in made[:]), 60)
     assert {job.status.state for job in made[:]} == {State.PENDING}
-    with connected(played.kubeconfig()) as client:
+    with connected(fake_cluster.kubeconfig()) as client:
         api = BatchV1Api(client)
         chosen = selector(made[0].run)
         (job,) = api.list_namespaced_job("team", label_selector=chosen).items
@@ -43,8 +43,10 @@ def test_it_waits_in_the_queue_until_it_is_resumed(
 
 
 @pytest.mark.registry
-def test_the_doctor_names_the_queue(played: Server, on_played: Callable[..., str]) -> None:
-    on_played(played.kubeconfig(), queue=QUEUE)
+def test_the_doctor_names_the_queue(
+    fake_cluster: FakeCluster, configure_fake: Callable[..., str]
+) -> None:
+    configure_fake(fake_cluster.kubeconfig(), queue=QUEUE)
     assert (
         "queue",
         True,

@@ -1,8 +1,8 @@
 """Runs the worker once per line of its input, in a copy of this process: for thousands of elements.
 
 ``forker.py WORKER``: the worker is imported once. A line in is JSON, ``{"start": number,
-"environment": {…}, "log": path}`` or ``{"signal": n, "to": number}``; a line out is ``{"ended":
-number, "code": exit code}``. The standard library only.
+"environment": {…}}`` or ``{"signal": n, "to": number}``; a line out is ``{"ended": number, "code":
+exit code}``. The standard library only.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ def _imported(path: str) -> Any:
     import pickle  # noqa: F401
     import resource  # noqa: F401
 
-    place = str(Path(path).parent)
-    sys.path[:0] = [place, str(Path(path).with_name("lib"))]
+    sys.path[:0] = [str(Path(path).parent), str(Path(path).with_name("lib"))]
     import cloudpickle  # noqa: F401
     import deliver  # type: ignore[import-not-found]  # noqa: F401
 
@@ -73,10 +72,9 @@ def _fork(worker: Any, order: Any) -> int:
     try:
         signal.set_wakeup_fd(-1)
         os.setsid()
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
         os.environ.clear()
         os.environ.update(order["environment"])
         code = worker.main()
@@ -92,8 +90,8 @@ def _reap(running: dict[int, int]) -> None:
         if (number := running.pop(pid, None)) is None:
             continue
         code = os.waitstatus_to_exitcode(status)
-        said = {"ended": number, "code": code if code >= 0 else 128 - code}
-        sys.stdout.write(json.dumps(said) + "\n")
+        end = {"ended": number, "code": code if code >= 0 else 128 - code}
+        sys.stdout.write(json.dumps(end) + "\n")
         sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""Images: what a reference in a pod's spec means, and what of it a node can run."""
+"""Images: what a reference in a pod's spec means, and what of it a node runs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from clustrix_containers.containers import rootfs
 from clustrix_containers.oci.model import Image
-from tests.kubernetes_server.container import Mount
+from tests.fake_kubernetes.container import Mount
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """An image on a node: its root directory, what is seen in it, and its configuration."""
+    """An image on a node: its root directory, what is mounted in it, and its configuration."""
 
     root: Path
     mounts: Sequence[Mount] = ()
@@ -24,7 +24,7 @@ class Unpacked:
 
 
 Pull = Callable[[str], Unpacked]
-"""From an image's reference; :class:`PullError` if it cannot be had. Called in a thread."""
+"""From an image's reference; :class:`PullError` if it cannot be pulled. Called in a thread."""
 
 
 class PullError(Exception):
@@ -33,11 +33,11 @@ class PullError(Exception):
 
 def unpacked(image: Image, cache: Path) -> Unpacked:
     """An image whose blobs are files of this machine, unpacked below ``cache`` (once)."""
-    there = rootfs.prepare(image, cache)
+    prepared = rootfs.prepare(image, cache)
     settings = image.settings
     return Unpacked(
-        root=there.root,
-        mounts=[Mount(Path(it.source), it.target, writable=False) for it in there.mounts],
+        root=prepared.root,
+        mounts=[Mount(Path(it.source), it.target, writable=False) for it in prepared.mounts],
         command=[*(settings.get("Entrypoint") or ()), *(settings.get("Cmd") or ())],
         environment=dict(it.split("=", 1) for it in settings.get("Env") or ()),
         directory=settings.get("WorkingDir") or "/",

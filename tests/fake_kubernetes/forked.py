@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clustrix_containers.worker import contract
-from tests.kubernetes_server.container import Log, Plan
+from tests.fake_kubernetes.container import Plan
 
 FORKER = Path(__file__).with_name("forker.py")
 
@@ -35,8 +35,8 @@ class Forks:
         image = _source(plan, contract.CODE), _source(plan, contract.CALL)
         async with self._lock:
             if image not in self._forkers:
-                place = self._directory / str(len(self._forkers))
-                self._forkers[image] = await _Forker.start(place, plan)
+                root = self._directory / str(len(self._forkers))
+                self._forkers[image] = await _Forker.start(root, plan)
         return self._forkers[image].fork(plan)
 
     async def stop(self) -> None:
@@ -48,41 +48,29 @@ class Forks:
 class Forked:
     """One element's worker."""
 
-    def __init__(self, forker: _Forker, number: int, log: Path) -> None:
-        self._forker, self._number, self._path = forker, number, log
-        self.log = Log()
-        self._code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    @property
-    def pid(self) -> int:
-        return 0
+    def __init__(self, forker: _Forker, number: int) -> None:
+        self._forker, self._number = forker, number
+        self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     @property
     def running(self) -> bool:
-        return not self._code.done()
+        return not self.code.done()
 
     async def wait(self) -> int:
-        return await asyncio.shield(self._code)
+        return await asyncio.shield(self.code)
 
     def signal(self, number: int) -> None:
         if self.running:
-            self._forker.tell({"signal": number, "to": self._number})
+            self._forker.order({"signal": number, "to": self._number})
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
 
-    async def execute(self, command: Sequence[str], piped: bool) -> asyncio.subprocess.Process:
+    async def execute(self, command: Sequence[str]) -> asyncio.subprocess.Process:
         raise NotImplementedError("nothing can be run beside a forked worker")
 
     async def listens(self, port: int) -> bool:
         return False
-
-    def end(self, code: int) -> None:
-        for line in self._path.read_bytes().splitlines(keepends=True):
-            self.log.add(line)
-        self.log.end()
-        if not self._code.done():
-            self._code.set_result(code)
 
 
 class _Forker:
@@ -94,7 +82,7 @@ class _Forker:
 
     @classmethod
     async def start(cls, root: Path, plan: Plan) -> _Forker:
-        """``root`` becomes the image's part of ours, as the worker wants it."""
+        """``root`` becomes the image's part of ours, as the worker needs it."""
         root.mkdir(parents=True)
         own = plan.root / contract.ROOT[1:]
         for name in ("worker.py", "deliver.py", "lib"):
@@ -111,26 +99,25 @@ class _Forker:
         return cls(root, process)
 
     def fork(self, plan: Plan) -> Forked:
-        plan.scratch.mkdir(parents=True, exist_ok=True)
-        log, told = plan.scratch / "log", plan.scratch / "deliver"
-        log.touch()
-        run = _source(plan, contract.RUN)
-        # The message's path is the container's, which here is none.
-        how = {**json.loads((run / "deliver").read_bytes()), "message": str(_message(plan))}
-        told.write_text(json.dumps(how))
+        plan.scratch.mkdir(parents=True)
+        deliver, run = plan.scratch / "deliver", _source(plan, contract.RUN)
+        # The message's path is the container's, and here is no container.
+        message = str(_source(plan, "/dev/termination-log"))
+        how = {**json.loads((run / "deliver").read_bytes()), "message": message}
+        deliver.write_text(json.dumps(how))
         environment = {
             **plan.environment,
             contract.ENV_ROOT: str(self._root),
             contract.ENV_RESULTS: str(_source(plan, contract.RESULTS)),
             contract.ENV_KEY: str(run / "key"),
-            contract.ENV_DELIVER: str(told),
+            contract.ENV_DELIVER: str(deliver),
         }
         number = next(self._numbers)
-        forked = self._forked[number] = Forked(self, number, log)
-        self.tell({"start": number, "environment": environment, "log": str(log)})
+        forked = self._forked[number] = Forked(self, number)
+        self.order({"start": number, "environment": environment})
         return forked
 
-    def tell(self, order: dict[str, Any]) -> None:
+    def order(self, order: dict[str, Any]) -> None:
         assert self._process.stdin
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
 
@@ -143,15 +130,11 @@ class _Forker:
     async def _read(self) -> None:
         assert self._process.stdout
         while line := await self._process.stdout.readline():
-            said = json.loads(line)
-            self._forked.pop(said["ended"]).end(said["code"])
+            end = json.loads(line)
+            self._forked.pop(end["ended"]).code.set_result(end["code"])
         for left in self._forked.values():
-            left.end(137)
+            left.code.set_result(137)
 
 
 def _source(plan: Plan, target: str) -> Path:
     return next(Path(it.source) for it in plan.mounts if it.target == target)
-
-
-def _message(plan: Plan) -> Path:
-    return _source(plan, "/dev/termination-log")
