@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 from tests.fake_kubernetes.api import Api
 from tests.fake_kubernetes.kubelet import Kubelet
 from tests.fake_kubernetes.objects import JOBS, PODS, ApiError, condition, ended
 from tests.fake_kubernetes.watch import Watches
 
-T = TypeVar("T")
+Run: TypeAlias = Callable[[Callable[[], Any]], Any]
+"""Calls a function in the cluster's event loop, and gives its result."""
 
 
 class Request(NamedTuple):
@@ -54,12 +55,6 @@ class Requests:
                     self.faults.remove(it)
                 return it
         return None
-
-
-class Run(Protocol):
-    """Calls a function in the server's event loop; its result."""
-
-    def __call__(self, function: Callable[[], T], /) -> T: ...
 
 
 class Faults:
@@ -135,7 +130,7 @@ class Faults:
                 store.delete(key, 0)
             return len(done)
 
-        return self._run(collect)
+        return int(self._run(collect))
 
     def evict(self, namespace: str, pod: str) -> None:
         """The node is short of memory, and its kubelet evicts the pod."""

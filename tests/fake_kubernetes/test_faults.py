@@ -99,15 +99,6 @@ def test_finished_pods_are_collected(cluster: FakeCluster, fake: Client) -> None
     assert fake.job(job)["status"]["succeeded"] == 1
 
 
-def test_only_who_has_a_certificate_may_ask(cluster: FakeCluster, fake: Client) -> None:
-    url = f"{fake.api.configuration.host}/version"
-    with (
-        urllib3.PoolManager(ca_certs=str(cluster.directory / "keys" / "ca.pem")) as anonymous,
-        pytest.raises(urllib3.exceptions.HTTPError),
-    ):
-        anonymous.request("GET", url, retries=False)
-
-
 # -- processes
 
 _PROGRAM = """

@@ -34,14 +34,6 @@ def scheduling(access: Access) -> Iterator[Any]:
         yield SchedulingV1Api(client)
 
 
-@contextlib.contextmanager
-def rbac(access: Access) -> Iterator[Any]:
-    from kubernetes.client import RbacAuthorizationV1Api
-
-    with access.client() as client:
-        yield RbacAuthorizationV1Api(client)
-
-
 def pods(access: Access, namespace: str) -> list[Any]:
     with core(access) as api:
         return list(api.list_namespaced_pod(namespace).items)

@@ -14,7 +14,6 @@ import clustrix_containers as cx
 from tests.cases import work
 from tests.clusters.kubernetes.access import SECRET
 from tests.clusters.kubernetes.cluster import Kubernetes
-from tests.kubernetes.objects import rbac, until
 
 pytestmark = pytest.mark.kubernetes
 
@@ -76,27 +75,6 @@ def test_the_role_is_enough_to_run_to_read_and_to_cancel(
     assert len(cx.function(work.big, memory="256MiB").submit(1 << 20).result(120)) == 1 << 17
     job = cx.function(work.wait_for).submit(600)
     assert job.cancel()
-
-
-def test_an_exec_that_is_forbidden_for_a_moment_is_tried_again(
-    own_kubernetes: Kubernetes, namespace: str, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As of an API server that has just started, and does not know its roles yet."""
-    applied(own_kubernetes, namespace, home)
-    as_user(own_kubernetes, namespace, home, monkeypatch, "clustrix-users")
-    with rbac(own_kubernetes.access) as api:
-        rules = api.read_namespaced_role("clustrix-user", namespace).rules
-        without = [it for it in rules if "pods/exec" not in it.resources]
-        api.patch_namespaced_role("clustrix-user", namespace, {"rules": without})
-        job = cx.function(work.big, memory="256MiB").submit(1 << 20)
-
-        def forbidden() -> bool:
-            found = own_kubernetes.requests(user=f"someone-{namespace}")
-            return "get pods/exec 403" in map(str, found)
-
-        until(forbidden, 120, lambda: job.status)
-        api.patch_namespaced_role("clustrix-user", namespace, {"rules": rules})
-    assert job.result(120).nbytes == 1 << 20
 
 
 def test_doctor_names_each_permission_that_is_missing(
