@@ -58,6 +58,9 @@ def on(
         address = request.getfixturevalue(FIXTURES[target.cluster])
         for name, value in target.variables(address).items():
             monkeypatch.setenv(name, value)
+    if target.plugin is not None:
+        monkeypatch.syspath_prepend(target.plugin)
+        monkeypatch.setenv("PYTHONPATH", f"{target.plugin}{os.pathsep}{ROOT}")
     config = home / "clustrix.yml"
     options = target.options if isinstance(target.options, str) else target.options(address)
     config.write_text(f"default: {target.name}\ntargets:\n  {target.name}: {options}\n")
@@ -79,7 +82,7 @@ def script(home: Path):
             capture_output=True,
             text=True,
             timeout=120,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            env={"PYTHONPATH": str(ROOT), **os.environ, **env},
             cwd=home,
             check=False,
         )

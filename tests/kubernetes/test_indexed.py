@@ -15,14 +15,14 @@ import pytest
 from kubernetes.client import BatchV1Api, CoreV1Api
 
 import clustrix_containers as cx
-from clustrix_containers.clusters.kubernetes.manifest import selector
 from clustrix_containers.errors import ResultLost, WorkerDied
-from clustrix_containers.runs import runs
-from clustrix_containers.runs.runs import record
+from clustrix_containers.runs.attach import attach
+from clustrix_containers.runs.record import open_record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
 from tests.fake_kubernetes import FakeCluster
+from tests.kubernetes.objects import of_run
 
 pytestmark = pytest.mark.registry
 
@@ -145,10 +145,10 @@ def test_a_run_whose_client_was_killed_while_it_submitted_is_completed_elsewhere
         assert wait_until(lambda: asked(fake_cluster)[step] > 0 or client.poll() is not None, 60)
         client.kill()
     fake_cluster.faults.clear()
-    (run,) = record().runs()
+    (run,) = open_record().runs()
     mine = os.environ["CLUSTRIX_STATE_DIR"]
     monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(home / "elsewhere"))
-    session = runs.attach(run.id, on=on, watch=False)
+    session = attach(run.id, on=on, watch=False)
     session.trust()
     session.watch()
     assert session.jobs[0].result(60) == 9
@@ -185,11 +185,11 @@ def test_a_success_whose_pod_was_collected_is_lost(on: str, fake_cluster: FakeCl
 def pods(fake_cluster: FakeCluster, run: str) -> list[str]:
     """The pods of a run, by name."""
     with connected(fake_cluster.kubeconfig()) as client:
-        listed = CoreV1Api(client).list_namespaced_pod("team", label_selector=selector(run))
+        listed = CoreV1Api(client).list_namespaced_pod("team", label_selector=of_run(run))
         return [it.metadata.name for it in listed.items]
 
 
 def jobs(fake_cluster: FakeCluster, run: str) -> list[Any]:
     with connected(fake_cluster.kubeconfig()) as client:
-        listed = BatchV1Api(client).list_namespaced_job("team", label_selector=selector(run))
+        listed = BatchV1Api(client).list_namespaced_job("team", label_selector=of_run(run))
         return [client.sanitize_for_serialization(it) for it in listed.items]

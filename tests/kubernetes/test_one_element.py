@@ -10,12 +10,13 @@ import pytest
 from kubernetes.client import BatchV1Api, CoreV1Api
 
 import clustrix_containers as cx
-from clustrix_containers.clusters.kubernetes.manifest import INDEX, selector
 from clustrix_containers.worker.contract import GIVEN_UP
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
 from tests.fake_kubernetes import FakeCluster
+from tests.fake_kubernetes.objects import INDEX
+from tests.kubernetes.objects import of_run
 
 pytestmark = pytest.mark.registry
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.registry
 def objects(cluster: FakeCluster, run: str) -> tuple[Any, list[Any]]:
     """A run's Job and its pods."""
     with connected(cluster.kubeconfig()) as client:
-        chosen = {"namespace": "team", "label_selector": selector(run)}
+        chosen = {"namespace": "team", "label_selector": of_run(run)}
         (job,) = BatchV1Api(client).list_namespaced_job(**chosen).items
         return job, CoreV1Api(client).list_namespaced_pod(**chosen).items
 
