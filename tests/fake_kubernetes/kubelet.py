@@ -192,7 +192,7 @@ class Pod:
                 return await asyncio.to_thread(self._node.pull, image)
             except PullError as error:  # noqa: PERF203
                 self._set_waiting("ErrImagePull", str(error))
-                await asyncio.sleep(pause)
+                await asyncio.sleep(_AGAIN)
                 message = f'Back-off pulling image "{image}": {error}'
                 self._set_waiting("ImagePullBackOff", message)
                 pause = min(pause * 2, 3)

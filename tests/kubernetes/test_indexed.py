@@ -75,7 +75,7 @@ def test_an_image_that_cannot_be_pulled_ends_the_whole_array_and_its_job(
     array = cx.function(work.square).map(range(30), on=on, max_parallel=2)
     assert "one Indexed Job" in array.how
     for job in array.as_completed(120):
-        with pytest.raises(WorkerDied, match=r"image cannot be pulled: .*pull access denied"):
+        with pytest.raises(WorkerDied, match=r"image cannot be pulled.*: .*pull access denied"):
             job.result(0)
     assert wait_until(lambda: not jobs(fake_cluster, array.run), 60)
 
