@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user of one's own: record and images are this test's, the cache is everybody's."""
+    """A user's directories: record and images are this test's, the cache is shared."""
     cache = ROOT / ".cache" / "tests"
     cache.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("CLUSTRIX_CACHE_DIR", str(cache))
@@ -63,22 +63,24 @@ def on(configure: Callable[..., None]) -> str:
 
 
 @pytest.fixture
-def line(configure: Callable[..., None], own_kubernetes: Kubernetes, home: Path) -> Iterator[Proxy]:
-    """The line between the target ``k8s`` and its API server, to be damaged. Those of others are not."""
+def proxy(
+    configure: Callable[..., None], own_kubernetes: Kubernetes, home: Path
+) -> Iterator[Proxy]:
+    """A proxy between the target ``k8s`` and its API server; other clients connect directly."""
     configuration = own_kubernetes.configuration
     with Proxy((configuration.server, 6443)) as proxy:
         config = json.loads(own_kubernetes.access.kubeconfig.read_text())
         (cluster,) = config["clusters"]
         cluster["cluster"]["server"] = f"https://{proxy.address}"
         cluster["cluster"]["tls-server-name"] = configuration.server
-        path = home / "over the line.kubeconfig"
+        path = home / "through the proxy.kubeconfig"
         path.write_text(json.dumps(config))
         configure(kubeconfig=str(path))
         yield proxy
 
 
-def begun(run: str, home: Path) -> bool:
-    """Whether some of a result has come; a file may get its name just now."""
+def receiving(run: str, home: Path) -> bool:
+    """Whether some of a result has arrived; a file may be renamed at this moment."""
     results = home / "state" / "runs" / run / "results"
     try:
         return any(file.stat().st_size for file in results.iterdir())

@@ -34,7 +34,7 @@ def on(fake_cluster: FakeCluster, configure_fake: Callable[..., str]) -> str:
     return configure_fake(fake_cluster.kubeconfig(), pull_grace=3)
 
 
-def asked(fake_cluster: FakeCluster) -> Counter[tuple[str, str]]:
+def request_counts(fake_cluster: FakeCluster) -> Counter[tuple[str, str]]:
     """How often each verb was used on each resource by us."""
     found: Counter[tuple[str, str]] = Counter()
     for request, times in fake_cluster.requests().items():
@@ -45,7 +45,7 @@ def asked(fake_cluster: FakeCluster) -> Counter[tuple[str, str]]:
 def test_an_array_is_one_job_and_a_handful_of_requests(on: str, fake_cluster: FakeCluster) -> None:
     array = cx.function(work.square).map(range(30), on=on, max_parallel=4)
     assert list(array.results(200)) == [n * n for n in range(30)]
-    seen = asked(fake_cluster)
+    seen = request_counts(fake_cluster)
     made = {key: seen[key] for key in seen if key[0] in ("create", "patch")}
     assert made == {("create", "jobs"): 1, ("create", "secrets"): 1, ("patch", "jobs"): 1}
     assert seen["watch", "pods"] + seen["watch", "jobs"] == 2
@@ -83,22 +83,22 @@ def test_an_image_that_cannot_be_pulled_ends_the_whole_array_and_its_job(
 def test_a_lost_reply_makes_no_second_job(on: str, fake_cluster: FakeCluster) -> None:
     fake_cluster.faults.lose_reply("create", "jobs")
     assert list(cx.function(work.square).map(range(3), on=on).results(120)) == [0, 1, 4]
-    # Asked again, and told that it is there.
-    assert asked(fake_cluster)["create", "jobs"] == 2
+    # The second request is answered with 409.
+    assert request_counts(fake_cluster)["create", "jobs"] == 2
 
 
-def test_a_server_that_is_busy_is_asked_again(on: str, fake_cluster: FakeCluster) -> None:
+def test_errors_429_and_500_are_retried(on: str, fake_cluster: FakeCluster) -> None:
     fake_cluster.faults.refuse("create", "jobs", 429, times=2, retry_after=1)
     fake_cluster.faults.refuse("list", "pods", 500, times=2)
     assert cx.function(work.square).submit(3, on=on).result(120) == 9
 
 
-def test_a_watch_that_is_too_old_lists_again(on: str, fake_cluster: FakeCluster) -> None:
+def test_410_of_a_watch_lists_again(on: str, fake_cluster: FakeCluster) -> None:
     job = cx.function(work.wait_for).submit(3, on=on)
-    assert wait_until(lambda: asked(fake_cluster)["watch", "pods"] > 0, 60)
+    assert wait_until(lambda: request_counts(fake_cluster)["watch", "pods"] > 0, 60)
     fake_cluster.faults.expire_watches()
     assert job.result(120) == 3
-    assert asked(fake_cluster)["list", "pods"] >= 2
+    assert request_counts(fake_cluster)["list", "pods"] >= 2
 
 
 def test_an_evicted_element_runs_again_and_is_not_charged(
@@ -111,7 +111,7 @@ def test_an_evicted_element_runs_again_and_is_not_charged(
     assert len(pods(fake_cluster, job.run)) == 2
 
 
-def test_a_server_that_has_just_started_and_denies_all_is_asked_again(
+def test_403_from_a_server_that_has_just_started_is_retried(
     on: str, fake_cluster: FakeCluster
 ) -> None:
     def denied(verb: str, resource: str) -> None:
@@ -119,14 +119,14 @@ def test_a_server_that_has_just_started_and_denies_all_is_asked_again(
         fake_cluster.faults.refuse(verb, resource, 403, times=3, message=words)
 
     job = cx.function(work.big).submit(1 << 20, on=on)
-    assert wait_until(lambda: asked(fake_cluster)["watch", "pods"] > 0, 60)
+    assert wait_until(lambda: request_counts(fake_cluster)["watch", "pods"] > 0, 60)
     denied("get", "pods/exec")
     for resource in ("pods", "jobs"):
         for verb in ("list", "watch"):
             denied(verb, resource)
     fake_cluster.faults.cut_watches()
     assert job.result(120).nbytes == 1 << 20
-    assert asked(fake_cluster)["get", "pods/exec"] > 3
+    assert request_counts(fake_cluster)["get", "pods/exec"] > 3
 
 
 @pytest.mark.parametrize("step", [("create", "secrets"), ("patch", "jobs")])
@@ -142,7 +142,9 @@ def test_a_run_whose_client_was_killed_while_it_submitted_is_completed_elsewhere
     with subprocess.Popen(
         [sys.executable, "-m", "clustrix_containers", *words], cwd=ROOT
     ) as client:
-        assert wait_until(lambda: asked(fake_cluster)[step] > 0 or client.poll() is not None, 60)
+        assert wait_until(
+            lambda: request_counts(fake_cluster)[step] > 0 or client.poll() is not None, 60
+        )
         client.kill()
     fake_cluster.faults.clear()
     (run,) = open_record().runs()
@@ -152,7 +154,7 @@ def test_a_run_whose_client_was_killed_while_it_submitted_is_completed_elsewhere
     session.trust()
     session.watch()
     assert session.jobs[0].result(60) == 9
-    # Whoever submitted it has another key, and takes that of the pods.
+    # The submitting user's record has another key, and adopts that of the pods.
     monkeypatch.setenv("CLUSTRIX_STATE_DIR", mine)
     assert cx.attach(run.id).result(60) == 9
     assert len(jobs(fake_cluster, run.id)) == 1

@@ -1,4 +1,4 @@
-"""What an array costs its client: as many requests as one of any size, and no memory for events."""
+"""What an array costs its client: the same requests whatever its size, and no memory for events."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_array(count: int, on: str) -> str:
     return array.run
 
 
-def asked(cluster: ClusterProcess) -> Counter[tuple[str, str]]:
+def request_counts(cluster: ClusterProcess) -> Counter[tuple[str, str]]:
     found: Counter[tuple[str, str]] = Counter()
     for request, times in cluster.counts()[0].items():
         if request.agent == "clustrix-containers":
@@ -56,7 +56,7 @@ def test_an_array_of_any_size_makes_the_same_requests(
     on: str, cluster: ClusterProcess, count: int
 ) -> None:
     run_array(2, on)
-    first = asked(cluster)
+    first = request_counts(cluster)
     assert first == AN_ARRAY | {
         ("get", "version"): 1,
         ("list", "pods"): 1,
@@ -67,7 +67,7 @@ def test_an_array_of_any_size_makes_the_same_requests(
     for size in (20, count):
         cluster.forget_requests()
         run_array(size, on)
-        seen = asked(cluster)
+        seen = request_counts(cluster)
         # A watch ends after minutes, and begins again where it was.
         del seen["watch", "pods"], seen["watch", "jobs"]
         assert seen == AN_ARRAY, size
@@ -110,7 +110,7 @@ def test_a_whole_array_is_cancelled_by_one_deletion(on: str, cluster: ClusterPro
     assert wait_until(lambda: any(job.running() for job in array[:]), 120)
     cluster.forget_requests()
     assert array.cancel() == 100
-    assert asked(cluster) == {("list", "jobs"): 1, ("deletecollection", "jobs"): 1}
+    assert request_counts(cluster) == {("list", "jobs"): 1, ("deletecollection", "jobs"): 1}
     assert array.done()
     with connected(cluster.kubeconfig) as client:
         api = CoreV1Api(client)

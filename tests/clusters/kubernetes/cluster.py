@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.clusters.daemon import StartError, wait_until
-from tests.clusters.kubernetes import answers, audit, faults, parts, volumes
+from tests.clusters.kubernetes import audit, faults, health, services, volumes
 from tests.clusters.kubernetes import programs as built
 from tests.clusters.kubernetes.access import GIVEN, SECRET, Access
-from tests.clusters.kubernetes.alone import alone
 from tests.clusters.kubernetes.configuration import INSIDE, NODES, Configuration
+from tests.clusters.kubernetes.lock import locked
 from tests.clusters.machines.machine import Machine
 from tests.clusters.machines.network import Network
 from tests.clusters.machines.roots import place, root
@@ -49,7 +49,7 @@ class Kubernetes:
         The first time it builds Kubernetes, and says so (six minutes on 2 cores).
         """
         prepare()
-        with alone(self.directory):
+        with locked(self.directory):
             self.network.up()
             if not self._mark.exists():
                 # Nothing of a network that has ended can be used in this one.
@@ -60,7 +60,7 @@ class Kubernetes:
             for machine in self.machines:
                 if machine.running():
                     machine.resume()
-                    machine.mend()
+                    machine.reconnect()
                 machine.up()
             self._start()
             self._connect_anew()
@@ -95,7 +95,7 @@ class Kubernetes:
 
     def down(self) -> None:
         """End everything, and remove all it had."""
-        with alone(self.directory):
+        with locked(self.directory):
             self._remove_machines()
             self.network.down()
             shutil.rmtree(self.directory)
@@ -144,19 +144,19 @@ class Kubernetes:
 
     @property
     def api_server(self) -> Service:
-        return parts.api_server(self.control, self.configuration)
+        return services.api_server(self.control, self.configuration)
 
     @property
     def controller_manager(self) -> Service:
-        return parts.controller_manager(self.control, self.configuration)
+        return services.controller_manager(self.control, self.configuration)
 
     @property
     def scheduler(self) -> Service:
-        return parts.scheduler(self.control, self.configuration)
+        return services.scheduler(self.control, self.configuration)
 
     def kubelet(self, name: str) -> Service:
         """A node's kubelet, to stop and start: its containers go on without it."""
-        return parts.kubelet(self.node(name), self.configuration)
+        return services.kubelet(self.node(name), self.configuration)
 
     # -- for tests
 
@@ -198,7 +198,7 @@ class Kubernetes:
 
     def ready_nodes(self) -> list[str]:
         """The nodes that are Ready, as the API server sees it; none while it does not answer."""
-        return answers.ready_nodes(self.configuration)
+        return health.ready_nodes(self.configuration)
 
     def wait_for_nodes(self, *names: str, seconds: float = 120) -> None:
         """Wait until these nodes (both, if none is named) are ready, and no other is."""
@@ -285,9 +285,9 @@ class Kubernetes:
         self._shared.mkdir()
         for name in NODES:
             self.configuration.write_kubelet(name, self._pods(name))
-            for part in parts.OWN_DISK:
+            for part in services.OWN_DISK:
                 (self.directory / f"{name}-{part}").mkdir()
-        (self._configuration / "pause.tar").write_bytes(parts.pause_image(Path(busybox)))
+        (self._configuration / "pause.tar").write_bytes(services.pause_image(Path(busybox)))
 
     def _start(self) -> None:
         """Start what runs in the machines, and the registry, all at once."""
@@ -311,7 +311,7 @@ class Kubernetes:
         _write(self.directory / "authorities.pem", f"{known}\n{own}")
 
     def _start_control(self) -> None:
-        etcd = parts.etcd(self.control)
+        etcd = services.etcd(self.control)
         etcd.start()
         etcd.wait()
         self.api_server.start()
@@ -349,12 +349,12 @@ class Kubernetes:
 
     def _start_node(self, name: str) -> None:
         machine = self.node(name)
-        machine.run("sh", "-c", parts.PREPARE, "sh", f"{INSIDE}/{name}.cni.json")
-        containerd = parts.containerd(machine)
+        machine.run("sh", "-c", services.PREPARE, "sh", f"{INSIDE}/{name}.cni.json")
+        containerd = services.containerd(machine)
         containerd.start()
         containerd.wait()
         images = machine.run("ctr", "--namespace=k8s.io", "images", "list", "--quiet").stdout
-        if parts.PAUSE not in images:
+        if services.PAUSE not in images:
             machine.run("ctr", "--namespace=k8s.io", "images", "import", f"{INSIDE}/pause.tar")
         kubelet = self.kubelet(name)
         kubelet.start()
@@ -373,21 +373,21 @@ class Kubernetes:
         return f"{prefix}.{64 * (1 + NODES.index(name))}/26"
 
     def _services(self) -> list[Service]:
-        found = [parts.etcd(self.control), self.api_server]
+        found = [services.etcd(self.control), self.api_server]
         found += [self.controller_manager, self.scheduler]
         for name in NODES:
-            found += [parts.containerd(self.node(name)), self.kubelet(name)]
+            found += [services.containerd(self.node(name)), self.kubelet(name)]
         return found
 
     def _machine(self, name: str, number: int) -> Machine:
         own = self.directory / name
-        binds = {self._configuration: INSIDE, built.place(): parts.PROGRAMS}
+        binds = {self._configuration: INSIDE, built.place(): services.PROGRAMS}
         if name in NODES:
             binds[self._shared] = volumes.SHARED
-            for part in parts.OWN_DISK:
+            for part in services.OWN_DISK:
                 binds[self.directory / f"{name}-{part}"] = f"/var/lib/{part}"
         return Machine(
-            name, own, place(parts.RECIPE), self.network, number, binds, self.with_parent
+            name, own, place(services.RECIPE), self.network, number, binds, self.with_parent
         )
 
 
@@ -399,7 +399,7 @@ def prepare() -> None:
             " or leave it out by name (--exclude kubernetes)"
         )
     with ThreadPoolExecutor() as pool:
-        for future in [pool.submit(root, parts.RECIPE), pool.submit(built.programs)]:
+        for future in [pool.submit(root, services.RECIPE), pool.submit(built.programs)]:
             future.result()
 
 

@@ -95,7 +95,7 @@ class Machine:
         """Pull the network cable."""
         ip("link", "set", self._port, "down", inside=self.network.hub)
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         """Plug the cable in again, and lose nothing any more."""
         ip("link", "set", self._port, "up", inside=self.network.hub)
         self._filter("delete table inet losing", check=False)

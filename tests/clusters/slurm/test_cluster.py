@@ -269,7 +269,7 @@ def test_a_login_node_that_is_cut_off_comes_back(slurm: Slurm) -> None:
     faults.cut(slurm, "login")
     reach = ("ssh", "-F", slurm.ssh_config, "-o", "ConnectTimeout=1", "login", "true")
     assert subprocess.run(reach, check=False, capture_output=True).returncode == 255
-    slurm.login.mend()
+    slurm.login.reconnect()
     slurm.ssh("true")
 
 

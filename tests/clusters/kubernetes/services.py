@@ -9,9 +9,9 @@ import socket
 import tarfile
 from pathlib import Path
 
-from tests.clusters.kubernetes.answers import ready
 from tests.clusters.kubernetes.audit import LOG
 from tests.clusters.kubernetes.configuration import INSIDE, Configuration
+from tests.clusters.kubernetes.health import ready
 from tests.clusters.machines.machine import Machine
 from tests.clusters.machines.roots import Recipe
 from tests.clusters.machines.service import Service

@@ -1,4 +1,4 @@
-"""How runs end that do not end well: in one sentence each, and run again where nobody is to blame."""
+"""How runs fail: with one sentence each, and a new attempt where the infrastructure failed."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def fresh() -> float:
     return random.random()
 
 
-def status_says(job: cx.Job, words: str, seconds: float = 60) -> None:
+def wait_for_message(job: cx.Job, words: str, seconds: float = 60) -> None:
     until(lambda: words in job.status.message, seconds, lambda: (job.status, words))
 
 
-def test_an_image_that_cannot_be_pulled_says_so_in_the_registrys_words(
+def test_an_image_that_cannot_be_pulled_fails_with_the_registrys_message(
     configure: Configure, kubernetes: Access, namespace: str
 ) -> None:
     wrong = {".dockerconfigjson": '{"auths": {}}'}
@@ -44,26 +44,26 @@ def test_an_image_that_cannot_be_pulled_says_so_in_the_registrys_words(
     job = cx.function(work.square).submit(fresh(), on="k8s")
     with pytest.raises(WorkerDied, match=r"image cannot be pulled .*(401|authorization failed)"):
         job.result(90)
-    # It would start when the image can be pulled after all, and nobody waits for it any more.
+    # Otherwise it would start when the image can be pulled later, with no client waiting.
     until(lambda: not jobs(kubernetes, namespace), 30, lambda: jobs(kubernetes, namespace))
 
 
-def test_a_pull_that_heals_within_the_grace_goes_on(
+def test_a_pull_that_succeeds_within_the_grace_period(
     configure: Configure, kubernetes: Access, own_kubernetes: Kubernetes
 ) -> None:
     own_kubernetes.refuse_pulls()
     job = cx.function(work.square).submit(number := fresh(), on="k8s")
-    status_says(job, "connection refused")
+    wait_for_message(job, "connection refused")
     own_kubernetes.allow_pulls()
     assert job.result(120) == number**2
 
 
-def test_unschedulable_in_the_schedulers_words_and_schedulable_after_all(
+def test_unschedulable_with_the_schedulers_message_and_schedulable_later(
     configure: Configure, own_kubernetes: Kubernetes
 ) -> None:
     configure(node_selector={"disk": "fast"}, pull_grace=1)
     job = cx.function(work.square).submit(fresh(), on="k8s")
-    status_says(job, "0/2 nodes are available")
+    wait_for_message(job, "0/2 nodes are available")
     assert job.status.state is State.PENDING
     own_kubernetes.kubectl("label", "node", "node1", "disk=fast")
     try:
@@ -72,21 +72,23 @@ def test_unschedulable_in_the_schedulers_words_and_schedulable_after_all(
         own_kubernetes.kubectl("label", "node", "node1", "disk-")
 
 
-def test_over_quota_in_the_servers_words_and_it_runs_when_there_is_room(
+def test_over_quota_with_the_servers_message_and_it_runs_when_the_quota_is_gone(
     on: str, kubernetes: Access, namespace: str
 ) -> None:
     quota = {"metadata": {"name": "small"}, "spec": {"hard": {"pods": "0"}}}
     with core(kubernetes) as api:
         api.create_namespaced_resource_quota(namespace, quota)
         job = cx.function(work.square).submit(fresh(), on=on)
-        status_says(job, "exceeded quota: small")
+        wait_for_message(job, "exceeded quota: small")
         assert job.status.state is State.PENDING
         api.delete_namespaced_resource_quota("small", namespace)
     # The Job's controller tries again by itself, in longer and longer intervals.
     assert job.result(120) > 0
 
 
-def test_a_refused_job_is_an_error_of_submit(on: str, kubernetes: Access, namespace: str) -> None:
+def test_a_job_that_the_api_server_refuses_is_an_error_of_submit(
+    on: str, kubernetes: Access, namespace: str
+) -> None:
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
     with core(kubernetes) as api:
         api.create_namespaced_resource_quota(namespace, quota)
@@ -113,9 +115,7 @@ def test_the_deadline_of_the_whole_job(configure: Configure) -> None:
         cx.function(work.wait_for).submit(1000, on="k8s").result(90)
 
 
-def test_a_worker_that_is_killed_leaves_a_sentence(
-    on: str, own_kubernetes: Kubernetes, namespace: str
-) -> None:
+def test_a_worker_that_is_killed(on: str, own_kubernetes: Kubernetes, namespace: str) -> None:
     job = cx.function(work.wait_for).submit(1000, on=on)
     running(job)
     (pod,) = pods(own_kubernetes.access, namespace)
@@ -130,7 +130,7 @@ def running(job: cx.Job) -> None:
     until(job.running, 90, lambda: job.status)
 
 
-def test_a_job_that_is_deleted_behind_our_back(on: str, kubernetes: Access, namespace: str) -> None:
+def test_a_job_that_somebody_else_deletes(on: str, kubernetes: Access, namespace: str) -> None:
     job = cx.function(work.wait_for).submit(1000, on=on)
     running(job)
     (name,) = (it.metadata.name for it in jobs(kubernetes, namespace))
@@ -151,7 +151,7 @@ def test_a_pod_that_is_deleted_while_it_runs_runs_again(
     assert job.result(120) == 4
 
 
-def test_a_log_goes_on_with_the_pod_that_takes_the_place_of_one_that_was_deleted(
+def test_a_log_continues_with_the_pod_that_replaces_a_deleted_one(
     on: str, kubernetes: Access, namespace: str
 ) -> None:
     job = cx.function(work.counts_aloud).submit(60, 0.1, on=on)
@@ -174,7 +174,7 @@ def counted_twice(seen: list[str], count: int) -> None:
 
 
 @pytest.mark.test_all
-def test_a_log_goes_on_with_the_attempt_after_one_that_was_evicted(
+def test_a_log_continues_with_the_attempt_after_an_evicted_one(
     on: str, own_kubernetes: Kubernetes, namespace: str
 ) -> None:
     job = cx.function(work.counts_aloud).submit(400, 0.1, on=on)
@@ -209,7 +209,7 @@ def test_a_node_that_is_lost_and_its_elements_run_again(
     running(job)
     (pod,) = pods(own_kubernetes.access, namespace)
     own_kubernetes.node(pod.spec.node_name).kill()
-    status_says(job, f"(again: its node {pod.spec.node_name} was lost", 150)
+    wait_for_message(job, f"(again: its node {pod.spec.node_name} was lost", 150)
     assert job.result(60) == 10
 
 

@@ -1,4 +1,4 @@
-"""One process at a time changes what lies in a directory."""
+"""A lock of a directory: one process at a time starts or ends the cluster in it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Make the directory, and keep others who ask out of it; it may be removed meanwhile.
+def locked(directory: Path) -> Iterator[None]:
+    """Create the directory and lock it; it may be removed in the block.
 
-    The kernel lets the next one in when this process ends, however that happens.
+    The kernel unlocks it when this process ends, however that happens.
     """
     while True:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -28,8 +28,8 @@ def alone(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def if_left(directory: Path) -> Iterator[bool]:
-    """Whether nobody is in the directory by :func:`alone`; nobody gets in meanwhile, then."""
+def if_unlocked(directory: Path) -> Iterator[bool]:
+    """Whether no process has the directory :func:`locked`; if so, this one has in the block."""
     try:
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -47,7 +47,7 @@ def if_left(directory: Path) -> Iterator[bool]:
 
 
 def _is_at(handle: int, directory: Path) -> bool:
-    """Whether it was not removed, or made anew, while this process waited."""
+    """Whether it was neither removed nor replaced while this process waited."""
     try:
         return os.path.samestat(os.fstat(handle), directory.stat())
     except FileNotFoundError:

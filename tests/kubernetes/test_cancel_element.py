@@ -1,4 +1,4 @@
-"""One element of an Indexed Job that is cancelled: the others run on, and it never runs again."""
+"""One cancelled element of an Indexed Job: the others go on, and it is never run again."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_one_that_runs_is_not_tried_again(
     assert array[1].cancel()
     assert array[0].result(120) == 3
     assert array[2].result(120) == 3
-    # Its controller has started it once more, and could not know better.
+    # The Job controller has started the index once more: it does not know of the cancellation.
     assert wait_until(lambda: ended(fake_cluster, array.run), 120)
     assert messages(fake_cluster, array.run, 1) == [GIVEN_UP]
-    # To whoever looks from elsewhere it is what it is.
+    # Another user's record shows the same.
     monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(tmp_path / "elsewhere"))
     again = cx.attach(array.run, on=on)
     assert isinstance(again, cx.JobArray)

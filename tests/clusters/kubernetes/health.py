@@ -1,6 +1,6 @@
-"""What a cluster's own API server says to its administrator, asked without a client library.
+"""Whether the API server and the nodes are ready, without a client library.
 
-It is asked some twenty times a second while a cluster starts.
+While a cluster starts this is polled some twenty times a second.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def ready(configuration: Configuration) -> bool:
 
 
 def ready_nodes(configuration: Configuration) -> list[str]:
-    """The nodes that are Ready, by its word; none while it does not answer."""
+    """The nodes that are Ready; none while the API server does not answer."""
     answer = _get(configuration, "/api/v1/nodes")
     items: list[Any] = json.loads(answer)["items"] if answer is not None else []
     return sorted(

@@ -1,6 +1,6 @@
-"""``holding.py PATH BYTES``: a file system in memory at PATH, until SIGTERM takes it away.
+"""``tmpfs.py PATH BYTES``: a file system in memory at PATH, until SIGTERM takes it away.
 
-A process holds it, so that the kernel's word of its parent's death is enough to free it.
+A process holds it, so that its parent-death signal frees it.
 """
 
 from __future__ import annotations
