@@ -23,7 +23,7 @@ def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared_cluster(
     tmp_path_factory: pytest.TempPathFactory, busybox_root: Path
 ) -> Iterator[FakeCluster]:
-    """For tests that leave each other alone."""
+    """For tests that do not disturb each other."""
     directory = tmp_path_factory.mktemp("kubernetes ' ü")
     with FakeCluster(directory, client.pull_busybox(busybox_root)) as cluster:
         yield cluster

@@ -27,7 +27,7 @@ async def serve(request: web.BaseRequest, container: Running | None) -> web.Stre
     await socket.prepare(request)
     process = await container.execute(command)
     assert process.stdout and process.stderr
-    # An empty message says that the stream is there.
+    # An empty message opens the stream, as the kubelet does it.
     await socket.send_bytes(bytes([STDOUT]))
     reader = asyncio.create_task(_read(socket, process))
     try:

@@ -308,7 +308,7 @@ def execute(client: Client, pod: str, script: str) -> Iterator[Any]:
         yield connection
     finally:
         connection.close()
-        # The client thinks that it is closed when the other side has said so.
+        # The client closes its socket only if the server has sent a close frame.
         connection.sock.shutdown()
 
 

@@ -77,7 +77,7 @@ def test_a_watch_that_ends(cluster: FakeCluster, fake: Client, how: str) -> None
                 list(answer)
         else:
             assert any(b'"code": 410' in it for it in answer) is (how == "expire")
-    # Whoever goes on from before that is told so.
+    # A watch that resumes from before that gets 410 too.
     with watched(fake, version) as again:
         cluster.faults.close_watches()
         assert any(b'"code": 410' in it for it in again) is (how == "expire")

@@ -175,7 +175,7 @@ def test_an_array_that_was_half_made_is_completed_from_another_machine(
     def succeeded() -> list[int | None]:
         return [job.status.succeeded for job in jobs(own_kubernetes.access, namespace)]
 
-    # A pod's end is seen before its Job says so.
+    # A pod's end is seen before its Job's status has it.
     until(lambda: succeeded() == [1] * count, 60, succeeded)
     with core(own_kubernetes.access) as api:
         owners = api.read_namespaced_secret(run.id, namespace).metadata.owner_references

@@ -46,7 +46,7 @@ class Kubernetes:
     def up(self) -> None:
         """Start what does not run, put right what a fault has damaged, wait for both nodes (10 s).
 
-        The first time it builds Kubernetes, and says so (six minutes on 2 cores).
+        The first time it builds Kubernetes, with a message (six minutes on 2 cores).
         """
         prepare()
         with locked(self.directory):
@@ -86,7 +86,7 @@ class Kubernetes:
 
     def logs(self) -> str:
         shown = [f"== {it.name}: first process\n{it.logs()}" for it in self.machines]
-        # A network that did not come up has no addresses, a machine that is paused says nothing.
+        # A network that did not come up has no addresses, a paused machine does not answer.
         with contextlib.suppress(StartError):
             for service in self._services():
                 with contextlib.suppress(StartError, subprocess.TimeoutExpired):
@@ -184,7 +184,7 @@ class Kubernetes:
     def requests(
         self, *, user: str = "", agent: str = "", since: datetime.datetime | None = None
     ) -> list[audit.Request]:
-        """What the API server has answered to ``user``, to who says ``agent``, and from ``since`` on.
+        """The requests of ``user`` and of clients with ``agent``, received from ``since`` on.
 
         ``user`` is a name, ``agent`` a part of the User-Agent; ``since`` has a time zone. What
         the cluster asks of itself is not among them.
@@ -246,7 +246,7 @@ class Kubernetes:
         self._restart_kubelet(name, "1Pi")
 
     def free_disk(self, name: str) -> None:
-        """There is room again, as the node says in about 10 s."""
+        """Free the disk; the node reports it in about 10 s."""
         self._restart_kubelet(name)
 
     # -- how
@@ -322,7 +322,7 @@ class Kubernetes:
             service.wait()
 
     def _connect_anew(self) -> None:
-        """Start those anew whose API server was: left alone, they ask it again in up to a minute.
+        """Restart those whose API server was restarted: else they retry it in up to a minute.
 
         https://github.com/kubernetes/kubernetes/blob/v1.20.2/staging/src/k8s.io/client-go/tools/cache/reflector.go
         """

@@ -106,7 +106,7 @@ class Configuration:
             "evictionSoft": {"nodefs.available": room},
             "evictionSoftGracePeriod": {"nodefs.available": "1s"},
         }
-        # There is no name service: this address says so at once.
+        # There is no name service: this address refuses at once.
         config = {**_KUBELET, "podCIDR": pods, "clusterDNS": [self.server]}
         if room:
             config |= limit

@@ -153,7 +153,7 @@ mkdir -p /etc/cni/net.d /run/sysctl
 cp "$1" /etc/cni/net.d/pods.conflist
 [ -e /dev/kmsg ] || mknod -m 600 /dev/kmsg c 1 11
 [ -s /etc/machine-id ] || tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id
-# Pods have addresses of the machines' own network: whoever asks for one is told this machine.
+# Pods have addresses of the machines' own network: this machine answers ARP for them.
 echo 1 > /proc/sys/net/ipv4/ip_forward
 echo 1 > /proc/sys/net/ipv4/conf/eth0/proxy_arp
 # Where clouds answer: the kubelet would wait for it, and nobody here may ask a real one.
