@@ -1,6 +1,6 @@
 """``late_fuse.py SOURCE PATH SECONDS``: the file system of a LateView, until SIGTERM.
 
-The file SECONDS says how late a name shows. A process of its own serves it: one that waits for
+The file SECONDS holds the delay of new names. A process of its own serves it: one that waits for
 its own file system would wait for ever. It imports nothing of the project.
 """
 

@@ -24,7 +24,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine whose state lies in ``directory``: what it writes survives :meth:`kill`.
+    """A machine with its state in ``directory``: what it writes survives :meth:`kill`.
 
     ``root`` is its root file system, which stays as it is; ``binds`` are paths of this machine
     by their place inside. ``number`` gives its address in ``network``. With ``with_parent`` it

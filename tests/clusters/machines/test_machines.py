@@ -41,7 +41,7 @@ def pair(
 
 
 def answers(machine: Machine, port: int = 9) -> bool:
-    """Whether a machine's kernel says anything, if only that nothing listens."""
+    """Whether a machine's kernel answers, if only with RST."""
     with socket.socket() as connection:
         connection.settimeout(1)
         try:

@@ -27,7 +27,7 @@ MACHINES = ("login", "control", *NODES)
 
 @dataclass(frozen=True)
 class Slurm:
-    """A SLURM cluster whose state lies in ``directory``.
+    """A SLURM cluster with its state in ``directory``.
 
     The controller has a machine of its own: whatever happens to it, the login node answers.
     ``with_parent`` ends the cluster when the thread that started it ends.

@@ -1,4 +1,4 @@
-"""What goes wrong on SLURM clusters, on demand; each function says how it is undone."""
+"""What goes wrong on SLURM clusters, on demand; each docstring has how it is undone."""
 
 from __future__ import annotations
 

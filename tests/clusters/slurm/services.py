@@ -48,7 +48,7 @@ add user {USER} Account=research
 
 
 def prepare(machine: Machine, variant: Variant) -> None:
-    """Make what its services expect; what lies in memory is gone with every boot."""
+    """Make what its services expect; what is in memory is gone with every boot."""
     machine.run("sh", "-c", _PREPARE)
     variant.site.restrict(machine)
 
@@ -108,7 +108,7 @@ def slurmctld(machine: Machine) -> Service:
 
 
 def slurmd(machine: Machine) -> Service:
-    """It is ready when the controller says so."""
+    """It is ready when the controller reports the node."""
     return Service("slurmd", machine, ("slurmd", "-D"), lambda: True)
 
 

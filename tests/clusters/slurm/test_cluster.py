@@ -110,7 +110,7 @@ def output(cluster: Slurm, job: str, element: int = 4294967294) -> str:
 
 
 def begin(cluster: Slurm, script: str, *options: str) -> str:
-    """:func:`submit`, and wait until the script runs: the controller says so too early."""
+    """:func:`submit`, and wait until the script runs: the controller reports RUNNING too early."""
     job = submit(cluster, f"echo begun; {script}", *options)
     if not wait_until(lambda: output(cluster, job).startswith("begun\n"), 90):
         pytest.fail(f"{job} does not begin\n{cluster.logs()}")
