@@ -70,6 +70,8 @@ def test_an_array_of_any_size_makes_the_same_requests(
         seen = request_counts(cluster)
         # A watch ends after minutes, and begins again where it was.
         del seen["watch", "pods"], seen["watch", "jobs"]
+        # They are listed now and then while a Job has no pods: a busy machine is slow to make them.
+        del seen["list", "events"]
         assert seen == AN_ARRAY, size
 
 
