@@ -16,8 +16,8 @@ from clustrix_containers.errors import ClusterError, RegistryError, ResultLost
 from clustrix_containers.oci.model import Descriptor
 from clustrix_containers.registry import Remote
 from clustrix_containers.results import registry as store
-from clustrix_containers.results.inline import Stored, Undelivered
-from tests.bare_worker import KEY, RUN, interpreters
+from clustrix_containers.results.delivery import Stored, Undelivered
+from tests.bare_worker import RUN, interpreters
 from tests.clusters.registry.cluster import Service
 from tests.delivered import Delivering
 from tests.front import Front, answer, hang_up
@@ -52,7 +52,7 @@ def stored(pod: Delivering) -> Stored:
 
 
 def fetch(where: Remote, pod: Delivering, said: Stored | None) -> bool:
-    return store.fetch(where, RUN, said, 0, 0, pod.mine, key=KEY)
+    return store.fetch(where, pod.expected(), said)
 
 
 @pytest.mark.parametrize("python", interpreters())
@@ -99,7 +99,9 @@ def test_the_token_is_good_for_one_repository(
 
 
 def test_a_token_that_lives_too_short(tmp_path: Path, registry_token: Service) -> None:
-    with pytest.raises(ClusterError, match=r"lives (300|299) s, and the run may take 1000 s"):
+    with pytest.raises(
+        ClusterError, match=r"is valid for (300|299) s, and the run may take 1000 s"
+    ):
         store.open_store(remote(registry_token, tmp_path), RUN, SUBJECT, seconds=1000)
 
 
@@ -129,7 +131,7 @@ def test_what_was_deleted_is_lost(tmp_path: Path, pod: Delivering, registry_open
     assert pod.bare.run()[0] == 0
     said = stored(pod)
     where.delete(str(said.manifest))
-    with pytest.raises(ResultLost, match="does not have the result of element 0 any more"):
+    with pytest.raises(ResultLost, match="the result of element 0 no longer exists in"):
         fetch(where, pod, said)
     assert not fetch(where, pod, None)
 
