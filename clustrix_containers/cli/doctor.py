@@ -10,7 +10,7 @@ from typing import Any
 from clustrix_containers.clusters import staging
 from clustrix_containers.config import file as config
 from clustrix_containers.errors import Error
-from clustrix_containers.runs import runs
+from clustrix_containers.runs.destination import open_target
 
 from . import output
 
@@ -77,7 +77,7 @@ def _target(name: str | None) -> list[Finding]:
     try:
         loaded = config.load()
         target = loaded.target(name or loaded.default)
-        cluster = runs.open_target(target)
+        cluster = open_target(target)
     except Error as error:
         return [Finding("target", False, str(error))]
     return [Finding(f"{target.name}: {item}", ok, text) for item, ok, text in cluster.check()]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
-from clustrix_containers.runs.ticker import Ticker
+from clustrix_containers.runs.poller import Ticker
 
 LONG = 1000.0
+RUN: Any = "a run"
+OTHER: Any = "another"
 
 
 def test_without_news_all_are_asked_about() -> None:
@@ -18,18 +21,26 @@ def test_without_news_all_are_asked_about() -> None:
 
 def test_news_ends_the_wait_and_is_told_once() -> None:
     ticker = Ticker(LONG, LONG)
-    ticker.tell([3, 4])
-    ticker.tell([4, 5])
-    assert ticker.wait(10, changed=False) == {3, 4, 5}
-    threading.Timer(0.05, ticker.wake, ([7],)).start()
-    assert ticker.wait(10, changed=False) == {7}
+    ticker.notify(RUN, [3, 4])
+    ticker.notify(RUN, [4, 5])
+    assert ticker.wait(10, changed=False) == {RUN: {3, 4, 5}}
+    threading.Timer(0.05, ticker.wake, (RUN, [7])).start()
+    assert ticker.wait(10, changed=False) == {RUN: {7}}
 
 
-def test_news_that_may_be_of_any_asks_about_all() -> None:
+def test_news_of_several_runs_and_of_all_of_a_run() -> None:
     ticker = Ticker(LONG, LONG)
-    ticker.tell([3])
-    ticker.tell(None)
-    assert ticker.wait(10, changed=False) is None
+    ticker.notify(RUN, [3])
+    ticker.notify(OTHER, [4])
+    ticker.notify(RUN, None)
+    assert ticker.wait(10, changed=False) == {RUN: None, OTHER: {4}}
+
+
+def test_a_slow_query_is_followed_by_a_pause() -> None:
+    ticker = Ticker(0.001, 0.001)
+    began = time.monotonic()
+    assert ticker.wait(1, changed=True, took=0.05) is None
+    assert time.monotonic() - began >= 0.05 * Ticker.DUTY * 0.99
 
 
 def test_all_are_asked_about_in_spite_of_news() -> None:
@@ -37,7 +48,7 @@ def test_all_are_asked_about_in_spite_of_news() -> None:
     end = time.monotonic() + 60
     asked = None
     while time.monotonic() < end:
-        ticker.tell([1])
+        ticker.notify(RUN, [1])
         asked = ticker.wait(1, changed=False)
         if asked is None:
             break
@@ -47,7 +58,7 @@ def test_all_are_asked_about_in_spite_of_news() -> None:
 def test_where_news_is_told_many_are_rarely_asked_about() -> None:
     ticker = Ticker(0.001, 0.001)
     count = 200
-    ticker.tell([1])
+    ticker.notify(RUN, [1])
     began = time.monotonic()
     while ticker.wait(count, changed=True) is not None:
         pass
