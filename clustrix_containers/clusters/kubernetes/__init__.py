@@ -142,8 +142,7 @@ class KubernetesCluster:
         return findings(at.api, at.settings, describe(at.settings))
 
     def stage(self, image: Image, *, repository: str | None, progress: Progress) -> str:
-        if repository is None:
-            raise ClusterError("a Kubernetes target needs a registry", option="registry")
+        assert repository is not None  # capabilities.images is registry
         reference = staging.to_registry(image, repository, progress=progress)
         staging.to_layout_if_complete(image)
         return reference

@@ -256,7 +256,7 @@ def _seconds(stamp: str | None) -> float:
 
 Place = tuple[int, "int | None"]
 """Attempt and element."""
-V = TypeVar("V", PodView, JobView)
+V = TypeVar("V", bound="PodView | JobView")
 
 
 class Views(Generic[V]):
@@ -336,5 +336,5 @@ class Views(Generic[V]):
     def _put(by_run: dict[str, dict[Place, tuple[V, ...]]], view: V) -> None:
         places = by_run.setdefault(view.run, {})
         place: Place = (view.attempt, view.element)
-        others: list[V] = [it for it in places.get(place, ()) if it.uid != view.uid]
+        others = [it for it in places.get(place, ()) if it.uid != view.uid]
         places[place] = (*others, view)
