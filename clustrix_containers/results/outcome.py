@@ -232,7 +232,7 @@ def without_mark(status: Status, *, run: str, element: int) -> JobError:
     """Why an element that its cluster calls terminal has no result: there is no mark."""
     fields: dict[str, Any] = {"run": run, "element": element, "exit_code": status.exit_code}
     if status.state is State.SUCCEEDED:
-        return ResultLost(f"element {element} succeeded, and its result was not found", **fields)
+        return ResultLost(f"element {element} succeeded, and its result is not there", **fields)
     kind = _BY_CAUSE.get(status.cause, WorkerDied)
     return kind(f"element {element}: {status.message or status.state.value}", **fields)
 

@@ -211,7 +211,7 @@ def test_a_success_whose_pod_was_collected_is_lost(on: str, server: Server) -> N
 
     assert wait_until(complete, 60)
     assert server.faults.collect_pods("team", jobs(server, run)[0]["metadata"]["name"]) == 1
-    with pytest.raises(ResultLost, match="its result was not found"):
+    with pytest.raises(ResultLost, match="its result is not there"):
         cx.attach(run).result(60)
 
 
