@@ -6,6 +6,7 @@ import datetime
 import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,8 +199,26 @@ def test_tls_with_an_authority_of_its_own(
     monkeypatch.setenv("AWS_CA_BUNDLE", str(s3.ca_file))
     pod.told(opened(secure, seconds=60))
     assert pod.bare.run() == (0, "", "")
-    assert fetch(secure, pod, stored(pod))
+    assert fetch(replace(secure), pod, stored(pod))
     assert len(pod.value()) == 3_000_000
+
+
+def test_one_client_for_all_elements(pod: Delivering, options: S3Store, s3: S3) -> None:
+    count = 12
+    with Front(s3.endpoint.removeprefix("http://")) as front:
+        shared = replace(options, endpoint=f"http://{front.address}")
+        for element in range(count):
+            pod.told({**shared.open(RUN, IMAGE, 0), "url": f"{s3.endpoint}/{BUCKET}"})
+            assert pod.bare.run(element) == (0, "", "")
+        assert front.requests == 0
+        for element in range(count):
+            assert shared.fetch(pod.expected(element), None, IMAGE)
+        assert front.requests == 1
+        # Those that are fetched side by side have a few connections, all of one client.
+        with ThreadPoolExecutor(4) as pool:
+            elements = [pod.expected(element) for element in range(count)]
+            assert all(pool.map(lambda it: shared.fetch(it, None, IMAGE), elements))
+        assert front.requests <= 4
 
 
 # --- before anything is submitted -------------------------------------------------------------
