@@ -55,13 +55,13 @@ def test_the_doctor_names_the_queue(played: Server, on_played: Callable[..., str
 @pytest.mark.kubernetes
 def test_a_server_that_cannot_keep_a_queue_says_so(configure: Callable[..., None]) -> None:
     configure(queue=QUEUE)
-    words = rf"the queue {QUEUE} is not possible on Kubernetes 1\.\d+: its Jobs cannot be"
+    words = rf"the queue {QUEUE} cannot be kept by Kubernetes 1\.\d+: its Jobs cannot be made"
     with pytest.raises(ClusterError, match=words) as caught:
         cx.function(work.square).submit(3, on="k8s")
     assert "Leave queue out" in str(caught.value.hint)
     (finding,) = (it for it in found("k8s") if it[0] == "queue")
     assert not finding[1]
-    assert "cannot be created suspended" in finding[2]
+    assert "cannot be made suspended" in finding[2]
 
 
 def found(on: str) -> list[tuple[str, bool, str]]:

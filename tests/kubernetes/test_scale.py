@@ -13,7 +13,7 @@ from kubernetes.client import CoreV1Api
 
 import clustrix_containers as cx
 from clustrix_containers.clusters.kubernetes.manifest import selector
-from clustrix_containers.clusters.kubernetes.views import PodView
+from clustrix_containers.clusters.kubernetes.status import PodView
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
