@@ -294,7 +294,7 @@ class KubernetesCluster:
         if at.settings.volume and pods and all(pod.exit_code for pod in pods):
             # A worker that had written there would have reported it.
             return Fetched(grace=0.0)
-        # No pod has a message any more; a store keeps the outcome all the same.
+        # No pod has a message; a store keeps the outcome all the same.
         return self._from_store(at, task, expected, None)
 
     def _from_store(
@@ -307,7 +307,7 @@ class KubernetesCluster:
             raise ClusterError(
                 f"the result of element {expected.element} is in a store of kind {stored.kind!r},"
                 f" and the target's results are in {store.kind!r}",
-                hint="Name the store that the run had (results:) in clustrix.yml.",
+                hint="Name the store of the run (results:) in clustrix.yml.",
                 option="results",
             )
         if volume is None:

@@ -56,7 +56,7 @@ class Server:
 
     @property
     def indexed(self) -> bool:
-        """Indexed Jobs, and Jobs that are made suspended (both on by default since 1.22)."""
+        """Indexed Jobs, and Jobs that are created suspended (both on by default since 1.22)."""
         return self.version >= (1, 22)
 
     @property
@@ -222,7 +222,7 @@ def _refusal(error: Any, what: str) -> ClusterError:
         hint = PERMISSION_HINT
     retry_after = None
     with contextlib.suppress(ValueError, TypeError, AttributeError):
-        retry_after = float(error.headers["Retry-After"])
+        retry_after = float(error.headers.get("Retry-After"))
     return ClusterError(
         f"{what}: {status} {message}".rstrip(),
         hint=hint,

@@ -118,7 +118,7 @@ def check_claim(api: Api, settings: Settings) -> None:
     if settings.volume:
         good, text = _inspect_claim(api, settings)
         if not good:
-            hint = "docs/kubernetes.md says what a claim for results needs."
+            hint = "docs/kubernetes.md describes what a claim for results needs."
             raise ClusterError(text, hint=hint, option="results")
 
 
@@ -183,7 +183,7 @@ def _quotas(api: Api, settings: Settings) -> list[Finding]:
     quotas = api.core.list_namespaced_resource_quota
     listed = api.call("list quotas", quotas, settings.namespace, none=(403,))
     if listed is None:
-        return [("quota", True, "cannot be seen: a Job that is over it waits and says so")]
+        return [("quota", True, "cannot be seen: a Job that exceeds it waits, with a message")]
     found = []
     for quota in listed["items"]:
         hard, used = (quota["status"].get(name, {}) for name in ("hard", "used"))

@@ -23,7 +23,7 @@ def read(
     """The lines of the pod that ``find`` gives with whether the element has ended.
 
     With ``follow`` from its start to its end, and then those of the pod that takes its place; else
-    what there is now. An API server that is out of reach is waited for for :data:`PATIENCE`.
+    what there is now. For an API server that is out of reach it waits :data:`PATIENCE`.
     """
     seen: dict[str, _Position] = {}
     pause, reached = 0.05, time.monotonic()

@@ -33,11 +33,11 @@ LABEL_ELEMENT = f"{PREFIX}/element"
 LABEL_FUNCTION = f"{PREFIX}/function"
 LABEL_DIGEST = f"{PREFIX}/digest"
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
-NOTE_IMAGE = f"{PREFIX}/image"
-NOTE_COUNT = f"{PREFIX}/count"
-NOTE_ARRAY = f"{PREFIX}/array"
-NOTE_COMMAND = f"{PREFIX}/command"
-NOTE_TASK = f"{PREFIX}/task"
+ANNOTATION_IMAGE = f"{PREFIX}/image"
+ANNOTATION_COUNT = f"{PREFIX}/count"
+ANNOTATION_ARRAY = f"{PREFIX}/array"
+ANNOTATION_COMMAND = f"{PREFIX}/command"
+ANNOTATION_TASK = f"{PREFIX}/task"
 """What another machine needs to run a lost element again: resources and retries, as JSON."""
 CONTAINER = "main"
 CLAIM = "claim"
@@ -59,7 +59,7 @@ def secret_name(task: Task) -> str:
 
 
 def _job_name(task: Task, element: int | None) -> str:
-    """The name is the run's and the attempt's, so that the same Job is never made twice."""
+    """The name is the run's and the attempt's, so that the same Job is never created twice."""
     name = f"{task.run}-{task.attempt}"
     alone = element is None or (element == 0 and len(task.elements) == 1)
     return name if alone else f"{name}-{element}"
@@ -121,7 +121,7 @@ def _job(task: Task, settings: Settings, server: Server, element: int | None) ->
     if settings.deadline is not None:
         spec["activeDeadlineSeconds"] = settings.deadline
     if server.indexed:
-        # Resumed when its Secret is there; by Kueue, where a queue says when.
+        # Resumed when its Secret exists; by Kueue, if there is a queue.
         spec["suspend"] = True
     if element is None:
         count = len(task.elements)
@@ -142,11 +142,13 @@ def _job(task: Task, settings: Settings, server: Server, element: int | None) ->
         "namespace": settings.namespace,
         "labels": {**labels, **({LABEL_QUEUE: settings.queue} if settings.queue else {})},
         "annotations": {
-            NOTE_IMAGE: task.image,
-            NOTE_COUNT: str(len(task.elements)),
-            NOTE_ARRAY: str(int(task.array)),
-            NOTE_COMMAND: json.dumps(list(task.command)),
-            NOTE_TASK: json.dumps({"retries": task.retries, **_resources_note(task.resources)}),
+            ANNOTATION_IMAGE: task.image,
+            ANNOTATION_COUNT: str(len(task.elements)),
+            ANNOTATION_ARRAY: str(int(task.array)),
+            ANNOTATION_COMMAND: json.dumps(list(task.command)),
+            ANNOTATION_TASK: json.dumps(
+                {"retries": task.retries, **_resources_annotation(task.resources)}
+            ),
         },
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
@@ -158,7 +160,7 @@ def like(job: Mapping[str, Any], element: int) -> dict[str, Any]:
     own = str(element)
 
     def labels(of: Mapping[str, Any]) -> dict[str, str]:
-        # What the server has put there says which pods are that Job's.
+        # The server adds labels that select the pods of that Job.
         names = (LABEL_MANAGER, LABEL_QUEUE)
         found = of["metadata"]["labels"]
         kept = {k: v for k, v in found.items() if k in names or k.startswith(f"{PREFIX}/")}
@@ -189,7 +191,7 @@ def like(job: Mapping[str, Any], element: int) -> dict[str, Any]:
     }
 
 
-def _resources_note(resources: Resources) -> dict[str, Any]:
+def _resources_annotation(resources: Resources) -> dict[str, Any]:
     return {"resources": {**asdict(resources), "env": dict(resources.env)}}
 
 

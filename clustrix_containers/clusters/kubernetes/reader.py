@@ -44,7 +44,7 @@ PYTHON = f"{contract.VENV}/bin/python"
 
 
 class Reader:
-    """At most one Job, made when something is to be read; threads may share it."""
+    """At most one Job, created when something is to be read; threads may share it."""
 
     def __init__(
         self, api: Api, settings: Settings, events: Events, store: VolumeStore, image: str, run: str

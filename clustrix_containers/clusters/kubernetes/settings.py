@@ -17,7 +17,7 @@ HELD = ("auto", "hold")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a target's options ask for of its pods and Jobs. Durations are in seconds.
+    """How a target's pods and Jobs are to be. Durations are in seconds.
 
     ``pod_template`` are merged over ours, one after the other. ``user`` is ``None`` where the
     cluster chooses the uid. ``results`` is where results go that do not fit into a termination

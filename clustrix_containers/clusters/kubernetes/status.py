@@ -37,7 +37,7 @@ class Events:
         self.pull_failures = _Messages(api, "Pod", "Failed")
         """Why a pod does not start."""
         self.preemptions = _Messages(api, "Pod", "Preempted")
-        """For which other pod a pod had to go."""
+        """For which other pod a pod was ended."""
         self.taints = _Messages(api, "Pod", "TaintManagerEviction")
         """That a node's taint has ended a pod, for example because the node is lost."""
 
@@ -194,7 +194,7 @@ def _failure(pod: PodView, events: Events) -> Status:
 
 
 def _deletion(pod: PodView, events: Events) -> tuple[Cause, str]:
-    """Why a pod was deleted while it ran: before 1.26 only events tell."""
+    """Why a pod was deleted while it ran: before 1.26 only events show it."""
     if message := events.preemptions.of(pod.uid, pod.name):
         return Cause.PREEMPTED, f"was preempted: {message}"
     if events.taints.of(pod.uid, pod.name):

@@ -90,17 +90,17 @@ def find(api: Api, settings: Settings, run: str) -> DiscoveredRun | None:
     first = _first_job(api, run)
     if first is None:
         return None
-    notes = first["metadata"]["annotations"]
-    noted = json.loads(notes.get(manifest.NOTE_TASK) or "{}")
+    annotations = first["metadata"]["annotations"]
+    noted = json.loads(annotations.get(manifest.ANNOTATION_TASK) or "{}")
     task = Task(
         run=run,
         name=first["metadata"]["labels"].get(manifest.LABEL_FUNCTION, "run"),
-        image=notes[manifest.NOTE_IMAGE],
-        elements=range(int(notes[manifest.NOTE_COUNT])),
+        image=annotations[manifest.ANNOTATION_IMAGE],
+        elements=range(int(annotations[manifest.ANNOTATION_COUNT])),
         resources=Resources(**noted.get("resources", {})),
         directory=Path(),
-        command=tuple(json.loads(notes[manifest.NOTE_COMMAND])),
-        array=notes[manifest.NOTE_ARRAY] == "1",
+        command=tuple(json.loads(annotations[manifest.ANNOTATION_COMMAND])),
+        array=annotations[manifest.ANNOTATION_ARRAY] == "1",
         retries=int(noted.get("retries", 0)),
     )
     secret = _read_secret(api, run)
@@ -153,7 +153,7 @@ def _complete(api: Api, run: str, first: dict[str, Any], secret: Mapping[str, An
         if not labels.get(manifest.LABEL_QUEUE):
             _resume(api, first)
         return
-    count = int(first["metadata"]["annotations"][manifest.NOTE_COUNT])
+    count = int(first["metadata"]["annotations"][manifest.ANNOTATION_COUNT])
     chosen = manifest.selector(run, attempt=0)
     there = {
         int(job["metadata"]["labels"][manifest.LABEL_ELEMENT]): job
@@ -182,8 +182,8 @@ def _create_job(api: Api, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_and_image(job: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    labels, notes = job["metadata"].get("labels", {}), job["metadata"].get("annotations", {})
-    return labels.get(manifest.LABEL_RUN), notes.get(manifest.NOTE_IMAGE)
+    labels, annotations = job["metadata"].get("labels", {}), job["metadata"].get("annotations", {})
+    return labels.get(manifest.LABEL_RUN), annotations.get(manifest.ANNOTATION_IMAGE)
 
 
 def _create_secret(api: Api, secret: dict[str, Any], jobs: Sequence[Mapping[str, Any]]) -> bool:

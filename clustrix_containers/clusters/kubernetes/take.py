@@ -18,7 +18,7 @@ from clustrix_containers.results.outcome import Expected
 from clustrix_containers.worker import contract
 
 from .api import Api
-from .manifest import NOTE_COMMAND
+from .manifest import ANNOTATION_COMMAND
 from .stream import BrokenOff, Command, command
 from .views import PodView
 from .watch import WORKER_MESSAGES
@@ -114,13 +114,13 @@ class Taker:
                 self._lock.wait(left)
 
     def _interpreter(self, pod: PodView) -> str:
-        """The image's Python: its Job has the entry point in a note."""
+        """The image's Python: its Job has the entry point as an annotation."""
         api = self._api
         full = api.call("read a pod", api.core.read_namespaced_pod, pod.name, api.namespace)
         labels = full["metadata"]["labels"]
         name = labels.get("job-name") or labels["batch.kubernetes.io/job-name"]
         job = api.call("read a Job", api.batch.read_namespaced_job, name, api.namespace)
-        noted = json.loads(job["metadata"].get("annotations", {}).get(NOTE_COMMAND) or "[]")
+        noted = json.loads(job["metadata"].get("annotations", {}).get(ANNOTATION_COMMAND) or "[]")
         return str(noted[0]) if noted else f"{contract.VENV}/bin/python"
 
     def _put(self, release: _Release) -> None:

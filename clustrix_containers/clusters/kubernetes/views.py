@@ -15,13 +15,13 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from .manifest import (
+    ANNOTATION_COUNT,
     CONTAINER,
     INDEX,
     LABEL_ATTEMPT,
     LABEL_ELEMENT,
     LABEL_QUEUE,
     LABEL_RUN,
-    NOTE_COUNT,
 )
 
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
@@ -197,7 +197,7 @@ def view_job(job: Mapping[str, Any]) -> JobView:
         element=int(element) if element is not None else (None if indexed else 0),
         uid=metadata["uid"],
         name=metadata["name"],
-        count=int(metadata.get("annotations", {}).get(NOTE_COUNT, "1")),
+        count=int(metadata.get("annotations", {}).get(ANNOTATION_COUNT, "1")),
         indexed=indexed,
         suspended=bool(spec.get("suspend")),
         condition=final.get("type", ""),
