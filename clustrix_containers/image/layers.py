@@ -25,8 +25,8 @@ from clustrix_containers.packages.wheelfile import wheel_entries
 from clustrix_containers.packages.wheels import obtain, wheel_layer, wheel_path, wheels_layer
 
 from .bytecode import bytecode_layer, sources
-from .facts import check_libraries, check_wheel, known_of
 from .installed import Tree, find_tree, tree_entries, trees_layer
+from .libraries import base_abi, check_libraries, check_wheel
 
 LARGE = 1 << 20
 MOST = 12
@@ -72,7 +72,7 @@ def package_layers(
         "packages",
         lock.python,
         _running() == lock.python,
-        known_of(base),
+        base_abi(base),
         [
             package.wheel.sha256
             if package.wheel

@@ -75,7 +75,7 @@ def open_store(remote: Remote, run: str, subject: Descriptor, *, seconds: float)
     not let this user push, or does not answer.
     """
     try:
-        loan = remote.lend()
+        loan = remote.scoped_token()
     except RegistryError as error:
         if error.status is not None or error.temporary:
             raise

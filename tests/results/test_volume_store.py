@@ -191,7 +191,7 @@ def test_a_file_where_a_directory_should_be(place: Path, pod: Delivering) -> Non
     assert pod.bare.run()[0] == 125
     said = pod.said()
     assert isinstance(said, Undelivered)
-    assert said.reason == "the volume claim results did not take the result: Not a directory"
+    assert said.reason == "the volume claim results cannot store the result: Not a directory"
 
 
 def test_how_a_call_failed_is_told_though_the_volume_is_not_there(
@@ -249,7 +249,7 @@ def test_a_full_volume(disk: Volume, pod: Delivering) -> None:
     said = pod.said()
     assert isinstance(said, Undelivered)
     assert said.reason == (
-        "the volume claim results did not take the result: No space left on device (tried 2 times)"
+        "the volume claim results cannot store the result: No space left on device (tried 2 times)"
     )
     assert names(place) == []
 

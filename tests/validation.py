@@ -1,17 +1,17 @@
-"""Every rule that an image must keep, checked on its actual bytes. Every image that a test makes goes through it."""
+"""Every rule that an image must keep, checked on its actual bytes: for every image that a test makes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import IO, cast
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.oci.archive import OWNED, Kind, check_name, header
+from clustrix_containers.oci.archive import OWNED, EntryType, check_name, header
 from clustrix_containers.oci.model import (
     DOCKER_MANIFEST,
     LAYER_GZIP,
@@ -22,10 +22,12 @@ from clustrix_containers.oci.model import (
     Layer,
     canonical,
 )
-from clustrix_containers.oci.reading import Stream, open_blob, open_layer
+from clustrix_containers.oci.reading import HashingReader, open_blob, open_layer
+from clustrix_containers.registry import Layout
 from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
 
-from .build import MOST_LAYERS
+MAX_LAYERS = 127
+"""The limit of overlayfs."""
 
 _OURS = ("wheel", "packages", "bytecode", "runtime", "code", "call")
 _MEDIA = {MANIFEST: (LAYER_GZIP, LAYER_TAR, LAYER_ZSTD)}
@@ -34,7 +36,7 @@ BlobReader = Callable[[Layer], "IO[bytes]"]
 
 
 def validate(image: Image, blob_reader: BlobReader | None = None) -> None:
-    """ImageError lists every rule that the image breaks (``problems`` has them one by one).
+    """Raise an ImageError with every rule that the image breaks (``problems`` is the list).
 
     ``blob_reader`` opens the blob of a layer that is not on this machine; without it the bytes of
     such a layer are not looked at.
@@ -66,9 +68,9 @@ def _documents(image: Image) -> Iterator[str]:
         yield "the config has other diff_ids"
     history = [item for item in config.get("history") or [] if not item.get("empty_layer")]
     if len(history) not in (0, len(image.layers)):
-        yield f"the config's history tells of {len(history)} layers, there are {len(image.layers)}"
-    if len(image.layers) > MOST_LAYERS:
-        yield f"there are {len(image.layers)} layers, and {MOST_LAYERS} are the most"
+        yield f"the config's history lists {len(history)} layers, not {len(image.layers)}"
+    if len(image.layers) > MAX_LAYERS:
+        yield f"there are {len(image.layers)} layers, the maximum is {MAX_LAYERS}"
     if image.media_type not in (MANIFEST, DOCKER_MANIFEST):
         yield f"the manifest is of the unknown type {image.media_type!r}"
     names = [item.partition("=")[0] for item in image.settings.get("Env") or []]
@@ -90,16 +92,15 @@ def _layers(image: Image, reader: BlobReader | None) -> Iterator[str]:
 
 
 def _layer(layer: Layer, reader: BlobReader | None, kinds: dict[str, bool]) -> Iterator[str]:
-    with ExitStack() as stack:
-        raw = open_blob(layer) if layer.blob is not None or reader is None else reader(layer)
-        source = Stream(stack.enter_context(raw))
-        plain = Stream(stack.enter_context(open_layer(cast("IO[bytes]", source), layer.digest)))
+    with open_blob(layer) if layer.blob is not None or reader is None else reader(layer) as raw:
+        source = HashingReader(raw, layer.digest)
+        plain = open_layer(source, layer.digest)
         try:
             with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as archive:
                 yield from _entries(archive, layer, kinds)
             while plain.read(1 << 20):
                 pass
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        except (tarfile.TarError, ImageError, OSError) as error:
             yield f"it cannot be read: {error}"
             return
         while source.read(1 << 20):
@@ -149,9 +150,9 @@ def _entry(member: tarfile.TarInfo, name: str, owned: tuple[str, ...]) -> Iterat
     if (member.mtime, member.uid, member.gid, member.uname, member.gname) != (0, 0, 0, "", ""):
         yield f"{name!r} has a time or an owner"
     types = {
-        tarfile.REGTYPE: Kind.FILE,
-        tarfile.SYMTYPE: Kind.LINK,
-        tarfile.DIRTYPE: Kind.DIRECTORY,
+        tarfile.REGTYPE: EntryType.FILE,
+        tarfile.SYMTYPE: EntryType.LINK,
+        tarfile.DIRTYPE: EntryType.DIRECTORY,
     }
     if member.type not in types:
         yield f"{name!r} is of the type {member.type!r}"
@@ -166,3 +167,24 @@ def _entry(member: tarfile.TarInfo, name: str, owned: tuple[str, ...]) -> Iterat
 
 def _is_owned(name: str, owned: tuple[str, ...]) -> bool:
     return any(not top or name == top or name.startswith(top + "/") for top in owned)
+
+
+_seen: set[str] = set()
+"""Digests of layers that this process has read already."""
+
+
+def validate_layout(directory: Path) -> int:
+    """Validate all images of a layout; how many there are. A layer's bytes are read once."""
+    index = directory / "index.json"
+    if not index.exists():
+        return 0
+    digests = {entry["digest"] for entry in json.loads(index.read_text())["manifests"]}
+    layout = Layout(directory)
+    for digest in sorted(digests):
+        image = layout.image(digest)
+        layers = tuple(
+            replace(layer, blob=None) if layer.digest in _seen else layer for layer in image.layers
+        )
+        validate(replace(image, layers=layers))
+        _seen.update(layer.digest for layer in image.layers)
+    return len(digests)
