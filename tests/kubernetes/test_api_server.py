@@ -47,7 +47,7 @@ def test_down_for_long_is_an_error_and_the_run_can_be_found_later(
     on: str, own_kubernetes: Kubernetes, namespace: str
 ) -> None:
     own_kubernetes.api_server.stop("KILL")
-    with pytest.raises(ClusterError, match=r"no answer.*refused"):
+    with pytest.raises(ClusterError, match=r"no response.*refused"):
         cx.function(work.square).submit(6, on=on)
     own_kubernetes.api_server.start()
     own_kubernetes.api_server.wait()
@@ -117,7 +117,7 @@ def test_no_line_of_a_log_is_lost_or_twice_over_a_restart(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kubeconfig": "/nonexistent/config"}, "there is no kubeconfig /nonexistent/config"),
+        ({"kubeconfig": "/nonexistent/config"}, "no such kubeconfig: /nonexistent/config"),
         ({"context": "nowhere"}, "nowhere"),
         ({"namespace": "not-there"}, 'namespaces "not-there" not found'),
     ],

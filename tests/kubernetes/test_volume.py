@@ -270,8 +270,8 @@ def test_a_claim_that_the_pods_user_may_not_write_to(on: str, volume: Path) -> N
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"claim": "nowhere"}, "there is no volume claim nowhere in {namespace}"),
-        ({"claim": "results", "mount": "/no/such"}, "mount is /no/such, and there is no such"),
+        ({"claim": "nowhere"}, "the volume claim nowhere in {namespace} does not exist"),
+        ({"claim": "results", "mount": "/no/such"}, "mount /no/such: no such directory"),
     ],
 )
 def test_a_missing_claim_or_mount_is_an_error_before_anything_is_submitted(

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from clustrix_containers.errors import ResultError
-from clustrix_containers.results.directory import collect
-from clustrix_containers.results.inline import (
+from clustrix_containers.results.delivery import (
     Inline,
     Stored,
     StreamEnded,
@@ -23,7 +22,8 @@ from clustrix_containers.results.inline import (
     read,
     receive,
 )
-from clustrix_containers.results.outcome import load
+from clustrix_containers.results.directory import collect
+from clustrix_containers.results.outcome import Expected, load
 from tests.bare_worker import KEY, RUN, Bare, unpickle, write_code
 
 
@@ -53,8 +53,13 @@ def files(bare: Bare) -> tuple[bytes, bytes]:
     return (results / "0.0.mark").read_bytes(), found.read_bytes()
 
 
+def expected(tmp_path: Path, element: int = 0) -> Expected:
+    return Expected(tmp_path / "mine", RUN, element, 0, KEY)
+
+
 def mine(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "mine").rglob("*") if path.is_file())
+    files = [path for path in (tmp_path / "mine").rglob("*") if path.is_file()]
+    return sorted(path.name for path in files if path.name != ".arriving")
 
 
 def test_each_kind_of_message() -> None:
@@ -121,7 +126,7 @@ def test_a_message_that_swells_takes_no_memory() -> None:
 def test_what_was_put_is_collected(bare: Bare, tmp_path: Path) -> None:
     mark, result = files(bare)
     for _ in range(2):
-        put(tmp_path / "mine", 0, 0, mark, result, key=KEY, run=RUN)
+        put(expected(tmp_path), Inline(mark, result))
         outcome = collect(tmp_path / "mine", 0, 0, KEY, run=RUN)
         assert outcome is not None
         assert load(outcome, unpickle=unpickle) == bare.value()
@@ -132,12 +137,12 @@ def test_what_is_not_the_runs_is_not_put(bare: Bare, tmp_path: Path) -> None:
     mark, result = files(bare)
     for changed in (b"{}", mark.replace(b'"ok"', b'"died"'), b"", b"\xff" * 100):
         with pytest.raises(ResultError):
-            put(tmp_path / "mine", 0, 0, changed, result, key=KEY, run=RUN)
+            put(expected(tmp_path), Inline(changed, result))
     for other in (None, b"", result + b"x", result[:-1], b"x" * len(result)):
         with pytest.raises(ResultError, match="did not arrive as its worker wrote it"):
-            put(tmp_path / "mine", 0, 0, mark, other, key=KEY, run=RUN)
+            put(expected(tmp_path), Inline(mark, other))
     with pytest.raises(ResultError):
-        put(tmp_path / "mine", 1, 0, mark, result, key=KEY, run=RUN)
+        put(expected(tmp_path, 1), Inline(mark, result))
     assert mine(tmp_path) == []
 
 
@@ -150,14 +155,14 @@ def test_the_first_valid_mark_stays_and_an_invalid_one_does_not(bare: Bare, tmp_
     place = tmp_path / "mine/results/0.0.mark"
     place.parent.mkdir()
     place.write_text("{}")
-    put(tmp_path / "mine", 0, 0, *first, key=KEY, run=RUN)
+    put(expected(tmp_path), Inline(*first))
     assert place.read_bytes() == first[0]
-    put(tmp_path / "mine", 0, 0, *second, key=KEY, run=RUN)
+    put(expected(tmp_path), Inline(*second))
     assert place.read_bytes() == first[0]
     assert len(mine(tmp_path)) == 2
     # Its file was lost on this machine: it can be had again.
     next((tmp_path / "mine/results").glob("*.result")).unlink()
-    put(tmp_path / "mine", 0, 0, *first, key=KEY, run=RUN)
+    put(expected(tmp_path), Inline(*first))
     assert collect(tmp_path / "mine", 0, 0, KEY, run=RUN) is not None
 
 
@@ -169,7 +174,7 @@ def test_many_at_once_put_the_same(bare: Bare, tmp_path: Path) -> None:
         start.wait()
         try:
             for _ in range(20):
-                put(tmp_path / "mine", 0, 0, mark, result, key=KEY, run=RUN)
+                put(expected(tmp_path), Inline(mark, result))
         except BaseException as error:
             failures.append(error)
 
@@ -194,9 +199,9 @@ def test_a_stream_in_pieces_of_any_size(bare: Bare, tmp_path: Path, piece: int) 
             yield part
         pytest.fail("more was asked for than the outcome has")
 
-    receive(stream(), tmp_path / "mine", 0, 0, key=KEY, run=RUN)
+    receive(stream(), expected(tmp_path))
     # What is here already is read, and thrown away.
-    receive(stream(), tmp_path / "mine", 0, 0, key=KEY, run=RUN)
+    receive(stream(), expected(tmp_path))
     assert collect(tmp_path / "mine", 0, 0, KEY, run=RUN) is not None
 
 
@@ -205,7 +210,7 @@ def test_a_stream_that_breaks_off_leaves_nothing(bare: Bare, tmp_path: Path) -> 
     whole = len(mark).to_bytes(4, "little") + mark + result
     for length in (0, 3, 4, 100, len(mark) + 4, len(mark) + 5, len(whole) - 1):
         with pytest.raises(StreamEnded, match="broke off"):
-            receive([whole[:length]], tmp_path / "mine", 0, 0, key=KEY, run=RUN)
+            receive([whole[:length]], expected(tmp_path))
     assert mine(tmp_path) == []
 
 
@@ -214,6 +219,6 @@ def test_a_stream_of_something_else(bare: Bare, tmp_path: Path) -> None:
     whole = len(mark).to_bytes(4, "little") + mark + result
     for stream in (b"\xff" * 1000, b"\x02\0\0\0{}" * 9, whole + b"x", whole[:-1] + b"x"):
         with pytest.raises(ResultError) as caught:
-            receive([stream], tmp_path / "mine", 0, 0, key=KEY, run=RUN)
+            receive([stream], expected(tmp_path))
         assert not isinstance(caught.value, StreamEnded)
     assert mine(tmp_path) == []

@@ -1,7 +1,7 @@
-"""What a container's termination message says of its outcome, and outcomes that come in a stream.
+"""Outcomes as a worker delivers them: in a termination message, or in a stream.
 
-Messages are those of :mod:`clustrix_containers.worker.contract`; a container may have written anything
-into them.
+The formats are those of :mod:`clustrix_containers.worker.contract`. A container may have written
+anything into either.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from clustrix_containers.errors import ResultError
 from clustrix_containers.worker.contract import FAILED, INLINE, MESSAGE_LIMIT, PACKED_LIMIT, STORED
 
-from .arrival import arrive
-from .outcome import MARK_LIMIT, Mark, parse_mark
+from .directory import arrive
+from .outcome import MARK_LIMIT, Expected, Mark, parse_mark
 
-Kind = Literal["hold", "s3", "registry", "volume"]
+StoreKind = Literal["hold", "s3", "registry", "volume"]
 
 _NAME = r"\d+\.\d+\.[0-9a-f]{16}"
 
@@ -36,12 +35,12 @@ class Inline:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where the outcome lies: the names in the store of this ``kind``.
+    """Where the outcome is: its names in the store of this ``kind``.
 
     ``manifest``: the digest of a registry's artifact.
     """
 
-    kind: Kind
+    kind: StoreKind
     mark: str
     result: str | None
     manifest: str | None = None
@@ -49,21 +48,21 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Undelivered:
-    """The worker has an outcome and could not get rid of it; ``reason`` is a sentence."""
+    """The worker has an outcome and could not deliver it; ``reason`` is a sentence."""
 
     reason: str
 
 
 class StreamEnded(ResultError):
-    """A stream that ended before the whole outcome had come: ask for it again."""
+    """A stream that ended before the whole outcome had arrived: it may be tried again."""
 
 
 class Absent(ResultError):
-    """There is no such outcome where the stream comes from, or not yet."""
+    """There is no such outcome at the other end, or not yet."""
 
 
 def read(message: str) -> Inline | Stored | Undelivered:
-    """What a termination message says; ``ResultError`` if it is none of our worker's."""
+    """Parse a termination message; ``ResultError`` if our worker did not write it."""
     kind, rest = message[:4], message[4:].strip()
     if kind == INLINE:
         return _unpack(rest)
@@ -96,7 +95,7 @@ def _stored(text: str) -> Stored:
         kind, mark, result = value["store"], value["mark"], value["result"]
         manifest = value.get("manifest")
         good = (
-            kind in ("hold", "s3", "registry", "volume")
+            kind in get_args(StoreKind)
             and re.fullmatch(rf"{_NAME}\.mark", mark)
             and (result is None or re.fullmatch(rf"{_NAME}\.result", result))
             and (kind != "registry" or re.fullmatch("sha256:[0-9a-f]{64}", manifest))
@@ -109,56 +108,46 @@ def _stored(text: str) -> Stored:
 
 
 def _plain(text: str, length: int) -> str:
-    """Text of a stranger's without what would move a terminal's cursor."""
+    """Foreign text without what would move a terminal's cursor."""
     return "".join(c if c.isprintable() else " " for c in text[:length]).strip()
 
 
-def put(
-    directory: Path,
-    element: int,
-    attempt: int,
-    mark: bytes,
-    result: bytes | None,
-    *,
-    key: bytes,
-    run: str,
-) -> Mark:
-    """Write an outcome's files below ``directory``, as :func:`.directory.collect` wants them.
+def put(expected: Expected, outcome: Inline) -> Mark:
+    """Write an outcome's files into the run's directory; see :func:`.directory.arrive`."""
+    pieces = [outcome.result] if outcome.result else []
+    return arrive(expected, outcome.mark, lambda _mark: pieces)
 
-    Returns the mark that counts: the first valid one stays. ``ResultError`` if mark or result
-    are not what this run's worker wrote; then nothing is written.
+
+def receive(stream: Iterable[bytes], expected: Expected) -> Mark:
+    """Store what ``deliver.py give`` writes as it arrives; the mark that counts.
+
+    ``stream`` yields pieces of any size; no more are read once the outcome is complete, so the
+    other end may stay open. :class:`StreamEnded` if it ends too early, :class:`Absent` if there
+    is no outcome.
     """
-    pieces = [result] if result else []
-    return arrive(directory, element, attempt, mark, lambda _mark: pieces, key=key, run=run)
-
-
-def receive(
-    stream: Iterable[bytes], directory: Path, element: int, attempt: int, *, key: bytes, run: str
-) -> Mark:
-    """Store what ``deliver.py give`` writes, as it comes; the mark that counts.
-
-    ``stream`` yields pieces of any size; no more are asked for once the outcome is there, so
-    what it comes from may stay open. :class:`StreamEnded` if it ends too early, :class:`Absent`
-    if it says that there is none.
-    """
-    reader = _Reader(stream, element)
+    reader = _Reader(stream, expected.element)
     size = int.from_bytes(reader.exactly(4), "little")
     if size == 0:
-        raise Absent(f"the outcome of element {element} is not there", element=element)
+        raise Absent(
+            f"the outcome of element {expected.element} is not there", element=expected.element
+        )
     if size > MARK_LIMIT:
-        raise ResultError(f"what came for element {element} is no outcome", element=element)
+        raise ResultError(
+            f"the stream for element {expected.element} is not an outcome",
+            element=expected.element,
+        )
     data = reader.exactly(size)
-    come = parse_mark(data, key=key, run=run, element=element, attempt=attempt)
-    counts = arrive(directory, element, attempt, data, reader.result, key=key, run=run)
+    arriving = parse_mark(data, expected)
+    counts = arrive(expected, data, reader.result)
     if not reader.read_result:
-        # Another is here already; the other side still wants to be rid of this one.
-        for _ in reader.result(come):
+        # Another is here already; the other end still has to send all of this one.
+        for _ in reader.result(arriving):
             pass
     return counts
 
 
 class _Reader:
-    """Pieces of a stream, cut to the sizes that are asked for."""
+    """Pieces of a stream, cut to the requested sizes."""
 
     def __init__(self, stream: Iterable[bytes], element: int) -> None:
         self._pieces = iter(stream)
@@ -172,7 +161,7 @@ class _Reader:
                 self._left = piece
             if not self._left:
                 raise StreamEnded(
-                    f"the outcome of element {self._element} broke off on its way",
+                    f"the outcome of element {self._element} broke off in transit",
                     element=self._element,
                 )
             piece, self._left = self._left[:size], self._left[size:]
@@ -187,6 +176,6 @@ class _Reader:
         yield from self.pieces(mark.size)
         if self._left:
             raise ResultError(
-                f"more came for element {self._element} than its worker wrote",
+                f"the stream for element {self._element} is longer than what its worker wrote",
                 element=self._element,
             )
