@@ -193,6 +193,14 @@ def matches(path: Path, record: Mapping[str, Row]) -> bool:
     return compared
 
 
+def installed_from(path: Path, distribution: Distribution) -> bool:
+    """Whether the installed files of a distribution are those of the wheel at ``path``."""
+    try:
+        return matches(path, _record(distribution))
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def _located_key(distribution: Distribution) -> str | None:
     try:
         raw = (distribution.info / "RECORD").read_bytes()
