@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 from collections.abc import Mapping, Sequence
 
->>>>>>> next
 from clustrix_containers.worker import contract
 
 OUTER_MARGIN = 5.0
@@ -45,8 +42,6 @@ def worker_environment(
 def outer_limit(timeout: float | None, grace: float) -> float | None:
     """Seconds after which a limit outside the worker may end the container; ``None``: no limit."""
     return None if timeout is None else timeout + grace + OUTER_MARGIN
-<<<<<<< HEAD
-=======
 
 
 _DEFAULTS = {
@@ -66,4 +61,3 @@ def container_environment(image_env: Sequence[str], user_env: Mapping[str, str])
     """
     image = dict(item.partition("=")[::2] for item in image_env)
     return {**_DEFAULTS, **image, **user_env}
->>>>>>> next
