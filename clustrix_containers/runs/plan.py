@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ class Plan:
     resolution: Resolution
     lock: Lock
     base: Image
+    packed: Mapping[str, str] = field(default_factory=dict)
+    """Why a distribution, by name, is packed from its installed files and not from a wheel."""
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -47,7 +49,7 @@ def plan(
     DependencyError or ImageError; each names the thing and the way out.
     """
     from clustrix_containers.capture import callables
-    from clustrix_containers.packages import lock, wheels
+    from clustrix_containers.packages import lock, wheelhouse
     from clustrix_containers.packages import resolution as distributions
 
     bundle = callables.capture(
@@ -65,16 +67,16 @@ def plan(
     )
     cache = configuration.paths().cache
     base = find_base(options.base, python=options.python)
-    pins = wheels.locate(resolution.distributions, cache=cache, progress=progress)
+    located = wheelhouse.locate(resolution.distributions, cache=cache, progress=progress)
     locked = lock.lock(
         resolution.distributions,
-        wheels=pins,
+        wheels=located.wheels,
         base=_name(options.base, base),
         python=f"{sys.version_info[0]}.{sys.version_info[1]}",
         platform=str(base.platform),
         hashes=resolution.hashes,
     )
-    return Plan(bundle, resolution, locked, base)
+    return Plan(bundle, resolution, locked, base, located.reasons)
 
 
 def find_base(base: str | None, *, python: str | None = None) -> Image:
