@@ -18,6 +18,8 @@ from clustrix_containers.storage.locks import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 MANAGERS = {"uv": "0.13.9", "poetry": "2.5.1", "pdm": "2.29.4"}
+# pdm 2.29 allows hishel 2, and fails with it.
+BESIDE = {"pdm": ["hishel<2"]}
 # Pure, with a console script, and compiled.
 PINS = ["packaging==26.0", "six==1.17.0", "tabulate==0.9.0", "markupsafe==3.0.3"]
 TOOLS = ("pip", *MANAGERS)
@@ -98,7 +100,8 @@ def manager(tool: str, folder: Path) -> Path:
     if not (place / "complete").exists():
         shutil.rmtree(place, ignore_errors=True)
         run(sys.executable, "-m", "venv", place, cwd=folder)
-        run(place / "bin/pip", "install", "--quiet", f"{tool}=={MANAGERS[tool]}", cwd=folder)
+        pins = [f"{tool}=={MANAGERS[tool]}", *BESIDE.get(tool, [])]
+        run(place / "bin/pip", "install", "--quiet", *pins, cwd=folder)
         (place / "complete").touch()
     return place / "bin" / tool
 
@@ -143,10 +146,9 @@ def pythons() -> dict[str, Path]:
     """Made once per checkout, interpreter and set of versions."""
     key = json.dumps([MANAGERS, PINS, sys.version, sys.prefix, str(ROOT)]).encode()
     folder = ROOT / ".cache/tests/environments" / hashlib.sha256(key).hexdigest()[:12]
-    with locked(folder / "lock"):
-        with ThreadPoolExecutor(len(TOOLS)) as pool:
-            made = pool.map(lambda tool: environment(tool, folder), TOOLS)
-            return dict(zip(TOOLS, made, strict=True))
+    with locked(folder / "lock"), ThreadPoolExecutor(len(TOOLS)) as pool:
+        made = pool.map(lambda tool: environment(tool, folder), TOOLS)
+        return dict(zip(TOOLS, made, strict=True))
 
 
 @pytest.mark.timeout(900)
