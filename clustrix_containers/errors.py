@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose, in one tree.
+"""Every error that this package raises on purpose, in one tree.
 
 ::
 
@@ -6,17 +6,17 @@
     ├── CaptureError            a callable, argument or module that cannot travel
     ├── DependencyError         an import, a distribution or a lock that cannot be satisfied
     ├── ImageError              an archive, layer, base or image that breaks a rule
-    ├── RegistryError           what a registry answered, or that it did not (status, codes, temporary)
-    │   └── DigestMismatch      bytes that are not what their digest says
+    ├── RegistryError           a registry's error response, or none at all (status, codes, temporary)
+    │   └── DigestMismatch      bytes that do not match their digest
     ├── ConfigError             clustrix.yml, an option or an environment variable (path, line, key)
-    ├── ClusterError            a target that is unknown, out of reach or refuses a job
+    ├── ClusterError            a target that is unknown, unreachable or rejects a run
     ├── InsideImageError        submit or map was called inside an image
     ├── UntrustedResultError    a result that is kept as bytes until it is trusted
     └── JobError                a run that ended without the function's own result or exception
         ├── TimeLimitExceeded
         ├── MemoryLimitExceeded
         ├── WorkerDied          the container ended without a completion mark
-        ├── ResultLost          the job succeeded, its result is not there any more
+        ├── ResultLost          the job succeeded, its result no longer exists
         └── ResultError         a result that cannot be pickled, read or verified
 
 The user's own exceptions are never wrapped: they come back with their own type,
@@ -31,7 +31,7 @@ from typing import Any
 
 
 class Error(Exception):
-    """Base of all. ``message`` says what failed, ``hint`` the way out, ``fields`` the details."""
+    """Base class. ``message`` says what failed, ``hint`` what to do, ``fields`` has details."""
 
     def __init__(self, message: str, *, hint: str | None = None, **fields: Any) -> None:
         super().__init__(message)
@@ -70,10 +70,10 @@ class ImageError(Error):
 
 
 class RegistryError(Error):
-    """What a registry answered, or that it did not.
+    """An error response of a registry, or no response at all.
 
     ``status`` is the HTTP status or ``None``; ``codes`` the error codes of the
-    distribution specification; ``temporary`` whether trying again can help.
+    distribution specification; ``temporary`` whether a retry can help.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class RegistryError(Error):
 
 
 class DigestMismatch(RegistryError):
-    """Bytes that are not what their digest says."""
+    """Bytes that do not match their digest."""
 
 
 class ConfigError(Error):
@@ -103,7 +103,7 @@ class ConfigError(Error):
 
 
 class ClusterError(Error):
-    """A target that is unknown, out of reach or refuses a job."""
+    """A target that is unknown, unreachable or rejects a run."""
 
 
 class InsideImageError(Error):
@@ -119,11 +119,11 @@ class JobError(Error):
 
 
 class TimeLimitExceeded(JobError):
-    """The element ran longer than its time limit and was ended."""
+    """The element exceeded its time limit and was terminated."""
 
 
 class MemoryLimitExceeded(JobError):
-    """The element used more memory than its limit and was ended."""
+    """The element exceeded its memory limit and was killed."""
 
 
 class WorkerDied(JobError):
@@ -131,7 +131,7 @@ class WorkerDied(JobError):
 
 
 class ResultLost(JobError):
-    """The job succeeded and its result is not there any more."""
+    """The job succeeded and its result no longer exists."""
 
 
 class ResultError(JobError):

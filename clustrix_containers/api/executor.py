@@ -24,9 +24,9 @@ class Executor(concurrent.futures.Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job:
         self._check_open()
-        session = self._function(fn)._launch([(args, kwargs)], None, array=False)
-        self._jobs.extend(session.jobs)
-        job: Job = session.jobs[0]
+        run = self._function(fn)._submit([(args, kwargs)], None, array=False)
+        self._jobs.extend(run.jobs)
+        job: Job = run.jobs[0]
         return job
 
     def map(
@@ -46,7 +46,7 @@ class Executor(concurrent.futures.Executor):
         return concurrent_results(jobs[:], timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """No more submits; ``wait`` for what runs, or ``cancel_futures`` first."""
+        """Accept no more calls; ``wait`` for those that run, or ``cancel_futures`` first."""
         self._open = False
         if cancel_futures:
             for job in self._jobs:

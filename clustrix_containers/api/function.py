@@ -1,11 +1,10 @@
-"""What a user holds: ``@function``, its verbs, and ``Executor``."""
+"""``@function`` and its verbs."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from .jobs import Job, JobArray
@@ -15,13 +14,14 @@ if TYPE_CHECKING:
     from clustrix_containers.oci.model import Image
     from clustrix_containers.runs.explain import Explanation
     from clustrix_containers.runs.plan import Plan
+    from clustrix_containers.runs.watched import WatchedRun
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Function(Generic[P, R]):
-    """A callable with verbs. Calling it is an ordinary call, here and now.
+    """A callable with verbs. Calling it is an ordinary call in this process.
 
     ``submit`` and ``map`` run it in its image, ``build`` makes the image, ``explain`` says what
     goes in and why, ``options`` gives the same function with other options.
@@ -37,7 +37,7 @@ class Function(Generic[P, R]):
         return self.__clustrix_function__(*args, **kwargs)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """The same as calling it: here, now, in this process."""
+        """The same as calling it: in this process."""
         return self.__clustrix_function__(*args, **kwargs)
 
     def __get__(self, instance: object, owner: type | None = None) -> Function[..., R]:
@@ -62,12 +62,12 @@ class Function(Generic[P, R]):
         return Function(self.__clustrix_function__, self._options.but(**changes))
 
     def submit(self, *args: Any, on: str | None = None, **kwargs: Any) -> Job:
-        """Run one call in the function's image on the target ``on``; gives a Future at once."""
+        """Run one call in the function's image on the target ``on``; returns a Future."""
         if on is not None and self._takes_on:
             kwargs["on"] = on
             on = None
-        session = self._launch([(args, kwargs)], on, array=False)
-        job: Job = session.jobs[0]
+        run = self._submit([(args, kwargs)], on, array=False)
+        job: Job = run.jobs[0]
         return job
 
     def map(
@@ -85,20 +85,20 @@ class Function(Generic[P, R]):
             raise TypeError("map() needs at least one iterable")
         changes = {} if max_parallel is None else {"max_parallel": max_parallel}
         function = self.options(**changes)
-        session = function._launch(
-            ((items, {}) for items in zip(*iterables, strict=False)), on, array=True
+        calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]] = (
+            (items, {}) for items in zip(*iterables, strict=False)
         )
-        return JobArray(session, session.jobs)
+        run = function._submit(calls, on, array=True)
+        return JobArray(run, run.jobs)
 
     def preview(self, *args: Any, **kwargs: Any) -> str:
-        """What ``submit`` with these arguments would make on the target: the Job as YAML.
+        """What ``submit`` with these arguments would create on the target, such as a Job in YAML.
 
         The image is built, since its digest is part of it; nothing is pushed or submitted.
         """
-        from clustrix_containers.runs import launch
+        from clustrix_containers.runs import submit
 
-        calls = [(args, kwargs)]
-        return launch.preview(self.__clustrix_function__, calls, self._options, array=False)
+        return submit.preview(self.__clustrix_function__, [(args, kwargs)], self._options)
 
     def build(self) -> Image:
         """The function's image without a call; ``.digest`` names it.
@@ -125,7 +125,7 @@ class Function(Generic[P, R]):
             return staging.to_registry(image, repository, progress=progress)
 
     def explain(self) -> Explanation:
-        """What goes into the image, and why each thing does. Print it."""
+        """What goes into the image, and why. Print it."""
         from clustrix_containers.clusters import staging
         from clustrix_containers.oci.progress import shown
         from clustrix_containers.runs import plan
@@ -143,25 +143,17 @@ class Function(Generic[P, R]):
             self.__clustrix_function__, self._options, references=references, progress=progress
         )
 
-    def _launch(
+    def _submit(
         self,
         calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]],
         on: str | None,
         *,
         array: bool,
-    ) -> Any:
-        from clustrix_containers.runs import launch
+    ) -> WatchedRun:
+        from clustrix_containers.runs import submit
 
         options = self._options if on is None else self._options.but(on=on)
-        return launch.launch(self.__clustrix_function__, calls, options, array=array)
-
-
-def _peek(items: Iterable[Any]) -> tuple[bool, Iterator[Any]]:
-    """Whether there is a first item, and all the items."""
-    iterator = iter(items)
-    for first in iterator:
-        return True, itertools.chain([first], iterator)
-    return False, iterator
+        return submit.submit(self.__clustrix_function__, calls, options, array=array)
 
 
 def _takes_on(function: Callable[..., Any]) -> bool:
@@ -176,7 +168,7 @@ def function(target: Callable[P, R], /, **options: Any) -> Function[P, R]: ...
 @overload
 def function(**options: Any) -> Callable[[Callable[P, R]], Function[P, R]]: ...
 def function(target: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """Make a function one that can be submitted: ``@function`` or ``@function(cpus=2, …)``.
+    """Decorate a function so that it can be submitted: ``@function`` or ``@function(cpus=2, …)``.
 
     The options are those of :class:`Options`. The function itself stays an ordinary function.
     """
@@ -186,14 +178,14 @@ def function(target: Callable[..., Any] | None = None, /, **options: Any) -> Any
         if isinstance(plain, staticmethod | classmethod):
             return type(plain)(decorate(plain.__func__))
         if not callable(plain):
-            raise TypeError(f"@function goes on a callable, not on {type(plain).__name__}")
+            raise TypeError(f"@function decorates a callable, not a {type(plain).__name__}")
         return Function(plain, chosen)
 
     return decorate if target is None else decorate(target)
 
 
 def image_directory() -> str:
-    """Where this user's images lie: an OCI image layout directory, which skopeo and umoci read."""
+    """The OCI image layout directory with this user's images, which skopeo and umoci read."""
     from clustrix_containers.clusters import staging
 
     return str(staging.layout().directory)
@@ -202,9 +194,9 @@ def image_directory() -> str:
 def attach(run_id: str, *, on: str | None = None) -> Job | JobArray:
     """The handle of a run again, in any process: a Job, or a JobArray for a ``map``.
 
-    A run that this user's record does not know is looked for on the target ``on``; its results
-    stay bytes until they are trusted.
+    A run that is not in this user's record is looked up on the target ``on``; its results stay
+    bytes until they are trusted.
     """
-    from clustrix_containers.runs import runs
+    from clustrix_containers.runs import attach as attaching
 
-    return runs.handle(runs.attach(run_id, on=on))
+    return attaching.handle(attaching.attach(run_id, on=on))

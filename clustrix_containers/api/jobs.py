@@ -1,8 +1,8 @@
 """Job and JobArray: real ``concurrent.futures`` Futures over a run that lives elsewhere.
 
-A Job stays *pending* for ``concurrent.futures`` until its outcome is here, so that it can be
-cancelled while it runs; :meth:`Job.running` asks the last known status. Results stay where they
-arrived and are read when asked for: an array of ten thousand keeps none of them in memory.
+A Job stays *pending* for ``concurrent.futures`` until its outcome has arrived, so that it can be
+cancelled while it runs; :meth:`Job.running` reports the last known status. Results stay on disk
+and are read on demand: an array of ten thousand keeps none of them in memory.
 """
 
 from __future__ import annotations
@@ -11,22 +11,12 @@ import concurrent.futures
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from .status import State, Status
 
-
-class Session(Protocol):
-    """What a Job needs of the run that it belongs to."""
-
-    @property
-    def run(self) -> str: ...
-    @property
-    def image(self) -> str: ...
-    @property
-    def how(self) -> str: ...
-    def logs(self, element: int, *, follow: bool) -> Iterator[bytes]: ...
-    def cancel(self, elements: Sequence[int]) -> None: ...
+if TYPE_CHECKING:
+    from clustrix_containers.runs.watched import WatchedRun
 
 
 class Job(concurrent.futures.Future[Any]):
@@ -36,40 +26,40 @@ class Job(concurrent.futures.Future[Any]):
     as ``__cause__``; a run that ended otherwise raises a :class:`~clustrix_containers.errors.JobError`.
     """
 
-    def __init__(self, session: Session, element: int) -> None:
+    def __init__(self, run: WatchedRun, element: int) -> None:
         super().__init__()
-        self._session = session
+        self._run = run
         self.element = element
         self._status = Status(State.PENDING)
 
     @property
     def run(self) -> str:
         """The run's id: what ``attach`` and the command line take."""
-        return self._session.run
+        return self._run.id
 
     @property
     def image(self) -> str:
         """The digest of the image that this job runs."""
-        return self._session.image
+        return self._run.image
 
     @property
     def how(self) -> str:
-        """How its target runs it and keeps its result, as it was chosen at submission; or ``""``."""
-        return self._session.how
+        """How its target runs it and where its result goes, as chosen at submission; or ``""``."""
+        return self._run.how
 
     @property
     def status(self) -> Status:
-        """What the cluster last said of this element."""
+        """The last status that the cluster reported."""
         return self._status
 
     def running(self) -> bool:
         return not self.done() and self._status.state is State.RUNNING
 
     def cancel(self) -> bool:
-        """End the job, whether it waits or runs. False if it is over already."""
+        """Cancel the job, whether it is pending or running. False if it has ended."""
         if not self.settle(None, cancelled=True):
             return self.cancelled()
-        self._session.cancel([self.element])
+        self._run.cancel([self.element])
         return True
 
     def result(self, timeout: float | None = None) -> Any:
@@ -78,12 +68,12 @@ class Job(concurrent.futures.Future[Any]):
         return load()
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
-        """The lines that the element has written; with ``follow`` until it ends."""
-        for chunk in self._session.logs(self.element, follow=follow):
+        """The lines that the element has printed; with ``follow`` until it ends."""
+        for chunk in self._run.logs(self.element, follow=follow):
             yield from chunk.decode("utf-8", "replace").splitlines(keepends=True)
 
     def observe(self, status: Status) -> None:
-        """Take note of what the cluster says (for the run's watcher)."""
+        """Record the status that the cluster reported (called by the run)."""
         self._status = status
 
     def settle(
@@ -93,7 +83,7 @@ class Job(concurrent.futures.Future[Any]):
         error: BaseException | None = None,
         cancelled: bool = False,
     ) -> bool:
-        """Finish this Future once (for the run's watcher); False if it is finished already."""
+        """Finish this Future once (called by the run); False if it is finished already."""
         if cancelled:
             if self.done() or not super().cancel():
                 return False
@@ -123,24 +113,24 @@ class JobArray:
     :meth:`as_completed` gives Jobs as they end.
     """
 
-    def __init__(self, session: Session | None, jobs: Sequence[Job]) -> None:
-        self._session = session
+    def __init__(self, run: WatchedRun | None, jobs: Sequence[Job]) -> None:
+        self._run = run
         self._jobs = tuple(jobs)
 
     @property
     def run(self) -> str:
-        """The run's id: what ``attach`` and the command line take; empty for no items, no run."""
-        return self._session.run if self._session else ""
+        """The run's id: what ``attach`` and the command line take; empty without items."""
+        return self._run.id if self._run else ""
 
     @property
     def image(self) -> str:
-        """The digest of the image that all elements run; empty for no items."""
-        return self._session.image if self._session else ""
+        """The digest of the image that all elements run; empty without items."""
+        return self._run.image if self._run else ""
 
     @property
     def how(self) -> str:
-        """How its target runs it and keeps its results, as it was chosen at submission; or ``""``."""
-        return self._session.how if self._session else ""
+        """How its target runs it and where its results go, as chosen at submission; or ``""``."""
+        return self._run.how if self._run else ""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -156,26 +146,26 @@ class JobArray:
         return self.results()
 
     def results(self, timeout: float | None = None) -> Iterator[Any]:
-        """The values in order; the first exception is raised where it stands."""
+        """The values in order; an exception is raised when its turn comes."""
         return concurrent_results(self._jobs, timeout)
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job]:
-        """The Jobs as they end, whichever way."""
+        """The Jobs as they end, successfully or not."""
         yield from concurrent.futures.as_completed(self._jobs, timeout)  # type: ignore[misc]
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all have ended; False when ``timeout`` seconds were not enough."""
+        """Wait until all have ended; False after ``timeout`` seconds."""
         return not concurrent.futures.wait(self._jobs, timeout).not_done
 
     def done(self) -> bool:
         return all(job.done() for job in self._jobs)
 
     def cancel(self) -> int:
-        """End all that have not ended; how many that were."""
-        hit = [job.element for job in self._jobs if job.settle(None, cancelled=True)]
-        if hit and self._session:
-            self._session.cancel(hit)
-        return len(hit)
+        """Cancel all that have not ended; gives their number."""
+        cancelled = [job.element for job in self._jobs if job.settle(None, cancelled=True)]
+        if cancelled and self._run:
+            self._run.cancel(cancelled)
+        return len(cancelled)
 
     def __repr__(self) -> str:
         return f"<JobArray {self.run or '(no run)'} of {len(self._jobs)}>"
@@ -184,7 +174,7 @@ class JobArray:
 def concurrent_results(
     jobs: Sequence[concurrent.futures.Future[Any]], timeout: float | None
 ) -> Iterator[Any]:
-    """The jobs' values in order, within ``timeout`` seconds from now for all of them."""
+    """The jobs' values in order; ``timeout`` is in seconds from now, for all of them."""
     end = None if timeout is None else time.monotonic() + timeout
     for job in jobs:
         yield job.result(None if end is None else max(0.0, end - time.monotonic()))

@@ -1,12 +1,12 @@
-"""What a user can say about a function's image and its runs.
+"""The options of a function's image and of its runs.
 
-One table, three places to say it, the later wins: the decorator, ``.options(…)``, the call.
+One table, three places, the later wins: the decorator, ``.options(…)``, the call.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,9 @@ class Options:
     Runs
         ``on`` (a target of clustrix.yml), ``max_parallel`` (elements at once), ``retries`` (how often
         an element that fails runs again), ``registry`` (the repository that images are pushed to).
+    One type of cluster alone
+        A keyword with that type's name and a mapping, as in ``kubernetes={"queue": "gpu"}``; the
+        cluster checks it. A run on a target of another type ignores it. Kept in ``clusters``.
     """
 
     cpus: float | None = None
@@ -69,22 +72,18 @@ class Options:
     max_parallel: int | None = None
     retries: int = 0
     registry: str | None = None
+    clusters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def but(self, **changes: Any) -> Options:
-        """These options with some replaced; ConfigError for a name that is none of them."""
-        known = {item.name for item in fields(self)}
-        for name in changes:
-            if name not in known:
-                import difflib
-
-                close = difflib.get_close_matches(name, known, 1)
-                raise ConfigError(
-                    f"there is no option {name!r}",
-                    hint=f"Did you mean {close[0]!r}?"
-                    if close
-                    else f"Options are: {', '.join(sorted(known))}.",
-                    key=name,
-                )
+        """These options with some replaced; ConfigError for an unknown name."""
+        known = {item.name for item in fields(self)} - {"clusters"}
+        clusters = dict(self.clusters)
+        for name in [name for name in changes if name not in known]:
+            value = changes.pop(name)
+            if not isinstance(value, Mapping):
+                raise _unknown(name, known)
+            clusters[name] = {**clusters.get(name, {}), **value}
+        changes["clusters"] = clusters
         for name in ("packages", "modules", "files"):
             if name in changes:
                 value = changes[name]
@@ -94,25 +93,28 @@ class Options:
         return options
 
     def resources(self, default: Resources) -> Resources:
-        """The resources asked for; what is not said is as in ``default``."""
+        """The resources requested; what is not given is as in ``default``."""
         # Imported late: decorating a function must cost next to nothing.
-        from .quantities import parse_duration, parse_size
+        from .quantities import RESOURCES, parse_resource
 
-        if self.cpus is not None and not 0 < self.cpus < 100_000:
-            raise ConfigError(f"cpus must be a positive number, not {self.cpus!r}", key="cpus")
-        if self.gpus < 0:
-            raise ConfigError(f"gpus must not be negative, not {self.gpus!r}", key="gpus")
         if not isinstance(self.retries, int) or not 0 <= self.retries <= 100:
             raise ConfigError(f"retries must be 0 to 100, not {self.retries!r}", key="retries")
         if self.max_parallel is not None and self.max_parallel < 1:
             raise ConfigError(
                 f"max_parallel must be at least 1, not {self.max_parallel!r}", key="max_parallel"
             )
-        return Resources(
-            cpus=default.cpus if self.cpus is None else float(self.cpus),
-            memory=default.memory if self.memory is None else parse_size(self.memory),
-            timeout=default.timeout if self.timeout is None else parse_duration(self.timeout),
-            gpus=self.gpus or default.gpus,
-            shm=default.shm if self.shm is None else parse_size(self.shm),
-            env={**default.env, **self.env},
-        )
+        given = {name: getattr(self, name) for name in RESOURCES}
+        found = {
+            name: parse_resource(name, value) for name, value in given.items() if value is not None
+        }
+        found["gpus"] = found.get("gpus") or default.gpus
+        found["env"] = {**default.env, **found.get("env", {})}
+        return replace(default, **found)
+
+
+def _unknown(name: str, known: Collection[str]) -> ConfigError:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"Did you mean {close[0]!r}?" if close else f"Options are: {', '.join(sorted(known))}."
+    return ConfigError(f"there is no option {name!r}", hint=hint, key=name)

@@ -1,4 +1,4 @@
-"""How an element is, as its cluster sees it: frozen values."""
+"""The status of one element, as its cluster reports it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class State(enum.Enum):
-    """Where one element is in its life."""
+    """The state of one element."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -25,7 +25,7 @@ class State(enum.Enum):
 
 
 class Cause(enum.Enum):
-    """Why an element FAILED, where the cluster knows better than the worker."""
+    """Why an element failed, where the cluster knows more than the worker."""
 
     NONE = ""
     TIME_LIMIT = "time limit"
@@ -39,13 +39,13 @@ class Cause(enum.Enum):
 
     @property
     def infrastructure(self) -> bool:
-        """Not the function's fault: it is run again, and that is not one of the user's retries."""
+        """An infrastructure failure: the element is run again, without using up a retry."""
         return self in (Cause.EVICTED, Cause.NODE_LOST, Cause.PREEMPTED)
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One element as its cluster sees it. ``message`` is one sentence for a person."""
+    """The status of one element. ``message`` is one sentence for a person."""
 
     state: State
     cause: Cause = Cause.NONE

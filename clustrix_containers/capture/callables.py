@@ -16,7 +16,7 @@ from clustrix_containers.errors import CaptureError
 from clustrix_containers.oci.model import Platform
 from clustrix_containers.worker import contract
 
-from . import compiled, datafiles, scripts, sources
+from . import datafiles, scripts, sources
 from . import unpicklable as blame
 from .bundle import Bundle, Entry
 from .imports import Walk
@@ -44,7 +44,7 @@ def capture(
     ``allow_secrets``) and DependencyError for an import that resolves to nothing.
     """
     found = _find(function)
-    walk = Walk(Finder(), platform or compiled.host_platform(), allow_secrets)
+    walk = Walk(Finder(), platform or Platform.host(), allow_secrets)
     pickled: bytes | None = None
     wanted = set(references)
     if found.kind == "value":

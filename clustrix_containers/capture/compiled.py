@@ -1,34 +1,13 @@
-"""Whether a compiled file runs where the image runs.
-
-ELF: https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html
-"""
+"""Whether a compiled file runs where the image runs."""
 
 from __future__ import annotations
 
 import importlib.machinery
-import platform as host
-import struct
 from pathlib import Path
 
 from clustrix_containers.errors import CaptureError
+from clustrix_containers.oci.elf import read_architecture
 from clustrix_containers.oci.model import Platform
-
-_MACHINES = {
-    3: "386",
-    21: "ppc64le",
-    22: "s390x",
-    40: "arm",
-    62: "amd64",
-    183: "arm64",
-    243: "riscv64",
-}
-_NAMES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
-
-
-def host_platform() -> Platform:
-    """Linux on this machine's processor."""
-    machine = host.machine().lower()
-    return Platform("linux", _NAMES.get(machine, machine))
 
 
 def is_extension(path: Path) -> bool:
@@ -38,24 +17,21 @@ def is_extension(path: Path) -> bool:
 
 def check(path: Path, module: str, platform: Platform) -> None:
     """Raise a CaptureError naming ``module`` unless the compiled ``path`` runs on ``platform``."""
-    with path.open("rb") as file:
-        head = file.read(20)
+    architecture = read_architecture(path)
     hint = (
         f"Build it for {platform} and this Python, put it in a package that has a wheel, "
         "or do not import it."
     )
-    if len(head) < 20 or head[:4] != b"\x7fELF":
+    if architecture is None:
         raise CaptureError(
             f"the compiled module {module} ({path.name}) is not for Linux",
             hint=hint,
             module=module,
             path=str(path),
         )
-    (machine,) = struct.unpack_from("<H" if head[5] == 1 else ">H", head, 18)
-    built_for = _MACHINES.get(machine, f"machine {machine}")
-    if built_for != platform.architecture:
+    if architecture != platform.architecture:
         raise CaptureError(
-            f"the compiled module {module} ({path.name}) is for {built_for}, "
+            f"the compiled module {module} ({path.name}) is for {architecture}, "
             f"the image is for {platform}",
             hint=hint,
             module=module,

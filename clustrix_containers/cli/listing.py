@@ -1,4 +1,4 @@
-"""How runs are, asked of each target once, of all targets at the same time, and only for so long."""
+"""The states of runs: one query for each target, all targets at the same time, with a deadline."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clustrix_containers.api.status import State
-from clustrix_containers.config.file import Target
 from clustrix_containers.errors import ClusterError, Error
-from clustrix_containers.runs import runs
-from clustrix_containers.runs.record import Run
+from clustrix_containers.runs.attach import target_of
+from clustrix_containers.runs.destination import open_target
+from clustrix_containers.runs.handles import unpack
+from clustrix_containers.runs.record import Run, Seen, open_record
 
-KEPT = 60.0
-"""Seconds for which what was seen is not written down again while it stays the same."""
+UNCHANGED = 60.0
+"""Seconds for which states that did not change are not recorded again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class RunStates:
     """How many elements of a run are in which state, ``at`` a time (seconds since the epoch).
 
-    ``now``: whether that is so now; else the run's target has not answered since.
+    ``now``: whether they were queried now; else the run's target has not responded since then.
     """
 
     states: Mapping[State, int]
@@ -33,66 +34,64 @@ class Seen:
 
     @property
     def live(self) -> bool:
-        """Whether, as far as is known now, anything of it waits or runs."""
+        """Whether any of its elements is known to be pending or running."""
         return self.now and any(it in self.states for it in (State.PENDING, State.RUNNING))
 
 
-def survey(chosen: Sequence[Run], patience: float) -> dict[str, Seen]:
-    """How each of these runs is, by its id, as far as that is known within ``patience`` seconds.
+def query_states(chosen: Sequence[Run], timeout: float) -> dict[str, RunStates]:
+    """The states of each of these runs, by its id, as far as they are known within ``timeout`` seconds.
 
-    Raises nothing, and submits nothing: a run that its target has never confirmed is not asked for.
+    Never raises and never submits: a run that its target has not confirmed is not queried.
     """
-    found = {run.id: _remembered(run) for run in chosen}
-    asked: dict[tuple[str, str], list[Run]] = {}
+    found = {run.id: _recorded(run) for run in chosen}
+    queried: dict[tuple[str, str], list[Run]] = {}
     for run in chosen:
-        if not found[run.id].now and run.details.get("ids") is not None:
-            asked.setdefault((run.type, json.dumps(run.details.get("options"))), []).append(run)
-    answers: dict[str, Seen] = {}
+        if not found[run.id].now and run.submitted:
+            queried.setdefault((run.type, json.dumps(run.target_options)), []).append(run)
+    responses: dict[str, RunStates] = {}
     threads = [
-        # One that gets no answer must not keep this process from ending.
-        threading.Thread(target=_ask, args=(group, answers), name="clustrix-survey", daemon=True)
-        for group in asked.values()
+        # A target that does not respond must not keep this process alive.
+        threading.Thread(target=_query, args=(group, responses), name="clustrix-query", daemon=True)
+        for group in queried.values()
     ]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
-    # What comes later is not looked at: what is shown was so at one time.
+    # Later responses are ignored: what is shown was true at one time.
     for run in chosen:
-        if (answer := answers.get(run.id)) is not None:
-            found[run.id] = answer
-            _remember(run, answer)
+        if (response := responses.get(run.id)) is not None:
+            found[run.id] = response
+            _record(run, response)
     return found
 
 
-def _ask(group: Sequence[Run], answers: dict[str, Seen]) -> None:
-    """Ask a target for the elements of all these runs at once; silent if it does not know."""
+def _query(group: Sequence[Run], responses: dict[str, RunStates]) -> None:
+    """Query a target once for the elements of all these runs; without a response, nothing is added."""
     first = group[0]
     with contextlib.suppress(Error, OSError):
-        cluster = runs.open_target(
-            Target(first.target, first.type, first.details.get("options") or {})
-        )
-        ids = {run.id: runs.known_ids(run) for run in group}
-        states = cluster.states([name for names in ids.values() for name in names])
-        for run, names in ids.items():
-            counted = Counter(states[name].state for name in names)
+        cluster = open_target(target_of(first))
+        handles = {run.id: list(unpack(run.handles, run.id).values()) for run in group}
+        states = cluster.states([handle for some in handles.values() for handle in some])
+        for run, some in handles.items():
+            counted = Counter(states[handle].state for handle in some)
             if State.UNKNOWN not in counted:
-                answers[run] = Seen(counted, time.time(), now=True)
+                responses[run] = RunStates(counted, time.time(), now=True)
 
 
-def _remembered(run: Run) -> Seen:
+def _recorded(run: Run) -> RunStates:
     """What was last seen of a run; of one that is over that is so for good."""
-    seen = run.details.get("seen") or {}
-    states = {State(name): count for name, count in (seen.get("states") or {}).items()}
+    states = run.seen.states if run.seen else {}
+    at = run.seen.at if run.seen else run.updated
     over = bool(states) and (run.state == "done" or set(states) == {State.SUCCEEDED})
-    return Seen(states, seen.get("at") or run.updated, over and all(it.terminal for it in states))
+    return RunStates(states, at, over and all(it.terminal for it in states))
 
 
-def _remember(run: Run, answer: Seen) -> None:
-    before = _remembered(run)
-    if before.states == answer.states and answer.at - before.at < KEPT:
+def _record(run: Run, response: RunStates) -> None:
+    before = _recorded(run)
+    if before.states == response.states and response.at - before.at < UNCHANGED:
         return
-    # It may have been pruned meanwhile.
+    # It may have been pruned in the meantime.
     with contextlib.suppress(ClusterError):
-        runs.record().update(run.id, seen=runs.seen(answer.states, answer.at))
+        open_record().update(run.id, seen=Seen(response.at, response.states))

@@ -12,20 +12,21 @@ from typing import Any
 
 from clustrix_containers.api.jobs import Job
 from clustrix_containers.api.options import Options
+from clustrix_containers.api.quantities import parse_duration
 from clustrix_containers.api.status import State
 from clustrix_containers.clusters import staging
-from clustrix_containers.config import file as config
 from clustrix_containers.errors import ClusterError, ConfigError, UntrustedResultError
-from clustrix_containers.runs import runs
-from clustrix_containers.runs.record import Run
-from clustrix_containers.runs.session import Session
+from clustrix_containers.runs.attach import attach
+from clustrix_containers.runs.destination import resolve
+from clustrix_containers.runs.record import Run, open_record
+from clustrix_containers.runs.submit import rerun
+from clustrix_containers.runs.watched import WatchedRun
 
-from . import output
-from . import submit as work
-from .listing import Seen, survey
+from . import output, submit
+from .listing import RunStates, query_states
 
-PATIENCE = 5.0
-"""Seconds for which targets are waited for that do not say how their runs are."""
+QUERY_TIMEOUT = 5.0
+"""Seconds to wait for targets that do not respond."""
 
 
 def add(commands: Any) -> None:
@@ -36,76 +37,82 @@ def add(commands: Any) -> None:
     ps.add_argument("--json", action="store_true")
     ps.set_defaults(command=_ps)
 
-    logs = commands.add_parser("logs", help="print what a run has written")
+    logs = commands.add_parser("logs", help="print the output of a run")
     logs.add_argument("run", metavar="RUN[/ELEMENT]")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
-    _somewhere(logs)
+    logs.add_argument(
+        "-f", "--follow", action="store_true", help="follow the output until the run ends"
+    )
+    _takes_on(logs)
     logs.set_defaults(command=_logs)
 
     result = commands.add_parser("result", help="wait for a run and print its result")
     result.add_argument("run", metavar="RUN[/ELEMENT]")
     result.add_argument("--json", action="store_true")
-    result.add_argument("--output", metavar="FILE", help="write the result's pickle there instead")
+    result.add_argument(
+        "--output", metavar="FILE", help="write the result as a pickle file instead"
+    )
     result.add_argument("--timeout", metavar="TIME", help="how long to wait (30m)")
     result.add_argument(
-        "--trust", action="store_true", help="unpickle what another user's image made"
+        "--trust",
+        action="store_true",
+        help="unpickle the result of an image that you did not build",
     )
-    _somewhere(result)
+    _takes_on(result)
     result.set_defaults(command=_result)
 
-    cancel = commands.add_parser("cancel", help="end runs, or elements of them")
+    cancel = commands.add_parser("cancel", help="cancel runs, or elements of them")
     cancel.add_argument("runs", nargs="+", metavar="RUN[/ELEMENT]")
-    _somewhere(cancel)
+    _takes_on(cancel)
     cancel.set_defaults(command=_cancel)
 
-    rerun = commands.add_parser("rerun", help="run the very same image again")
-    rerun.add_argument(
-        "digest", metavar="DIGEST", help="also its start, or registry/repository@sha256:…"
+    again = commands.add_parser("rerun", help="run the very same image again")
+    again.add_argument(
+        "digest", metavar="DIGEST", help="or a unique prefix of it, or registry/repository@sha256:…"
     )
-    rerun.add_argument("--on", metavar="TARGET")
-    rerun.add_argument("--detach", "-d", action="store_true")
-    rerun.add_argument("--json", action="store_true")
-    rerun.add_argument(
-        "--trust", action="store_true", help="unpickle the result of a foreign image"
+    again.add_argument("--on", metavar="TARGET")
+    again.add_argument("--detach", "-d", action="store_true")
+    again.add_argument("--json", action="store_true")
+    again.add_argument(
+        "--trust",
+        action="store_true",
+        help="unpickle the result of an image that you did not build",
     )
-    rerun.set_defaults(command=_rerun)
+    again.set_defaults(command=_rerun)
 
     prune = commands.add_parser("prune", help="remove old runs, and images that no run needs")
     prune.add_argument(
         "--older-than", default="30d", metavar="TIME", help="runs to remove (default 30d)"
     )
-    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    prune.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     prune.set_defaults(command=_prune)
 
 
 def _split(text: str) -> tuple[str, int | None]:
     name, slash, element = text.partition("/")
     if slash and not element.isdecimal():
-        raise ConfigError(f"{text!r}: an element is a number, RUN/0 is the first")
+        raise ConfigError(f"{text!r}: expected RUN/ELEMENT, where ELEMENT is a number from 0")
     return name, int(element) if slash else None
 
 
-def _somewhere(parser: argparse.ArgumentParser) -> None:
+def _takes_on(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--on", metavar="TARGET", help="look there for a run that this machine does not know"
+        "--on", metavar="TARGET", help="look for a run there that this machine has no record of"
     )
 
 
-def _jobs(text: str, on: str | None) -> tuple[Session, list[Job]]:
+def _jobs(text: str, on: str | None) -> tuple[WatchedRun, list[Job]]:
     name, element = _split(text)
-    session = runs.attach(name, on=on)
+    run = attach(name, on=on)
     if element is None:
-        return session, session.jobs
-    if element >= len(session.jobs):
-        raise ClusterError(
-            f"{session.run} has {len(session.jobs)} elements, 0 to {len(session.jobs) - 1}"
-        )
-    return session, [session.jobs[element]]
+        return run, run.jobs
+    if element >= len(run.jobs):
+        raise ClusterError(f"{run.id} has {len(run.jobs)} elements, 0 to {len(run.jobs) - 1}")
+    return run, [run.jobs[element]]
 
 
 def _ps(arguments: argparse.Namespace) -> int:
-    listed = runs.record().runs(limit=None if arguments.all else arguments.last)
-    found = survey(listed, PATIENCE)
+    listed = open_record().runs(limit=None if arguments.all else arguments.last)
+    found = query_states(listed, QUERY_TIMEOUT)
     if arguments.json:
         output.emit_json([_summary(run, found[run.id]) for run in listed])
         return 0
@@ -126,7 +133,7 @@ def _ps(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(run: Run, seen: Seen) -> dict[str, Any]:
+def _summary(run: Run, seen: RunStates) -> dict[str, Any]:
     return {
         "run": run.id,
         "function": run.name,
@@ -140,13 +147,13 @@ def _summary(run: Run, seen: Seen) -> dict[str, Any]:
     }
 
 
-def _state(run: Run, seen: Seen) -> str:
-    if run.details.get("ids") is None:
+def _state(run: Run, seen: RunStates) -> str:
+    if not run.submitted:
         return "not submitted"
     return _counts(seen) if seen.now else State.UNKNOWN.value
 
 
-def _shown(run: Run, seen: Seen) -> str:
+def _shown(run: Run, seen: RunStates) -> str:
     state = _state(run, seen)
     if state != State.UNKNOWN.value:
         return state
@@ -154,7 +161,7 @@ def _shown(run: Run, seen: Seen) -> str:
     return f"{run.target} out of reach since {_ago(seen.at)}{last}"
 
 
-def _counts(seen: Seen) -> str:
+def _counts(seen: RunStates) -> str:
     if len(seen.states) == 1:
         return next(iter(seen.states)).value
     return ", ".join(f"{count} {state.value}" for state, count in seen.states.items())
@@ -170,29 +177,29 @@ def _ago(then: float) -> str:
 
 def _logs(arguments: argparse.Namespace) -> int:
     name, element = _split(arguments.run)
-    session = runs.attach(name, on=arguments.on, watch=arguments.follow)
-    chosen = session.jobs if element is None else [session.jobs[element]]
+    run = attach(name, on=arguments.on, watch=arguments.follow)
+    chosen = run.jobs if element is None else [run.jobs[element]]
     for job in chosen:
-        for chunk in session.logs(job.element, follow=arguments.follow):
+        for chunk in run.logs(job.element, follow=arguments.follow):
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
     return 0
 
 
 def _result(arguments: argparse.Namespace) -> int:
-    session, jobs = _jobs(arguments.run, arguments.on)
+    run, jobs = _jobs(arguments.run, arguments.on)
     if arguments.trust:
-        session.trust()
-    timeout = config.parse_duration(arguments.timeout) if arguments.timeout else None
+        run.trust()
+    timeout = parse_duration(arguments.timeout) if arguments.timeout else None
     if arguments.output:
         if len(jobs) != 1:
             raise ConfigError("--output takes one element: RUN/ELEMENT")
-        session.save(jobs[0], Path(arguments.output), timeout)
+        run.save(jobs[0], Path(arguments.output), timeout)
         return 0
-    return show(session, jobs, timeout=timeout, as_json=arguments.json)
+    return show(run, jobs, timeout=timeout, as_json=arguments.json)
 
 
-def show(session: Session, jobs: list[Job], *, timeout: float | None = None, as_json: bool) -> int:
+def show(run: WatchedRun, jobs: list[Job], *, timeout: float | None = None, as_json: bool) -> int:
     """Print the results of these jobs in order; 1 if any of them failed."""
     values, failed = [], False
     for job in jobs:
@@ -201,18 +208,18 @@ def show(session: Session, jobs: list[Job], *, timeout: float | None = None, as_
         except TimeoutError:
             if job.done():
                 raise
-            raise ClusterError(f"{session.run}/{job.element} is not done yet") from None
+            raise ClusterError(f"{run.id}/{job.element} is not done yet") from None
         except UntrustedResultError:
             raise
         except Exception as error:
             if len(jobs) == 1 and not as_json:
-                output.note(work.exception_text(error))
+                output.note(submit.exception_text(error))
                 return 1
-            output.note(f"{session.run}/{job.element}: {type(error).__name__}: {error}")
+            output.note(f"{run.id}/{job.element}: {type(error).__name__}: {error}")
             failed, value = True, None
         values.append(value)
     if as_json:
-        output.emit_json(values if session.is_array else values[0])
+        output.emit_json(values if run.is_array else values[0])
     else:
         for value in values:
             output.result(value, as_json=False)
@@ -222,33 +229,33 @@ def show(session: Session, jobs: list[Job], *, timeout: float | None = None, as_
 def _cancel(arguments: argparse.Namespace) -> int:
     for text in arguments.runs:
         name, element = _split(text)
-        session = runs.attach(name, on=arguments.on, watch=False)
-        session.cancel([job.element for job in session.jobs] if element is None else [element])
+        run = attach(name, on=arguments.on, watch=False)
+        run.cancel([job.element for job in run.jobs] if element is None else [element])
         output.note(f"{text} is cancelled")
     return 0
 
 
 def _rerun(arguments: argparse.Namespace) -> int:
     options = Options().but(**({"on": arguments.on} if arguments.on else {}))
-    session = runs.rerun(arguments.digest, options, trust=arguments.trust)
+    run = rerun(arguments.digest, options, trust=arguments.trust)
     if arguments.detach:
-        sys.stdout.write(f"{session.run}\n")
+        sys.stdout.write(f"{run.id}\n")
         return 0
-    output.note(f"run {session.run}  image {session.image}")
-    if len(session.jobs) == 1:
-        return work.wait(session.jobs[0], as_json=arguments.json)
-    return show(session, session.jobs, as_json=arguments.json)
+    output.note(f"run {run.id}  image {run.image}")
+    if len(run.jobs) == 1:
+        return submit.wait(run.jobs[0], as_json=arguments.json)
+    return show(run, run.jobs, as_json=arguments.json)
 
 
 def _prune(arguments: argparse.Namespace) -> int:
     from clustrix_containers.runs.explain import size
 
-    age = config.parse_duration(arguments.older_than)
+    age = parse_duration(arguments.older_than)
     before = time.time() - age
-    book = runs.record()
+    book = open_record()
     listed = book.runs()
-    seen = survey(listed, PATIENCE)
-    live = {run.id for run in listed if seen[run.id].live or _begins(run)}
+    seen = query_states(listed, QUERY_TIMEOUT)
+    live = {run.id for run in listed if seen[run.id].live or _is_being_submitted(run)}
     old = [run for run in listed if run.created < before and run.id not in live]
     for run in old:
         output.note(f"{'would remove' if arguments.dry_run else 'removing'} {run.id}")
@@ -259,11 +266,11 @@ def _prune(arguments: argparse.Namespace) -> int:
         kept = {run.image for run in book.runs()}
         freed = staging.layout().prune(keep=kept, grace=max(age, 3600.0))
         if not live:
-            runs.choose(Options())[1].tidy(max(age, 3600.0))
+            resolve(Options()).cluster.prune_cache(max(age, 3600.0))
         output.note(f"{len(old)} runs removed, {size(freed)} of images freed")
     return 0
 
 
-def _begins(run: Run) -> bool:
-    """Whether its client may be submitting it just now."""
-    return run.details.get("ids") is None and time.time() - run.created < 3600
+def _is_being_submitted(run: Run) -> bool:
+    """Whether its client may be submitting it at this moment."""
+    return not run.submitted and time.time() - run.created < 3600

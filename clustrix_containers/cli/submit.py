@@ -32,15 +32,20 @@ def add(commands: Any) -> None:
         "--on", metavar="TARGET", help="a target of clustrix.yml (default: its default)"
     )
     run.add_argument(
-        "--detach", "-d", action="store_true", help="print the run's id and do not wait"
+        "--detach",
+        "-d",
+        action="store_true",
+        help="print the run id without waiting for the result",
     )
     run.add_argument(
-        "--dry-run", action="store_true", help="print what would be made on the target, and stop"
+        "--dry-run",
+        action="store_true",
+        help="print what would be created on the target, without submitting",
     )
     run.add_argument("--json", action="store_true", help="print the result as JSON")
     run.set_defaults(command=_run)
 
-    build = commands.add_parser("build", help="make the function's image and print its digest")
+    build = commands.add_parser("build", help="build the function's image and print its digest")
     _takes_function(build)
     build.add_argument("--json", action="store_true", help="digest and layers as JSON")
     build.set_defaults(command=_build)
@@ -51,7 +56,7 @@ def add(commands: Any) -> None:
     _options(push)
     push.set_defaults(command=_push)
 
-    explain = commands.add_parser("explain", help="say what goes into the image and why")
+    explain = commands.add_parser("explain", help="show what goes into the image, and why")
     _takes_function(explain)
     explain.add_argument("--json", action="store_true")
     explain.set_defaults(command=_explain)
@@ -67,13 +72,21 @@ def _options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cpus", type=float, help="cores")
     group.add_argument("--memory", help="2GiB")
     group.add_argument("--timeout", help="30m")
-    group.add_argument("--retries", type=int, help="how often a call that fails runs again")
+    group.add_argument("--retries", type=int, help="how often a failing element is run again")
     group.add_argument("--base", help="an image reference or a Dockerfile")
     group.add_argument("--package", dest="packages", action="append", metavar="REQUIREMENT")
     group.add_argument("--module", dest="modules", action="append", metavar="MODULE")
     group.add_argument("--file", dest="files", action="append", metavar="PATH")
     group.add_argument("--requirements", metavar="FILE", help="requirements.txt or pylock.toml")
     group.add_argument("--whole-environment", action="store_true", default=None)
+    group.add_argument(
+        "--option",
+        dest="cluster_options",
+        action="append",
+        default=[],
+        metavar="TYPE.NAME=VALUE",
+        help="an option of one type of target, as in kubernetes.queue=gpu; VALUE is YAML",
+    )
 
 
 def _function(arguments: argparse.Namespace) -> Function[..., Any]:
@@ -88,10 +101,28 @@ def _function(arguments: argparse.Namespace) -> Function[..., Any]:
         "files",
         "requirements",
     )
-    changes = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    changes: dict[str, Any] = {
+        name: value for name in names if (value := getattr(arguments, name)) is not None
+    }
     if arguments.whole_environment:
         changes["whole_environment"] = True
+    for text in arguments.cluster_options:
+        kind, name, value = _cluster_option(text)
+        changes.setdefault(kind, {})[name] = value
     return load(arguments.function).options(**changes)
+
+
+def _cluster_option(text: str) -> tuple[str, str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    kind, dot, name = key.partition(".")
+    if not (equals and dot and kind and name):
+        raise ConfigError(f"--option {text!r}: expected TYPE.NAME=VALUE")
+    try:
+        return kind, name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--option {text!r}: the value is not YAML: {error}") from error
 
 
 def load(text: str) -> Function[..., Any]:
@@ -133,7 +164,7 @@ def _import_file(path: Path) -> Any:
 
 
 def _load_script(path: Path) -> Any:
-    """The file as ``python FILE.py`` would have it, so that the image has the same digest."""
+    """Load the file as ``python FILE.py`` would, so that the image has the same digest."""
     from clustrix_containers.capture.pickling import load_script
     from clustrix_containers.worker.contract import MAIN
 
@@ -283,7 +314,7 @@ def _push(arguments: argparse.Namespace) -> int:
     from clustrix_containers.clusters import staging
     from clustrix_containers.config import file as config
     from clustrix_containers.oci.progress import shown
-    from clustrix_containers.runs import runs
+    from clustrix_containers.runs import images
 
     repository = arguments.repository or config.load().registry
     if not repository:
@@ -295,7 +326,7 @@ def _push(arguments: argparse.Namespace) -> int:
         arguments.function = arguments.what
         reference = _function(arguments).push(repository)
     else:
-        image = runs.find_image(arguments.what, staging.layout())
+        image = images.find(arguments.what)
         with shown() as progress:
             reference = staging.to_registry(image, repository, progress=progress)
     sys.stdout.write(f"{reference}\n")

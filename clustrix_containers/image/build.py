@@ -33,7 +33,7 @@ from clustrix_containers.worker.contract import (
     WORKER,
 )
 
-from .facts import LABEL_INTERPRETER, LIBRARIES
+from .base import LABEL_INTERPRETER, LIBRARIES
 from .layers import package_layers
 from .runtime import runtime_layer
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.api.options import Options
 from clustrix_containers.capture.bundle import Bundle, Note
-from clustrix_containers.config import file as configuration
+from clustrix_containers.config import paths as configuration
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.oci.progress import Progress, silent
@@ -86,13 +86,13 @@ def find_base(base: str | None, *, python: str | None = None) -> Image:
     would have another digest on a train.
     """
     from clustrix_containers.image import base as bases
-    from clustrix_containers.image import interpreter
+    from clustrix_containers.image import dockerfile, interpreter
 
     cache = configuration.paths().cache
     if base is None:
         return interpreter.packed(cache)
     if Path(base).is_file():
-        return bases.from_dockerfile(Path(base), cache, python=python)
+        return dockerfile.from_dockerfile(Path(base), cache, python=python)
     from clustrix_containers.registry import Remote
 
     reference = Reference.parse(base)

@@ -13,12 +13,18 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from clustrix_containers.api.options import Resources
+from clustrix_containers.api.status import State
+from clustrix_containers.clusters.task import Handle, Task
+from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import ClusterError
+
+from .handles import pack
 
 _SCHEMA = 1
 _CREATE = """
@@ -40,11 +46,23 @@ CREATE TABLE built (digest TEXT PRIMARY KEY, created REAL NOT NULL, name TEXT NO
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One run. ``image`` is its digest; ``state`` is ``intent``, ``submitted``, ``done`` or ``cancelled``.
+class Seen:
+    """How many elements were in which state, ``at`` a time (seconds since the epoch)."""
 
-    ``created`` and ``updated`` are seconds since the epoch. ``details`` is JSON of the stages
-    above: the cluster's options, its ids, resources, the script the types belong to.
+    at: float
+    states: Mapping[State, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run: what was asked, where it went, and what is known of it.
+
+    ``image`` is its digest, ``reference`` what its target runs; ``count`` the number of its elements.
+    ``target_options`` are those of ``clustrix.yml``, ``cluster_options`` those of the call for this
+    type of cluster alone. ``main`` is the script that the run's types belong to. ``how`` is what the
+    target chose at submission. ``handles`` is packed, see :mod:`.handles`, and empty until the
+    target has accepted the run. ``state`` is ``intent``, ``submitted`` or ``done``; ``created``
+    and ``updated`` are seconds since the epoch.
     """
 
     id: str
@@ -53,10 +71,80 @@ class Run:
     count: int
     target: str
     type: str
-    details: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = ""
+    array: bool = False
+    command: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    max_parallel: int | None = None
+    retries: int = 0
+    target_options: Mapping[str, Any] = field(default_factory=dict)
+    cluster_options: Mapping[str, Any] = field(default_factory=dict)
+    main: str | None = None
+    how: str = ""
+    handles: tuple[Mapping[str, Any], ...] = ()
+    seen: Seen | None = None
     state: str = "intent"
     created: float = 0.0
     updated: float = 0.0
+
+    @property
+    def submitted(self) -> bool:
+        """Whether its target is known to have accepted it."""
+        return bool(self.handles)
+
+    def task(self, directory: Path) -> Task:
+        """What its cluster may know of the run's first attempt."""
+        return Task(
+            run=self.id,
+            name=self.name,
+            image=self.reference,
+            elements=range(self.count),
+            resources=self.resources,
+            directory=directory,
+            max_parallel=self.max_parallel,
+            command=self.command,
+            array=self.array,
+            retries=self.retries,
+            options=self.cluster_options,
+        )
+
+
+_COLUMNS = (
+    "id",
+    "created",
+    "name",
+    "image",
+    "count",
+    "target",
+    "type",
+    "details",
+    "state",
+    "updated",
+)
+_DETAILS = tuple(item.name for item in fields(Run) if item.name not in _COLUMNS)
+
+
+def _to_details(run: Run) -> str:
+    """The fields that have no column of their own, as JSON."""
+    value = {name: getattr(run, name) for name in _DETAILS}
+    value["resources"] = asdict(run.resources)
+    if run.seen is not None:
+        states = {state.value: count for state, count in run.seen.states.items()}
+        value["seen"] = {"at": run.seen.at, "states": states}
+    return json.dumps(value)
+
+
+def _from_row(row: tuple[Any, ...]) -> Run:
+    columns = dict(zip(_COLUMNS, row, strict=True))
+    details = json.loads(columns.pop("details"))
+    known = {name: details[name] for name in _DETAILS if details.get(name) is not None}
+    for name in ("command", "handles"):
+        known[name] = tuple(known.get(name, ()))
+    known["resources"] = Resources(**known.get("resources", {}))
+    if seen := known.get("seen"):
+        states = {State(name): count for name, count in seen["states"].items()}
+        known["seen"] = Seen(seen["at"], states)
+    return Run(**columns, **known)
 
 
 class Record:
@@ -129,7 +217,7 @@ class Record:
                     run.count,
                     run.target,
                     run.type,
-                    json.dumps(dict(run.details)),
+                    _to_details(run),
                     run.state,
                     now,
                 ),
@@ -138,28 +226,31 @@ class Record:
                 db.execute("INSERT OR IGNORE INTO built VALUES (?,?,?)", (run.image, now, run.name))
         return directory
 
-    def update(self, run: str, *, state: str | None = None, **details: Any) -> None:
-        """Change a run's state, or add to its details."""
+    def update(self, run: str, **changes: Any) -> Run:
+        """Change fields of a run; gives the run as it is now."""
         with self._transaction() as db:
-            row = db.execute("SELECT details, state FROM run WHERE id = ?", (run,)).fetchone()
+            row = db.execute("SELECT * FROM run WHERE id = ?", (run,)).fetchone()
             if row is None:
                 raise ClusterError(f"no run {run!r} in the record {self._path}")
-            merged = {**json.loads(row[0]), **details}
-            db.execute(
-                "UPDATE run SET details = ?, state = ?, updated = ? WHERE id = ?",
-                (json.dumps(merged), state or row[1], time.time(), run),
-            )
+            return self._change(db, replace(_from_row(row), **changes))
 
-    def move(self, run: str, ids: Mapping[int, str], attempt: int) -> None:
-        """Record that elements run again, under these ids."""
-        known = self.run(run).details.get("moved") or {}
-        more = {str(element): [attempt, name] for element, name in ids.items()}
-        self.update(run, moved={**known, **more})
+    def add_handles(self, run: str, handles: Sequence[Handle], **changes: Any) -> Run:
+        """Record what a target gave for elements; of two handles of an element the later counts."""
+        with self._transaction() as db:
+            row = db.execute("SELECT * FROM run WHERE id = ?", (run,)).fetchone()
+            if row is None:
+                raise ClusterError(f"no run {run!r} in the record {self._path}")
+            known = _from_row(row)
+            packed = (*known.handles, *pack(handles))
+            return self._change(db, replace(known, handles=packed, **changes))
 
-    def moved(self, run: Run) -> dict[int, tuple[int, str]]:
-        """Attempt and id of each element of a run that runs again."""
-        moved = run.details.get("moved") or {}
-        return {int(element): (attempt, name) for element, (attempt, name) in moved.items()}
+    def _change(self, db: sqlite3.Connection, run: Run) -> Run:
+        run = replace(run, updated=time.time())
+        db.execute(
+            "UPDATE run SET details = ?, state = ?, updated = ? WHERE id = ?",
+            (_to_details(run), run.state, run.updated, run.id),
+        )
+        return run
 
     def runs(self, *, limit: int | None = None) -> list[Run]:
         """The runs, newest first."""
@@ -168,7 +259,7 @@ class Record:
                 "SELECT * FROM run ORDER BY created DESC, id LIMIT ?",
                 (-1 if limit is None else limit,),
             ).fetchall()
-        return [_run(row) for row in rows]
+        return [_from_row(row) for row in rows]
 
     def run(self, name: str) -> Run:
         """The run with this id, or the only one whose id starts with it; ClusterError otherwise."""
@@ -178,7 +269,7 @@ class Record:
                 "SELECT * FROM run WHERE id LIKE ? ESCAPE '\\' ORDER BY created DESC",
                 (escaped + "%",),
             ).fetchall()
-        found = [_run(row) for row in rows]
+        found = [_from_row(row) for row in rows]
         exact = [run for run in found if run.id == name]
         if exact:
             return exact[0]
@@ -205,8 +296,6 @@ class Record:
         return row is not None
 
 
-def _run(row: tuple[Any, ...]) -> Run:
-    identity, created, name, image, count, target, kind, details, state, updated = row
-    return Run(
-        identity, name, image, count, target, kind, json.loads(details), state, created, updated
-    )
+def open_record() -> Record:
+    """This user's run record."""
+    return Record(paths().state)

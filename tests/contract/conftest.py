@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import validated
 from tests.clusters.daemon import wait_until
 from tests.clusters.plugin import FIXTURES
+from tests.validation import validate_layout
 
 from .targets import TARGETS, Target, as_parameter
 
@@ -39,7 +39,7 @@ def home(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.delenv("CLUSTRIX_CONFIG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     yield tmp_path
-    validated.images_of(tmp_path / "data" / "images")
+    validate_layout(tmp_path / "data" / "images")
 
 
 @pytest.fixture(params=[as_parameter(target) for target in TARGETS.values()])
@@ -58,6 +58,9 @@ def on(
         address = request.getfixturevalue(FIXTURES[target.cluster])
         for name, value in target.variables(address).items():
             monkeypatch.setenv(name, value)
+    if target.plugin is not None:
+        monkeypatch.syspath_prepend(target.plugin)
+        monkeypatch.setenv("PYTHONPATH", f"{target.plugin}{os.pathsep}{ROOT}")
     config = home / "clustrix.yml"
     options = target.options if isinstance(target.options, str) else target.options(address)
     config.write_text(f"default: {target.name}\ntargets:\n  {target.name}: {options}\n")
@@ -79,7 +82,7 @@ def script(home: Path):
             capture_output=True,
             text=True,
             timeout=120,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            env={"PYTHONPATH": str(ROOT), **os.environ, **env},
             cwd=home,
             check=False,
         )

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,8 @@ class Target:
     remains: Callable[[Any], Sequence[str]] = no_remains
     sizes_shm: bool = True
     """Whether ``/dev/shm`` gets the size that was asked for."""
+    plugin: Path | None = None
+    """A directory on ``sys.path`` that brings the target's type, as an installed package would."""
 
 
 NAMESPACE = "contract"
@@ -78,6 +81,8 @@ TARGETS = {
     target.name: target
     for target in (
         Target("sandbox", "{type: local, runtime: sandbox}"),
+        # Sixty lines, to show that the seam is small.
+        Target("minimal", "{type: minimal}", plugin=Path(__file__).with_name("minimal")),
         Target(
             "docker",
             # The tests' own engine has no bridge network.

@@ -187,15 +187,15 @@ def test_full_disk(home: Path) -> None:
 def test_result_of_an_image_that_this_user_did_not_build_stays_bytes(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from clustrix_containers.runs import runs
+    from clustrix_containers.runs.submit import rerun
 
     job = cx.function(work.square).submit(5)
     assert job.result(60) == 25
     monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(tmp_path / "another user"))
-    again = runs.rerun(job.image, cx.Options(), trust=False)
+    again = rerun(job.image, cx.Options(), trust=False)
     with pytest.raises(cx.errors.UntrustedResultError, match="--trust"):
         again.jobs[0].result(60)
-    assert runs.rerun(job.image, cx.Options(), trust=True).jobs[0].result(60) == 25
+    assert rerun(job.image, cx.Options(), trust=True).jobs[0].result(60) == 25
 
 
 def test_errors_survive_pickling() -> None:

@@ -24,7 +24,7 @@ from clustrix_containers.errors import (
     TimeLimitExceeded,
     WorkerDied,
 )
-from clustrix_containers.runs.runs import record
+from clustrix_containers.runs.record import open_record
 from tests.cases import work
 
 from .targets import Target, on_targets
@@ -214,11 +214,12 @@ def test_libraries_that_want_a_home_or_shared_memory(function, on: str) -> None:
 
 
 def test_rerun_of_the_same_digest(on: str) -> None:
-    from clustrix_containers.runs import runs
+    from clustrix_containers.runs.attach import handle
+    from clustrix_containers.runs.submit import rerun
 
     jobs = cx.function(work.square).map(range(3), on=on)
     assert list(jobs) == [0, 1, 4]
-    again = runs.handle(runs.rerun(jobs.image, cx.Options(on=on), trust=False))
+    again = handle(rerun(jobs.image, cx.Options(on=on), trust=False))
     assert again.image == jobs.image
     assert again.run != jobs.run
     assert list(again) == [0, 1, 4]
@@ -298,5 +299,5 @@ def test_a_run_that_waits_for_room_can_be_cancelled_and_a_killed_one_makes_room(
 
 def supervisor(job: cx.Job) -> int:
     """The process that keeps a local run."""
-    events = record().run_directory(job.run) / "local/0/events.jsonl"
+    events = open_record().run_directory(job.run) / "local/0/events.jsonl"
     return int(json.loads(events.read_text().splitlines()[0])["pid"])

@@ -13,7 +13,7 @@ import pytest
 
 import clustrix_containers as cx
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.runs.runs import record
+from clustrix_containers.runs.record import open_record
 from tests.cases import work
 from tests.clusters.kubernetes.cluster import Kubernetes
 from tests.kubernetes.conftest import begun
@@ -36,7 +36,7 @@ def test_down_while_submitting_is_waited_for(
     own_kubernetes.api_server.stop("KILL")
     with ThreadPoolExecutor(1) as pool:
         submitted = pool.submit(cx.function(work.square).submit, 5, on=on)
-        until(lambda: record().runs(), 60, lambda: submitted)
+        until(lambda: open_record().runs(), 60, lambda: submitted)
         own_kubernetes.api_server.start()
         assert submitted.result(90).result(90) == 25
     assert len(jobs(own_kubernetes.access, namespace)) == 1
@@ -51,7 +51,7 @@ def test_down_for_long_is_an_error_and_the_run_can_be_found_later(
         cx.function(work.square).submit(6, on=on)
     own_kubernetes.api_server.start()
     own_kubernetes.api_server.wait()
-    (run,) = record().runs()
+    (run,) = open_record().runs()
     assert cx.attach(run.id).result(90) == 36
     assert len(jobs(own_kubernetes.access, namespace)) == 1
 

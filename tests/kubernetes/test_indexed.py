@@ -19,8 +19,8 @@ import clustrix_containers as cx
 from clustrix_containers.clusters import staging
 from clustrix_containers.clusters.kubernetes.manifest import selector
 from clustrix_containers.errors import ResultLost, WorkerDied
-from clustrix_containers.runs import runs
-from clustrix_containers.runs.runs import record
+from clustrix_containers.runs.attach import attach
+from clustrix_containers.runs.record import open_record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
@@ -181,10 +181,10 @@ def test_a_run_whose_client_was_killed_while_it_submitted_is_completed_elsewhere
         assert wait_until(lambda: asked(server)[step] > 0 or client.poll() is not None, 60)
         client.kill()
     server.faults.calm()
-    (run,) = record().runs()
+    (run,) = open_record().runs()
     mine = os.environ["CLUSTRIX_STATE_DIR"]
     monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(home / "elsewhere"))
-    session = runs.attach(run.id, on=on, watch=False)
+    session = attach(run.id, on=on, watch=False)
     session.trust()
     session.watch()
     assert session.jobs[0].result(60) == 9

@@ -66,6 +66,6 @@ def test_a_server_that_cannot_keep_a_queue_says_so(configure: Callable[..., None
 
 def found(on: str) -> list[tuple[str, bool, str]]:
     from clustrix_containers.config import file as config
-    from clustrix_containers.runs import runs
+    from clustrix_containers.runs.destination import open_target
 
-    return list(runs.open_target(config.load().target(on)).check())
+    return list(open_target(config.load().target(on)).check())

@@ -14,8 +14,8 @@ import pytest
 
 import clustrix_containers as cx
 from clustrix_containers.errors import UntrustedResultError
-from clustrix_containers.runs import runs
-from clustrix_containers.runs.runs import record
+from clustrix_containers.runs.attach import attach, handle
+from clustrix_containers.runs.record import open_record
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.faults.proxy import Proxy
@@ -52,10 +52,10 @@ def elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]
 
 def trusted(run: str) -> cx.Job | cx.JobArray:
     """The handle of a run whose results may be unpickled."""
-    session = runs.attach(run, on="k8s", watch=False)
+    session = attach(run, on="k8s", watch=False)
     session.trust()
     session.watch()
-    return runs.handle(session)
+    return handle(session)
 
 
 def test_from_another_machine_a_value_is_there_once_it_is_trusted(
@@ -144,9 +144,9 @@ def test_killed_after_some_requests(
     own = own_kubernetes.configuration.write_kubeconfig(namespace, "system:masters")
     configure(kubeconfig=str(own))
     with Client(home, elements=3) as client:
-        client.wait(lambda: record().runs())
+        client.wait(lambda: open_record().runs())
         client.wait(lambda: len(own_kubernetes.requests(user=namespace)) >= requests)
-    (run,) = record().runs()
+    (run,) = open_record().runs()
     found_again(run.id, own_kubernetes, namespace, elements=3)
 
 
@@ -165,7 +165,7 @@ def test_an_array_that_was_half_made_is_completed_from_another_machine(
         line.refuse()
         line.cut()
     assert 0 < len(jobs(own_kubernetes.access, namespace)) < count
-    (run,) = record().runs()
+    (run,) = open_record().runs()
     line.heal()
     elsewhere()
     found = trusted(run.id)
@@ -187,8 +187,8 @@ def test_killed_while_it_takes_a_large_result(
 ) -> None:
     line.limit(16 << 20)
     with Client(home, program=LARGE) as client:
-        client.wait(lambda: record().runs())
-        (run,) = record().runs()
+        client.wait(lambda: open_record().runs())
+        (run,) = open_record().runs()
         client.wait(lambda: begun(run.id, home))
     line.limit(0)
     found = cx.attach(run.id)
@@ -210,9 +210,9 @@ def test_killed_at_any_time(
 ) -> None:
     elements = 1 + seed % 3
     with Client(home, elements) as client:
-        client.wait(lambda: record().runs())
+        client.wait(lambda: open_record().runs())
         time.sleep(random.Random(seed).uniform(0, 3))
-    (run,) = record().runs()
+    (run,) = open_record().runs()
     # Before there is a Job, only the record of this machine knows of the run.
     if seed % 2 and jobs(own_kubernetes.access, namespace):
         elsewhere()

@@ -14,7 +14,7 @@ import pytest
 
 import clustrix_containers as cx
 from clustrix_containers.errors import ClusterError, ResultLost
-from clustrix_containers.runs.runs import record
+from clustrix_containers.runs.record import open_record
 from tests.cases import work
 from tests.clusters.kubernetes.cluster import Kubernetes
 from tests.kubernetes.conftest import ROOT
@@ -297,7 +297,7 @@ def test_what_somebody_has_deleted_is_lost(
 ) -> None:
     run = submitted_elsewhere(home)
     place = volume / PATH / run
-    until(lambda: place.exists() and len(files(place)) == 2, 120, lambda: record().run(run))
+    until(lambda: place.exists() and len(files(place)) == 2, 120, lambda: open_record().run(run))
     deleted(own_kubernetes, namespace, run)
     for path in place.iterdir():
         path.unlink()

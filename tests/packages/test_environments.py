@@ -58,7 +58,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(sys.argv[0]).parent))
 from model import render
 from clustrix_containers.capture.callables import capture
-from clustrix_containers.image.base import packed
+from clustrix_containers.image.interpreter import packed
 from clustrix_containers.image.build import build
 from clustrix_containers.packages.lock import lock
 from clustrix_containers.packages.resolution import resolve
