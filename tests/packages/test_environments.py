@@ -52,7 +52,7 @@ def render(x):
 """
 
 BUILD = """
-import importlib.util, json, sys
+import json, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(sys.argv[0]).parent))
@@ -78,7 +78,7 @@ print(json.dumps({
     "digest": image.digest,
     "wheels": {package.name: package.wheel.filename for package in locked.packages if package.wheel},
     "reasons": located.reasons,
-    "pip": importlib.util.find_spec("pip") is not None,
+    "pip": bool(list(Path(sys.prefix).glob("lib/python*/site-packages/pip"))),
     "installers": sorted({(d.info / "INSTALLER").read_text() for d in resolution.distributions}),
 }))
 """

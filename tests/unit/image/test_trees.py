@@ -103,4 +103,4 @@ def test_system_packages_without_a_record(tmp_path: Path) -> None:
     ]
     (info / "top_level.txt").write_text("gone\n")
     with pytest.raises(ImageError, match="has no list of its files"):
-        tree_entries(find_installed("old-thing", "3.1", [str(tmp_path)]), MINOR)
+        tree_entries(Installed("old-thing", "3.1", info), MINOR)
