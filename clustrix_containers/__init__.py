@@ -5,14 +5,14 @@ The public names, nothing else: importing this imports nothing but the standard 
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import errors
 from .api.executor import Executor
 from .api.function import Function, attach, function, image_directory
 from .api.jobs import Job, JobArray
 from .api.options import Options
-from .worker.contract import VERSION
 
-__version__ = VERSION
 __all__ = [
     "Executor",
     "Function",
@@ -24,3 +24,11 @@ __all__ = [
     "function",
     "image_directory",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .worker.contract import package_version
+
+    return package_version()

@@ -27,10 +27,10 @@ KEY = b"k" * 32
 
 
 def interpreters() -> list[str]:
-    """Every Python from 3.8 on that is found here: on PATH, and pyenv's."""
+    """Every Python from 3.10 on that is found here: on PATH, and pyenv's."""
     found: dict[str, str] = {f"3.{sys.version_info[1]}": sys.executable}
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    for minor in range(8, 15):
+    for minor in range(10, 15):
         name = f"3.{minor}"
         places = [str(path) for path in pyenv.glob(f"versions/{name}.*/bin/python")]
         on_path = shutil.which(f"python{name}")

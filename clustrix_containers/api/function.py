@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from clustrix_containers.errors import InsideImageError
+from clustrix_containers.worker.contract import INSIDE
 
 from .jobs import Job, JobArray
 from .options import Options
@@ -13,7 +17,7 @@ from .options import Options
 if TYPE_CHECKING:
     from clustrix_containers.oci.model import Image
     from clustrix_containers.runs.explain import Explanation
-    from clustrix_containers.runs.plan import Plan
+    from clustrix_containers.runs.plan import ImagePlan
     from clustrix_containers.runs.watched import WatchedRun
 
 P = ParamSpec("P")
@@ -96,6 +100,7 @@ class Function(Generic[P, R]):
 
         The image is built, since its digest is part of it; nothing is pushed or submitted.
         """
+        _check_outside()
         from clustrix_containers.runs import submit
 
         return submit.preview(self.__clustrix_function__, [(args, kwargs)], self._options)
@@ -106,6 +111,7 @@ class Function(Generic[P, R]):
         It is in the local layout afterwards, unless it stands on a base in a registry: the
         layers of that stay where they are until the image runs here.
         """
+        _check_outside()
         from clustrix_containers.clusters import staging
         from clustrix_containers.oci.progress import shown
         from clustrix_containers.runs import plan
@@ -117,15 +123,16 @@ class Function(Generic[P, R]):
 
     def push(self, repository: str) -> str:
         """Push the function's image to ``repository``; gives ``repository@sha256:…``."""
+        image = self.build()
         from clustrix_containers.clusters import staging
         from clustrix_containers.oci.progress import shown
 
-        image = self.build()
         with shown() as progress:
             return staging.to_registry(image, repository, progress=progress)
 
     def explain(self) -> Explanation:
         """What goes into the image, and why. Print it."""
+        _check_outside()
         from clustrix_containers.clusters import staging
         from clustrix_containers.oci.progress import shown
         from clustrix_containers.runs import plan
@@ -136,7 +143,7 @@ class Function(Generic[P, R]):
             image = plan.build(planned, progress=progress)
             return explanation(self._name, planned, image, staging.layout().has)
 
-    def _plan(self, *, references: Collection[str] = (), progress: Any) -> Plan:
+    def _plan(self, *, references: Collection[str] = (), progress: Any) -> ImagePlan:
         from clustrix_containers.runs import plan
 
         return plan.plan(
@@ -150,10 +157,20 @@ class Function(Generic[P, R]):
         *,
         array: bool,
     ) -> WatchedRun:
+        _check_outside()
         from clustrix_containers.runs import submit
 
         options = self._options if on is None else self._options.but(on=on)
         return submit.submit(self.__clustrix_function__, calls, options, array=array)
+
+
+def _check_outside() -> None:
+    """InsideImageError in an image of ours, which carries nothing of the client."""
+    if os.environ.get(INSIDE) == "1":
+        raise InsideImageError(
+            "functions cannot be submitted or built inside an image: the script would submit itself again",
+            hint='Put the call under `if __name__ == "__main__":`, so that only your own process runs it.',
+        )
 
 
 def _takes_on(function: Callable[..., Any]) -> bool:
@@ -186,6 +203,7 @@ def function(target: Callable[..., Any] | None = None, /, **options: Any) -> Any
 
 def image_directory() -> str:
     """The OCI image layout directory with this user's images, which skopeo and umoci read."""
+    _check_outside()
     from clustrix_containers.clusters import staging
 
     return str(staging.layout().directory)
@@ -197,6 +215,7 @@ def attach(run_id: str, *, on: str | None = None) -> Job | JobArray:
     A run that is not in this user's record is looked up on the target ``on``; its results stay
     bytes until they are trusted.
     """
+    _check_outside()
     from clustrix_containers.runs import attach as attaching
 
     return attaching.handle(attaching.attach(run_id, on=on))

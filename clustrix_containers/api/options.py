@@ -43,7 +43,8 @@ class Options:
     Image
         ``packages`` (requirements to add, which must be installed here), ``modules`` (local modules
         to add), ``files`` (data files and directories), ``requirements`` (a ``requirements.txt`` or
-        ``pylock.toml`` that is obeyed), ``whole_environment`` (all that is installed), ``base`` (an
+        ``pylock.toml`` that is obeyed), ``lock`` (a lock file of ``cxc lock``, by which the image is
+        built, else it is an error), ``whole_environment`` (all that is installed), ``base`` (an
         image reference, or a path of a Dockerfile), ``python`` (where the base has its Python, if its
         environment does not say), ``allow_secrets``.
     Runs
@@ -64,6 +65,7 @@ class Options:
     modules: tuple[str, ...] = ()
     files: tuple[str | Path, ...] = ()
     requirements: str | Path | None = None
+    lock: str | Path | None = None
     whole_environment: bool = False
     base: str | None = None
     python: str | None = None

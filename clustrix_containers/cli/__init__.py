@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from clustrix_containers.errors import Error
-from clustrix_containers.worker.contract import VERSION
+from clustrix_containers.worker.contract import package_version
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import doctor
+    from . import doctor, lock
     from . import runs as keep
     from . import submit as work
 
@@ -26,11 +26,19 @@ def parser() -> argparse.ArgumentParser:
         description="A Python function becomes one OCI image, and that image runs anywhere.",
         epilog="`cxc COMMAND --help` says more of each.",
     )
-    top.add_argument("--version", action="version", version=f"clustrix-containers {VERSION}")
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for add in (work.add, keep.add, doctor.add):
+    for add in (work.add, lock.add, keep.add, doctor.add):
         add(commands)
     return top
+
+
+class _Version(argparse.Action):
+    """Reads the version from the installed metadata only when it is asked for."""
+
+    def __call__(self, *_: object) -> None:
+        sys.stdout.write(f"clustrix-containers {package_version()}\n")
+        raise SystemExit(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from . import output
 def add(commands: Any) -> None:
     """Add these commands to the parser."""
     run = commands.add_parser("run", help="run one call in its image and print the result")
-    _takes_function(run)
+    takes_function(run)
     run.add_argument(
         "arguments",
         nargs=argparse.REMAINDER,
@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
     run.set_defaults(command=_run)
 
     build = commands.add_parser("build", help="build the function's image and print its digest")
-    _takes_function(build)
+    takes_function(build)
     build.add_argument("--json", action="store_true", help="digest and layers as JSON")
     build.set_defaults(command=_build)
 
@@ -57,12 +57,13 @@ def add(commands: Any) -> None:
     push.set_defaults(command=_push)
 
     explain = commands.add_parser("explain", help="show what goes into the image, and why")
-    _takes_function(explain)
+    takes_function(explain)
     explain.add_argument("--json", action="store_true")
     explain.set_defaults(command=_explain)
 
 
-def _takes_function(parser: argparse.ArgumentParser) -> None:
+def takes_function(parser: argparse.ArgumentParser) -> None:
+    """Add the function and its options."""
     parser.add_argument("function", metavar="FILE.py:FUNC", help="also package.module:FUNC")
     _options(parser)
 
@@ -78,6 +79,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--module", dest="modules", action="append", metavar="MODULE")
     group.add_argument("--file", dest="files", action="append", metavar="PATH")
     group.add_argument("--requirements", metavar="FILE", help="requirements.txt or pylock.toml")
+    group.add_argument("--lock", metavar="PYLOCK", help="a lock file of cxc lock to build by")
     group.add_argument("--whole-environment", action="store_true", default=None)
     group.add_argument(
         "--option",
@@ -89,7 +91,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _function(arguments: argparse.Namespace) -> Function[..., Any]:
+def function_of(arguments: argparse.Namespace) -> Function[..., Any]:
+    """The function that :func:`takes_function` has parsed, with its options."""
     names = (
         "cpus",
         "memory",
@@ -100,6 +103,7 @@ def _function(arguments: argparse.Namespace) -> Function[..., Any]:
         "modules",
         "files",
         "requirements",
+        "lock",
     )
     changes: dict[str, Any] = {
         name: value for name in names if (value := getattr(arguments, name)) is not None
@@ -231,7 +235,7 @@ def _literal(word: str) -> Any:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    target = _function(arguments)
+    target = function_of(arguments)
     positional, named = _arguments(arguments.arguments, target)
     try:
         inspect.signature(target.__clustrix_function__).bind(*positional, **named)
@@ -293,7 +297,7 @@ def _print_logs(job: Job) -> None:
 def _build(arguments: argparse.Namespace) -> int:
     from clustrix_containers.runs.explain import layer_lines, size
 
-    image = _function(arguments).build()
+    image = function_of(arguments).build()
     if arguments.json:
         from dataclasses import asdict
 
@@ -324,7 +328,7 @@ def _push(arguments: argparse.Namespace) -> int:
         )
     if ":" in arguments.what and not arguments.what.startswith("sha256:"):
         arguments.function = arguments.what
-        reference = _function(arguments).push(repository)
+        reference = function_of(arguments).push(repository)
     else:
         image = images.find(arguments.what)
         with shown() as progress:
@@ -334,7 +338,7 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    explanation = _function(arguments).explain()
+    explanation = function_of(arguments).explain()
     if arguments.json:
         output.emit_json(explanation.to_json())
     else:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Config", "Target", "load"]
 
 _FILE = "clustrix.yml"
-_KEYS = ("default", "registry", "resources", "targets")
+_KEYS = ("default", "lock", "registry", "resources", "targets")
 _STRING = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
 
@@ -84,6 +84,8 @@ class Config:
     targets: Mapping[str, Target] = field(default_factory=lambda: {"local": _LOCAL})
     resources: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    lock: Path | None = None
+    """The lock file that every image is built by."""
 
     def target(self, name: str | None = None) -> Target:
         """A target by name (``None``: the default one); ConfigError lists those that exist."""
@@ -155,7 +157,10 @@ def _parse(path: Path) -> Config:
     if "registry" in fields:
         registry = document.text(fields["registry"], "registry")
         _check_registry(registry, path, _line(fields["registry"]), "registry")
-    return Config(default, registry, targets, resources, path)
+    lock = None
+    if "lock" in fields:
+        lock = path.parent.absolute() / document.text(fields["lock"], "lock")
+    return Config(default, registry, targets, resources, path, lock)
 
 
 def _compose(path: Path) -> yaml.Node | None:

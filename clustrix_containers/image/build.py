@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from clustrix_containers.capture.bundle import Bundle, Distribution
-from clustrix_containers.capture.layout import bundle_files
+from clustrix_containers.capture.bundle import Bundle, Distribution, bundle_files
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import IN_MEMORY, Entry, write_layer
 from clustrix_containers.oci.model import Image, Layer
+from clustrix_containers.oci.progress import Progress
 from clustrix_containers.oci.reading import read_files
-from clustrix_containers.oci.store import Progress, temporary
+from clustrix_containers.oci.store import temporary
 from clustrix_containers.packages.lock import Lock
 from clustrix_containers.worker.contract import (
     CALL,
@@ -35,7 +35,7 @@ from clustrix_containers.worker.contract import (
 
 from .base import LABEL_INTERPRETER, LIBRARIES
 from .layers import package_layers
-from .runtime import runtime_layer
+from .runtime import check_runtime, runtime_layer
 
 MOST_LAYERS = 127
 """What overlayfs takes."""
@@ -70,9 +70,11 @@ def build(
 
     ``base`` must carry the labels that the functions of ``base`` and ``interpreter`` give:
     where its Python is, and which version. ImageError when a package cannot be packed, when
-    the base's Python is not the lock's, or when there are too many layers.
+    the base's Python is not the lock's, when the lock needs another runtime or cloudpickle than
+    this client has, or when there are too many layers.
     """
     interpreter, version = _python(base, lock)
+    check_runtime(lock)
     image = base.append(
         *package_layers(lock, base, distributions, cache=cache, progress=progress),
         runtime_layer(interpreter, version, cache=cache),

@@ -1,44 +1,57 @@
-"""The runtime layer: the virtual environment's skeleton, our own files, and the places for what comes later."""
+"""What every image carries of ours: the virtual environment's skeleton, the runtime, and cloudpickle.
+
+The *runtime* is the worker and the modules that user code may import in the container:
+:data:`RUNTIME`. Its version, :data:`~clustrix_containers.worker.contract.RUNTIME_VERSION`, moves when
+its bytes do and at no other time; ``tests/runtime_versions.json`` records which bytes each version
+has. So a change to the command line, a registry client or a cluster changes no image's digest.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
-import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import Entry, directory, link, write_layer
-from clustrix_containers.oci.model import Layer
+from clustrix_containers.oci.model import Layer, canonical
 from clustrix_containers.oci.store import cache_key, recall, remember
+from clustrix_containers.packages.lock import Component, Lock
 from clustrix_containers.packages.wheels import site_packages
-from clustrix_containers.worker.contract import CALL, CODE, GIVER, LIB, RESULTS, RUN, VENV, WORKER
+from clustrix_containers.worker.contract import (
+    CALL,
+    CODE,
+    GIVER,
+    LIB,
+    RESULTS,
+    RUN,
+    RUNTIME_VERSION,
+    VENV,
+    WORKER,
+    package_version,
+)
 
 from .bytecode import compiled, sources
 
-_PACKAGES = ("clustrix_containers", "cloudpickle")
+RUNTIME = ("__init__.py", "errors.py", "api/*.py", "worker/*.py")
+"""Which files of this package. They import the standard library and each other, nothing else."""
 
 
 def runtime_layer(interpreter: str, version: str, *, cache: Path) -> Layer:
     """For a base whose Python of this version (``X.Y`` or ``X.Y.Z``) is at the path ``interpreter``."""
-    files = list(_library())
-    stats = [(name, path.stat()) for name, path in files]
     key = cache_key(
-        "runtime",
-        interpreter,
-        version,
-        [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats],
+        "runtime", interpreter, version, runtime().sha256, cloudpickle_component().sha256
     )
     known = recall(cache, key)
     if known:
         return known[0]
-    entries = [*_skeleton(interpreter, version)]
-    library = [Entry(name, path) for name, path in files]
-    entries += [*library, *compiled(sources(library, LIB[1:]))]
+    library = [*_runtime_files(), *_cloudpickle_files()]
     # Never in memory: the record needs a file.
     layer = write_layer(
-        entries,
+        [*_skeleton(interpreter, version), *library, *compiled(sources(library, LIB[1:]))],
         cache=cache,
         form="stored",
         kind="runtime",
@@ -47,6 +60,66 @@ def runtime_layer(interpreter: str, version: str, *, cache: Path) -> Layer:
     )
     remember(cache, key, [layer])
     return layer
+
+
+@lru_cache(maxsize=1)
+def runtime() -> Component:
+    """The runtime that this client puts into images."""
+    # The skeleton is the same but for the interpreter's path and version.
+    return Component(RUNTIME_VERSION, _digest([*_skeleton("PYTHON", "X.Y"), *_runtime_files()]))
+
+
+@lru_cache(maxsize=1)
+def cloudpickle_component() -> Component:
+    """The cloudpickle that is installed here, which travels with the runtime."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return Component(version("cloudpickle"), _digest(_cloudpickle_files()))
+    except PackageNotFoundError:
+        raise _no_cloudpickle() from None
+
+
+def check_runtime(lock: Lock) -> None:
+    """ImageError unless this client has the runtime and the cloudpickle that a lock names."""
+    problems, commands = [], []
+    ours = runtime()
+    if lock.runtime != ours:
+        problems.append(
+            f"it needs the runtime {_named(lock.runtime)} of clustrix-containers {lock.client},"
+            f" clustrix-containers {package_version()} has {_named(ours)}"
+        )
+        commands.append(f"clustrix-containers=={lock.client}")
+    installed = cloudpickle_component()
+    if lock.cloudpickle != installed:
+        problems.append(
+            f"it needs cloudpickle {_named(lock.cloudpickle)}, {_named(installed)} is installed"
+        )
+        commands.append(f"cloudpickle=={lock.cloudpickle.version}")
+    if problems:
+        raise ImageError(
+            f"the lock cannot be built here: {'; '.join(problems)}",
+            hint=f"pip install {' '.join(commands)}, or lock again: cxc lock.",
+            runtime=lock.runtime.version,
+            cloudpickle=lock.cloudpickle.version,
+            client=lock.client,
+        )
+
+
+def _named(component: Component) -> str:
+    return f"{component.version} (sha256:{component.sha256[:12]}…)"
+
+
+def _digest(entries: Iterable[Entry]) -> str:
+    """Over names, kinds, link targets and contents."""
+    rows = []
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        content = entry.content.read_bytes() if isinstance(entry.content, Path) else entry.content
+        assert isinstance(content, bytes)
+        rows.append(
+            [entry.name, entry.type.name, entry.target, hashlib.sha256(content).hexdigest()]
+        )
+    return hashlib.sha256(canonical(rows)).hexdigest()
 
 
 def _skeleton(interpreter: str, version: str) -> Iterator[Entry]:
@@ -68,21 +141,25 @@ def _skeleton(interpreter: str, version: str) -> Iterator[Entry]:
         yield directory(place[1:])
 
 
-def _library() -> Iterator[tuple[str, Path]]:
-    for package in _PACKAGES:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ImageError(
-                f"{package} cannot be found here, and every image needs it",
-                hint=f"pip install {package}",
-            )
-        top = str(next(iter(spec.submodule_search_locations)))
-        for folder, folders, names in os.walk(top):
-            folders[:] = sorted(name for name in folders if name not in ("__pycache__", "tests"))
-            relative = os.path.relpath(folder, top)
-            inside = f"{LIB[1:]}/{package}" + ("" if relative == "." else f"/{relative}")
-            for name in sorted(names):
-                if name.endswith((".py", ".typed", ".sh")):
-                    yield f"{inside}/{name}", Path(folder, name)
-    for place in (WORKER, GIVER):
-        yield place[1:], Path(__file__).parent.parent / "worker" / Path(place).name
+def _runtime_files() -> Iterator[Entry]:
+    package = Path(__file__).parent.parent
+    programs = {Path(place).name: place for place in (WORKER, GIVER)}
+    for pattern in RUNTIME:
+        for path in sorted(package.glob(pattern)):
+            place = f"{LIB}/{package.name}/{path.relative_to(package).as_posix()}"
+            yield Entry(programs.get(path.name, place)[1:], path)
+
+
+def _cloudpickle_files() -> Iterator[Entry]:
+    spec = importlib.util.find_spec("cloudpickle")
+    if spec is None or spec.origin is None:
+        raise _no_cloudpickle()
+    package = Path(spec.origin).parent
+    for path in sorted(package.glob("*.py")):
+        yield Entry(f"{LIB[1:]}/cloudpickle/{path.name}", path)
+
+
+def _no_cloudpickle() -> ImageError:
+    return ImageError(
+        "cloudpickle is not installed, and every image needs it", hint="pip install cloudpickle"
+    )

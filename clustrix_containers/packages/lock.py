@@ -1,23 +1,35 @@
-"""A Lock: base and distributions, pinned, for one Python and one platform.
+"""A Lock: base, distributions and runtime, pinned, for one Python and one platform.
 
-Form: ``pylock.toml`` (PEP 751, https://packaging.python.org/en/latest/specifications/pylock-toml/)
-with our own table ``[tool.clustrix-containers]``.
+Format: ``pylock.toml`` (PEP 751, https://packaging.python.org/en/latest/specifications/pylock-toml/)
+with a table of our own::
+
+    [tool.clustrix-containers]
+    version = 1                # of this table
+    client = "0.1.0"           # the version of clustrix-containers that wrote it
+    base = "packed:sha256:…"   # Lock.base
+    platform = "linux/amd64"
+    python = "3.11"
+    runtime = { version = "1", sha256 = "…" }
+    cloudpickle = { version = "3.1.1", sha256 = "…" }
+
+Each package has ``[packages.tool.clustrix-containers]`` with its ``reasons``; one that is packed
+from its installed files is a ``directory`` with its ``version`` and the digest ``tree`` there.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.errors import DependencyError
+from clustrix_containers.oci.model import Platform
+from clustrix_containers.storage import atomic
 from clustrix_containers.worker.contract import VENV
 
 from .installed import Installed
@@ -26,7 +38,16 @@ from .requirements import toml
 _TOOL = "clustrix-containers"
 _VERSION = 1
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "arm/v7": "armv7l"}
-"""What Go, and so OCI, calls a machine, and what PEP 508 calls it."""
+"""Machines as OCI names them (as Go does), and as PEP 508 does."""
+_HEX = "[0-9a-f]{64}"
+_DIGEST = f"sha256:{_HEX}"
+_FORMS = {
+    "python": r"\d+\.\d+",
+    "platform": r"[a-z0-9]+(/[a-z0-9_.]+){1,2}",
+    "base": rf"[^\s@]+(:|@){_DIGEST}",
+    "client": r"[\w.+-]+",
+}
+"""What the strings of our table look like."""
 
 _INSTALLER_FILES = frozenset(
     {"RECORD", "RECORD.jws", "RECORD.p7s", "INSTALLER", "REQUESTED", "direct_url.json"}
@@ -56,18 +77,31 @@ class Package:
 
 
 @dataclass(frozen=True, slots=True)
+class Component:
+    """Something that every image carries: its version, and the sha256 (hex) over its files."""
+
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lock:
     """What an image is made of, except for the user's own code.
 
     ``python`` is ``X.Y``; ``platform`` is ``linux/amd64``; ``base`` is ``repo@sha256:…`` (the
     manifest of that platform), ``packed:sha256:…`` (the digest of the packed interpreter's
     layers) or ``dockerfile:sha256:…`` (the digest of the image that was built from it).
+    ``runtime`` is what the image carries of ours, ``client`` the version of clustrix-containers
+    that made the lock.
     """
 
     python: str
     platform: str
     base: str
     packages: tuple[Package, ...]
+    runtime: Component
+    cloudpickle: Component
+    client: str
 
 
 def lock(
@@ -77,12 +111,16 @@ def lock(
     base: str,
     python: str,
     platform: str,
+    runtime: Component,
+    cloudpickle: Component,
+    client: str,
     hashes: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Lock:
     """Pin distributions: to their wheel where ``wheels`` (by name) has one, else to the installed tree.
 
-    ``hashes`` are the archives that a requirements or lock file allows (``Resolution.hashes``).
-    DependencyError: a wheel that is not of its distribution, or not among those.
+    ``hashes`` are the archives that a requirements or lock file allows (``Resolution.hashes``);
+    the others are the fields of the Lock. DependencyError: a wheel that is not of its
+    distribution, or not among the allowed archives.
     """
     packages = []
     for distribution in sorted(distributions, key=lambda d: d.name):
@@ -99,7 +137,7 @@ def lock(
                 distribution.reasons,
             )
         )
-    return Lock(python, platform, base, tuple(packages))
+    return Lock(python, platform, base, tuple(packages), runtime, cloudpickle, client)
 
 
 def _check_wheel(distribution: Distribution, wheel: Wheel, allowed: tuple[str, ...]) -> None:
@@ -126,7 +164,7 @@ def _check_wheel(distribution: Distribution, wheel: Wheel, allowed: tuple[str, .
 
 
 def _without_credentials(url: str | None) -> str | None:
-    """A lock is public: user and password of an index do not belong in it."""
+    """A lock is public: the user and password of an index do not belong in it."""
     if url is None:
         return None
     parts = urlsplit(url)
@@ -136,9 +174,9 @@ def _without_credentials(url: str | None) -> str | None:
 def tree_digest(distribution: Distribution) -> str:
     """``sha256:…`` over the sorted lines ``path hash size`` of what its wheel brought.
 
-    Read from RECORD alone, so what an installer makes does not count (bytecode, its own
-    notes, console scripts with this machine's interpreter in them), and one wheel installed
-    on two machines has one digest. Without a RECORD the files themselves are hashed.
+    Read from RECORD alone, without what an installer makes (bytecode, its own metadata, console
+    scripts with this machine's interpreter in them), so one wheel installed on two machines has
+    one digest. Without a RECORD the files themselves are hashed.
     """
     scripts = _entry_points(distribution.info)
     has_record = (distribution.info / "RECORD").is_file()
@@ -205,50 +243,68 @@ def _digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def check(lock: Lock, distributions: Sequence[Distribution]) -> None:
-    """A Lock that exists is obeyed or fails: DependencyError lists all that differs.
+def check(
+    lock: Lock,
+    distributions: Sequence[Distribution],
+    installed_from: Callable[[Wheel, Distribution], bool],
+) -> None:
+    """DependencyError unless a lock has what is needed here, as it is installed here.
 
-    Versions are compared, and the installed tree where the lock pins one. Its field
-    ``differences`` holds the lines.
+    Versions are compared, and the installed files: with the locked tree, or with the locked wheel
+    by ``installed_from``. A wheel that is locked and not needed here need not be installed. The
+    field ``differences`` lists everything that differs.
     """
     locked = {package.name: package for package in lock.packages}
-    installed = {distribution.name: distribution for distribution in distributions}
-    differences = []
-    for name in sorted(locked.keys() | installed.keys()):
-        difference = _difference(locked.get(name), installed.get(name))
-        if difference:
-            differences.append(f"{name}: {difference}")
+    names = {distribution.name for distribution in distributions}
+    differences = [
+        f"{package.name}: {package.version} is locked with its installed files, and not installed"
+        for package in lock.packages
+        if package.wheel is None and package.name not in names
+    ]
+    differences += [
+        f"{distribution.name}: {difference}"
+        for distribution in sorted(distributions, key=lambda d: d.name)
+        if (difference := _difference(locked.get(distribution.name), distribution, installed_from))
+    ]
     if differences:
         raise DependencyError(
-            "the lock and what is needed here differ:\n  " + "\n  ".join(differences),
-            hint="Install what is locked, or lock again.",
+            "the lock does not match what is needed here:\n  " + "\n  ".join(differences),
+            hint="Install what is locked, or lock again: cxc lock (--package for what only arguments need).",
             differences=tuple(differences),
         )
 
 
-def _difference(package: Package | None, distribution: Distribution | None) -> str:
+def _difference(
+    package: Package | None,
+    distribution: Distribution,
+    installed_from: Callable[[Wheel, Distribution], bool],
+) -> str:
     if package is None:
-        return f"not locked, {distribution.version if distribution else ''} is needed"
-    if distribution is None:
-        return f"locked {package.version}, not needed here"
+        why = f" ({distribution.reasons[0]})" if distribution.reasons else ""
+        return f"{distribution.version} is needed and not locked{why}"
     if package.version != distribution.version:
-        return f"locked {package.version}, installed {distribution.version}"
-    if package.tree is not None and (tree := tree_digest(distribution)) != package.tree:
-        return f"locked the files {package.tree[:19]}…, installed {tree[:19]}… ({package.version})"
-    return ""
+        return f"{package.version} is locked, {distribution.version} is installed"
+    if package.wheel is not None:
+        if installed_from(package.wheel, distribution):
+            return ""
+        return f"the installed files differ from those of the locked wheel {package.wheel.filename}"
+    tree = tree_digest(distribution)
+    if package.tree == tree:
+        return ""
+    return f"the files {str(package.tree)[:19]}… are locked, {tree[:19]}… are installed"
 
 
 def dumps(lock: Lock) -> str:
     """The lock as ``pylock.toml``: the same lock gives the same text.
 
     An installed tree has no archive that an installer could fetch: it is written as the
-    directory that it is in the image, with version and digest in our ``tool`` table.
+    directory that it is in the image.
     """
     import tomli_w
 
-    os_name, _, machine = lock.platform.partition("/")
+    platform = Platform(*lock.platform.split("/"))
     marker = (
-        f'sys_platform == "{os_name}" and platform_machine == "{_MACHINES.get(machine, machine)}"'
+        f'sys_platform == "{platform.os}" and platform_machine == "{platform.machine}"'
         f' and python_version == "{lock.python}"'
     )
     document: dict[str, Any] = {
@@ -260,9 +316,12 @@ def dumps(lock: Lock) -> str:
         "tool": {
             _TOOL: {
                 "version": _VERSION,
+                "client": lock.client,
                 "base": lock.base,
                 "platform": lock.platform,
                 "python": lock.python,
+                "runtime": asdict(lock.runtime),
+                "cloudpickle": asdict(lock.cloudpickle),
             }
         },
     }
@@ -278,75 +337,93 @@ def _dump_package(lock: Lock, package: Package) -> dict[str, Any]:
         return {"name": package.name, "directory": {"path": path}, "tool": {_TOOL: tool}}
     wheel = package.wheel
     source = {"url": wheel.url} if wheel.url else {"path": wheel.filename}
+    hashes = {"sha256": wheel.sha256}
     return {
         "name": package.name,
         "version": package.version,
-        "wheels": [
-            {
-                "name": wheel.filename,
-                **source,
-                "size": wheel.size,
-                "hashes": {"sha256": wheel.sha256},
-            }
-        ],
+        "wheels": [{"name": wheel.filename, **source, "size": wheel.size, "hashes": hashes}],
         "tool": {_TOOL: {"reasons": reasons}},
     }
 
 
 def loads(text: str, path: Path | str = "pylock.toml") -> Lock:
     """Read a lock that :func:`dumps` wrote; DependencyError names ``path`` and what is wrong in it."""
+    from packaging.pylock import Pylock, PylockValidationError
+
+    def error(message: str, hint: str = "Lock again: cxc lock.") -> DependencyError:
+        return DependencyError(f"{path}: {message}", hint=hint, path=str(path))
+
     try:
         document = toml().loads(text)
-    except toml().TOMLDecodeError as error:
-        raise DependencyError(f"{path}: not TOML: {error}", path=str(path)) from error
-    ours = document.get("tool", {}).get(_TOOL) if isinstance(document.get("tool"), dict) else None
+        Pylock.from_dict(document)
+    except toml().TOMLDecodeError as problem:
+        raise error(f"not TOML: {problem}") from problem
+    except PylockValidationError as problem:
+        raise error(f"not a valid pylock.toml: {problem}") from problem
+    ours = document.get("tool", {}).get(_TOOL)
     if not isinstance(ours, dict):
-        raise DependencyError(
-            f"{path}: a lock without the table [tool.{_TOOL}]",
-            hint=f"It is another tool's: hand it as requirements={str(path)!r}.",
-            path=str(path),
+        raise error(
+            f"a lock file without the table [tool.{_TOOL}]",
+            f"Another tool wrote it. Use it as requirements={str(path)!r}.",
         )
     if ours.get("version") != _VERSION:
-        raise DependencyError(
-            f"{path}: a lock of form {ours.get('version')!r}, this reads form {_VERSION}",
-            hint="Lock again, or use the version of clustrix-containers that wrote it.",
-            path=str(path),
+        raise error(
+            f"the format of the lock is {ours.get('version')!r}, only {_VERSION} is supported",
+            f"Lock again, or use clustrix-containers {ours.get('client')}, which wrote it.",
         )
     try:
         packages = tuple(_load_package(item) for item in document["packages"])
-        return Lock(_str(ours, "python"), _str(ours, "platform"), _str(ours, "base"), packages)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise DependencyError(
-            f"{path}: not a lock: {reason}", hint="Lock again.", path=str(path)
-        ) from error
+        if len({package.name for package in packages}) < len(packages):
+            raise ValueError("a package is locked twice")
+        return Lock(
+            packages=packages,
+            runtime=_component(ours["runtime"]),
+            cloudpickle=_component(ours["cloudpickle"]),
+            **{
+                name: _matching(_string(ours, name), name, pattern)
+                for name, pattern in _FORMS.items()
+            },
+        )
+    except (KeyError, TypeError, ValueError) as problem:
+        missing = isinstance(problem, KeyError)
+        reason = f"{problem.args[0]!r} is missing" if missing else str(problem)
+        raise error(f"not a lock: {reason}") from problem
 
 
 def _load_package(item: dict[str, Any]) -> Package:
-    name, ours = _str(item, "name"), item["tool"][_TOOL]
+    name, ours = item["name"], item["tool"][_TOOL]
     reasons = tuple(map(str, ours["reasons"]))
     if "wheels" not in item:
-        return Package(name, _str(ours, "version"), None, _checked(_str(ours, "tree")), reasons)
+        tree = _matching(_string(ours, "tree"), "tree", _DIGEST)
+        return Package(name, _string(ours, "version"), None, tree, reasons)
+    if len(item["wheels"]) != 1:
+        raise ValueError(f"{name} has {len(item['wheels'])} wheels, not one")
     (wheel,) = item["wheels"]
-    sha256 = _checked(f"sha256:{_str(wheel['hashes'], 'sha256')}").removeprefix("sha256:")
-    size, url = wheel["size"], wheel.get("url")
-    if type(size) is not int or size < 0:
-        raise ValueError(f"the size {size!r} of {name}")
-    found = Wheel(_str(wheel, "name"), sha256, size, None if url is None else str(url))
-    return Package(name, _str(item, "version"), found, None, reasons)
+    filename = _matching(_string(wheel, "name"), "name", r"[^/\\\0]+")
+    sha256 = _matching(_string(wheel["hashes"], "sha256"), "sha256", _HEX)
+    if type(wheel["size"]) is not int or wheel["size"] < 0:
+        raise ValueError(f"{filename} has the size {wheel['size']!r}")
+    found = Wheel(filename, sha256, wheel["size"], wheel.get("url"))
+    return Package(name, _string(item, "version"), found, None, reasons)
 
 
-def _str(table: Mapping[str, Any], key: str) -> str:
-    value = table[key]
-    if not isinstance(value, str):
-        raise TypeError(f"{key} = {value!r} is not a string")
+def _component(table: Any) -> Component:
+    sha256 = _matching(_string(table, "sha256"), "sha256", _HEX)
+    return Component(_string(table, "version"), sha256)
+
+
+def _string(table: Any, key: str) -> str:
+    if not isinstance(table, dict):
+        raise TypeError(f"{table!r} is not a table")
+    if not isinstance(table[key], str):
+        raise TypeError(f"{key} = {table[key]!r} is not a string")
+    return str(table[key])
+
+
+def _matching(value: str, name: str, pattern: str) -> str:
+    if not re.fullmatch(pattern, value):
+        raise ValueError(f"{name} = {value!r}")
     return value
-
-
-def _checked(digest: str) -> str:
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
-        raise ValueError(f"{digest!r} is not a sha256 digest")
-    return digest
 
 
 def read(path: Path) -> Lock:
@@ -355,21 +432,14 @@ def read(path: Path) -> Lock:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DependencyError(f"cannot read {path}: {reason}", path=str(path)) from error
+        raise DependencyError(
+            f"cannot read the lock {path}: {reason}",
+            hint=f"Write it: cxc lock FILE.py:FUNC -o {path}",
+            path=str(path),
+        ) from error
     return loads(text, path)
 
 
 def write(path: Path, lock: Lock) -> None:
-    """Write a lock file atomically: whoever reads it sees the old one or the new one."""
-    data = dumps(lock).encode()
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a lock file atomically."""
+    atomic.write(path, dumps(lock).encode(), durable=True)

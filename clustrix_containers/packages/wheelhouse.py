@@ -166,6 +166,11 @@ def difference(path: Path, rows: Mapping[str, RecordRow]) -> str | None:
     return None
 
 
+def installed_from(path: Path, distribution: Distribution) -> bool:
+    """Whether an installed distribution has the files of the wheel at ``path``."""
+    return difference(path, Installed.of(distribution).rows) is None
+
+
 def _not_from_a_wheel(installed: Installed) -> str | None:
     """Why no index can have the very build that is installed; ``None`` if one can."""
     if installed.info.suffix != ".dist-info" or not installed.recorded:

@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 from clustrix_containers.errors import RegistryError
 from clustrix_containers.oci.model import Reference
 from clustrix_containers.remote.retry import Retry
-from clustrix_containers.worker.contract import VERSION
+from clustrix_containers.worker.contract import package_version
 
 from .auth import Auth, Lookup, Trust, find_trust, is_loopback
 from .blobs import Readable
@@ -66,7 +66,7 @@ class _Request:
 
     def full_headers(self) -> dict[str, str]:
         headers = {
-            "User-Agent": f"clustrix-containers/{VERSION}",
+            "User-Agent": f"clustrix-containers/{package_version()}",
             "Accept-Encoding": "identity",
             **self.headers,
         }

@@ -10,13 +10,11 @@ from . import images
 from .destination import open_target
 from .handles import pack, unpack
 from .record import Record, Run, open_record
-from .submit import refuse_inside
 from .watched import WatchedRun
 
 
 def attach(run_id: str, *, on: str | None = None, watch: bool = True) -> WatchedRun:
     """A run, from any process: of this user's record, or found on the target ``on``."""
-    refuse_inside()
     record = open_record()
     run = _known(run_id, on, record)
     cluster = open_target(target_of(run))

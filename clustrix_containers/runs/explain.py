@@ -10,7 +10,7 @@ from clustrix_containers.oci.model import Image
 from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .plan import ImagePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,9 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explanation(name: str, plan: Plan, image: Image, has: Callable[[str], bool]) -> Explanation:
+def explanation(
+    name: str, plan: ImagePlan, image: Image, has: Callable[[str], bool]
+) -> Explanation:
     """The Explanation of a plan and the image that was built from it.
 
     ``has`` says of a blob's digest whether it was there before.

@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.api.options import Options
-from clustrix_containers.capture.bundle import Bundle, Note
-from clustrix_containers.config import paths as configuration
-from clustrix_containers.errors import ImageError
+from clustrix_containers.capture.bundle import Bundle, Distribution, Note
+from clustrix_containers.config import file as configuration
+from clustrix_containers.config.paths import paths
+from clustrix_containers.errors import DependencyError, ImageError
 from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.oci.progress import Progress, silent
-from clustrix_containers.packages.lock import Lock
+from clustrix_containers.packages.lock import Lock, Wheel
+from clustrix_containers.worker.contract import package_version
 
 if TYPE_CHECKING:
     from clustrix_containers.packages.resolution import Resolution
 
+_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ImagePlan:
     """All that was decided about a function's image, before anything is built."""
 
     bundle: Bundle
@@ -41,16 +45,80 @@ def plan(
     options: Options,
     *,
     references: Collection[str] = (),
+    config: configuration.Config | None = None,
     progress: Progress = silent,
-) -> Plan:
+) -> ImagePlan:
     """Decide what goes into the image of ``function``.
 
-    ``references`` are modules that the arguments refer to. Raises CaptureError,
-    DependencyError or ImageError; each names the thing and the way out.
+    ``references`` are modules that the arguments refer to. A lock file that the options or
+    ``clustrix.yml`` (``config``, read if it is not given) name is obeyed. Raises CaptureError,
+    DependencyError or ImageError; each names what is wrong and the way out.
     """
-    from clustrix_containers.capture import callables
+    path = options.lock or (configuration.load() if config is None else config).lock
+    if path is None:
+        return _plan(function, options, references, progress)
+    from clustrix_containers.image.runtime import check_runtime
+    from clustrix_containers.packages import lock
+
+    locked = lock.read(Path(path))
+    if locked.python != _PYTHON:
+        raise DependencyError(
+            f"the lock {path} is for Python {locked.python}, this is Python {_PYTHON}",
+            hint=f"Use Python {locked.python}, or lock again: cxc lock.",
+            path=str(path),
+        )
+    check_runtime(locked)
+    bundle, resolution = _needs(function, options, references)
+    base = _locked_base(locked, options)
+    _check_packages(locked, resolution.distributions)
+    return ImagePlan(bundle, resolution, locked, base)
+
+
+def write_lock(
+    function: Callable[..., Any], options: Options, path: Path, *, progress: Progress = silent
+) -> Lock:
+    """Lock what goes into the image of ``function`` as of now, in the file ``path``.
+
+    A lock that is there already is not obeyed but replaced. Raises as :func:`plan` does.
+    """
+    from clustrix_containers.packages import lock
+
+    made = _plan(function, options, (), progress).lock
+    lock.write(path, made)
+    return made
+
+
+def _plan(
+    function: Callable[..., Any],
+    options: Options,
+    references: Collection[str],
+    progress: Progress,
+) -> ImagePlan:
+    from clustrix_containers.image import runtime
     from clustrix_containers.packages import lock, wheelhouse
-    from clustrix_containers.packages import resolution as distributions
+
+    bundle, resolution = _needs(function, options, references)
+    base = find_base(options.base, python=options.python)
+    located = wheelhouse.locate(resolution.distributions, cache=paths().cache, progress=progress)
+    locked = lock.lock(
+        resolution.distributions,
+        wheels=located.wheels,
+        base=_name(options.base, base),
+        python=_PYTHON,
+        platform=str(base.platform),
+        runtime=runtime.runtime(),
+        cloudpickle=runtime.cloudpickle_component(),
+        client=package_version(),
+        hashes=resolution.hashes,
+    )
+    return ImagePlan(bundle, resolution, locked, base, located.reasons)
+
+
+def _needs(
+    function: Callable[..., Any], options: Options, references: Collection[str]
+) -> tuple[Bundle, Resolution]:
+    from clustrix_containers.capture import callables
+    from clustrix_containers.packages import resolution
 
     bundle = callables.capture(
         function,
@@ -59,36 +127,77 @@ def plan(
         references=references,
         allow_secrets=options.allow_secrets,
     )
-    resolution = distributions.resolve(
+    resolved = resolution.resolve(
         bundle.imports,
         packages=options.packages,
         everything=options.whole_environment,
         requirements=Path(options.requirements) if options.requirements else None,
     )
-    cache = configuration.paths().cache
-    base = find_base(options.base, python=options.python)
-    located = wheelhouse.locate(resolution.distributions, cache=cache, progress=progress)
-    locked = lock.lock(
-        resolution.distributions,
-        wheels=located.wheels,
-        base=_name(options.base, base),
-        python=f"{sys.version_info[0]}.{sys.version_info[1]}",
-        platform=str(base.platform),
-        hashes=resolution.hashes,
-    )
-    return Plan(bundle, resolution, locked, base, located.reasons)
+    return bundle, resolved
+
+
+def _check_packages(locked: Lock, needed: Collection[Distribution]) -> None:
+    """DependencyError unless what is locked is what is installed, with the same files."""
+    from clustrix_containers.packages import lock, wheelhouse
+    from clustrix_containers.packages.installed import search_path
+
+    cache = paths().cache
+    wheelhouse.obtain(locked.packages, cache=cache)
+    located: Mapping[str, Wheel] = wheelhouse.locate(tuple(needed), cache=cache, fetch=False).wheels
+
+    def installed_from(wheel: Wheel, distribution: Distribution) -> bool:
+        known = located.get(distribution.name)
+        if known is not None and known.sha256 == wheel.sha256:
+            return True
+        return wheelhouse.installed_from(
+            wheelhouse.wheel_path(cache, wheel.sha256, wheel.filename), distribution
+        )
+
+    # What is packed from its installed files must be the same even if nothing here imports it.
+    names = {distribution.name for distribution in needed}
+    trees = {package.name for package in locked.packages if package.wheel is None} - names
+    others = [
+        Distribution(name, found.version, (), found.root, found.info)
+        for name, found in (search_path().by_name.items() if trees else ())
+        if name in trees
+    ]
+    lock.check(locked, (*needed, *others), installed_from)
+
+
+def _locked_base(locked: Lock, options: Options) -> Image:
+    asked = options.base
+    if not locked.base.startswith(("packed:sha256:", "dockerfile:sha256:")):
+        reference = Reference.parse(locked.base)
+        if asked is None:
+            asked = locked.base
+        elif not Path(asked).is_file():
+            chosen = Reference.parse(asked)
+            # A tag may have moved since.
+            if chosen.name == reference.name and chosen.digest is None:
+                asked = locked.base
+    base = find_base(asked, python=options.python)
+    if (name := _name(asked, base)) != locked.base or str(base.platform) != locked.platform:
+        raise ImageError(
+            f"the lock needs the base {locked.base} ({locked.platform}),"
+            f" the base here is {name} ({base.platform})",
+            hint="Use that base (for a packed one: the Python installation that the lock was made"
+            " with), or lock again: cxc lock.",
+            locked=locked.base,
+            base=name,
+        )
+    return base
 
 
 def find_base(base: str | None, *, python: str | None = None) -> Image:
     """The base image: what the user names, else the running interpreter, packed.
 
-    The choice never depends on whether a network happens to be there: the same function
-    would have another digest on a train.
+    The choice never depends on whether a network is there: the same function would have another
+    digest on a train.
     """
     from clustrix_containers.image import base as bases
     from clustrix_containers.image import dockerfile, interpreter
 
-    cache = configuration.paths().cache
+    cache = paths().cache
     if base is None:
         return interpreter.packed(cache)
     if Path(base).is_file():
@@ -114,8 +223,8 @@ def _name(asked: str | None, base: Image) -> str:
     return str(origin)
 
 
-def build(plan: Plan, *, progress: Progress = silent) -> Image:
-    """The image of a plan, without a call; its blobs lie in the cache."""
+def build(plan: ImagePlan, *, progress: Progress = silent) -> Image:
+    """The image of a plan, without a call; its blobs are in the cache."""
     from clustrix_containers.image import build as builder
 
     return builder.build(
@@ -123,6 +232,6 @@ def build(plan: Plan, *, progress: Progress = silent) -> Image:
         plan.lock,
         plan.base,
         plan.resolution.distributions,
-        cache=configuration.paths().cache,
+        cache=paths().cache,
         progress=progress,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -14,10 +13,10 @@ from typing import Any
 
 from clustrix_containers.api.options import Options
 from clustrix_containers.config.paths import paths
-from clustrix_containers.errors import CaptureError, InsideImageError
+from clustrix_containers.errors import CaptureError
 from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.progress import shown
-from clustrix_containers.worker.contract import INSIDE, LABEL_ARRAY, LABEL_COUNT, LABEL_FUNCTION
+from clustrix_containers.worker.contract import LABEL_ARRAY, LABEL_COUNT, LABEL_FUNCTION
 
 from . import images
 from . import plan as planning
@@ -45,7 +44,6 @@ def submit(
     function: Callable[..., Any], calls: Iterable[Call], options: Options, *, array: bool
 ) -> WatchedRun:
     """Submit every call of ``function`` as one run; gives the run, which is being watched."""
-    refuse_inside()
     destination = resolve(options)
     built = _build(function, calls, options, destination, array=array)
     return _start(built, options, destination, built_here=True, trust=True)
@@ -57,7 +55,6 @@ def rerun(digest: str, options: Options, *, trust: bool) -> WatchedRun:
     ``digest`` is that of an image in the layout (a prefix will do), or a registry reference with
     a digest. Results of an image that this record did not build stay bytes unless ``trust``.
     """
-    refuse_inside()
     destination = resolve(options)
     image = images.find(digest)
     labels = image.settings.get("Labels") or {}
@@ -79,15 +76,6 @@ def preview(function: Callable[..., Any], calls: Iterable[Call], options: Option
     reference = f"{destination.repository}@{built.image.digest}"
     run = _describe(built, options, destination, reference)
     return destination.cluster.preview(run.task(Path()))
-
-
-def refuse_inside() -> None:
-    """InsideImageError where this code runs inside an image of ours."""
-    if os.environ.get(INSIDE) == "1":
-        raise InsideImageError(
-            "submit and map cannot be called inside an image: the script would submit itself again",
-            hint='Put the call under `if __name__ == "__main__":`, so that only your own process runs it.',
-        )
 
 
 def _build(
@@ -115,7 +103,13 @@ def _build(
     with shown() as progress:
         layer, count = builder.call_layer(pickles(), cache=paths().cache)
         destination.check_count(count, options)
-        plan = planning.plan(function, options, references=frozenset(references), progress=progress)
+        plan = planning.plan(
+            function,
+            options,
+            references=frozenset(references),
+            config=destination.config,
+            progress=progress,
+        )
         image = planning.build(plan, progress=progress)
     labels = {
         **(image.settings.get("Labels") or {}),

@@ -1,13 +1,13 @@
-"""What the client and the image have agreed on: paths, variables, formats.
+"""The contract between the client and the image: paths, variables, formats.
 
-``worker.py`` is one file without imports of ours, so it repeats the few it
-needs; ``tests/unit/test_contract.py`` compares the two.
+``worker.py`` and ``deliver.py`` import nothing of ours, so they repeat what they need;
+``tests/unit/test_contract.py`` compares them.
 
 In the image
     ======================== =================================================
     ``/opt/python``          the packed interpreter, where the base is ours
     ``/opt/venv``            a virtual environment with the distributions
-    ``/opt/clustrix/lib``    this package and cloudpickle, last on ``sys.path``
+    ``/opt/clustrix/lib``    the runtime and cloudpickle, last on ``sys.path``
     ``/opt/clustrix/code``   the user's local modules, first on ``sys.path``;
                              also ``.clustrix/entry.json`` and ``.clustrix/function.pkl``
     ``/opt/clustrix/call``   the arguments: ``index`` and ``data``
@@ -38,7 +38,7 @@ In the image
 
 ``{element}.{attempt}.mark``
     JSON, written last, atomically, never over a valid one (the first valid mark wins). None
-    is written when the worker itself was told to end (SIGTERM) and no outcome was there::
+    is written when the worker itself received SIGTERM and there was no outcome::
 
         {"version": 1, "run": str, "element": int, "attempt": int,
          "outcome": "ok" | "error" | "unpicklable" | "timeout" | "died",
@@ -52,7 +52,7 @@ In the image
     sha256hex(traceback), sha256hex(message)])``.
 
 ``run/deliver``
-    Where it exists, an outcome also leaves the container as it says, in JSON::
+    If it exists, outcomes also leave the container, as its JSON says::
 
         {"message": path, "limit": bytes, "store": null | {"kind": …, …}}
 
@@ -64,34 +64,35 @@ In the image
       ``"manifest"``: the digest of the artifact. The names are those in the store:
       ``{element}.{attempt}.{first 16 hex digits of the file's sha256}.mark`` or ``.result``;
     * ``CXM3``: then why the outcome could not be delivered;
-    * ``CXM4`` alone: the element was given up before it began.
+    * ``CXM4`` alone: the element was cancelled before it began.
 
-    ``run/cancelled-{element}`` beside it, where it exists, says that the element was given up: its
-    worker then ends at once, with code 0 and without an outcome.
+    ``run/cancelled-{element}`` beside it, if it exists, says that the element was cancelled: its
+    worker then exits at once, with code 0 and without an outcome.
 
-    Where no store takes the outcome of a call that did *not* return, ``CXM1`` carries another mark
-    of it: ``message``, ``traceback`` and ``type`` are cut in their middle (``[… n characters …]``),
-    the exception's pickle is left out (``size`` 0) unless there is room for it, and ``mac`` is
-    made anew.
+    If no store takes the outcome of a call that did *not* return, ``CXM1`` carries another mark of
+    it: ``message``, ``traceback`` and ``type`` are cut in their middle (``[… n characters …]``), the
+    exception's pickle is left out (``size`` 0) unless it fits, and ``mac`` is computed again.
 
     Stores, all with optional ``tries`` and ``timeout`` (seconds of one read or write):
 
-    * ``hold`` (``port``, ``seconds``): the container waits, and the port answers, until the client
-      has taken the outcome through ``deliver.py give``, or says so through ``deliver.py taken``;
-      so many seconds since it began, or since the last piece went out;
+    * ``hold`` (``port``, ``seconds``): the container waits, with the port open, until the client
+      has taken the outcome through ``deliver.py give`` or ``deliver.py taken``, at most ``seconds``
+      from the start or since the last piece was sent;
     * ``s3`` (``url``, ``fields``, ``prefix``, ``ca``): POST under a signed policy;
     * ``registry`` (``base``, ``repository``, ``token``, ``tag``, ``subject``, ``ca``): an OCI
       artifact under the tag ``{tag}-{attempt}-{element}``;
-    * ``volume`` (``path``, ``claim``): files in the directory ``path``, which may have to be made,
-      of the volume claim ``claim``.
+    * ``volume`` (``path``, ``claim``): files in the directory ``path``, created if need be, of the
+      volume claim ``claim``.
 
-    ``ca`` (PEM, or null) is trusted beside the image's own authorities.
+    ``ca`` (PEM, or null) is trusted in addition to the image's own authorities.
 """
 
 from __future__ import annotations
 
-VERSION = "0.1.0"
-"""This package's version; pyproject.toml reads it here."""
+from functools import lru_cache
+
+RUNTIME_VERSION = "1"
+"""The version of what an image carries of ours; see ``image/runtime.py``."""
 
 PYTHON_ROOT = "/opt/python"
 VENV = "/opt/venv"
@@ -131,19 +132,19 @@ ENV_CPUS = "CLUSTRIX_CPUS"
 """Cores of one element (decimal); sets the thread counts of OpenMP, MKL and OpenBLAS."""
 
 ENV_ROOT = "CLUSTRIX_ROOT"
-"""Where the image's part of ours lies, if not :data:`ROOT` (for running the worker bare)."""
+"""Instead of :data:`ROOT` (for running the worker without an image)."""
 
 ENV_HOME = "CLUSTRIX_HOME"
 """HOME of the function, where the launcher cannot set HOME itself (Apptainer)."""
 
 ENV_RESULTS = "CLUSTRIX_RESULTS"
-"""Where results go, if not :data:`RESULTS`."""
+"""Instead of :data:`RESULTS`."""
 
 ENV_KEY = "CLUSTRIX_KEY_FILE"
-"""The file with the run's key, if not :data:`KEY`. The key itself is never a variable."""
+"""The file with the run's key, instead of :data:`KEY`. The key itself is never a variable."""
 
 ENV_DELIVER = "CLUSTRIX_DELIVER_FILE"
-"""The file that says how outcomes leave the container, if not :data:`DELIVER`."""
+"""The file that says how outcomes leave the container, instead of :data:`DELIVER`."""
 
 INLINE = "CXM1"
 STORED = "CXM2"
@@ -153,8 +154,8 @@ MESSAGE_LIMIT = 4096
 PACKED_LIMIT = 64
 """How many times larger than the message its contents may be when unpacked."""
 
-NOTHING = "there is no outcome to give"
-"""How what ``deliver.py give`` says begins where it has nothing to give."""
+NOTHING = "no outcome to give"
+"""Start of the error message of ``deliver.py give`` if there is no outcome."""
 
 RESULT_ARTIFACT = "application/vnd.clustrix-containers.result.v1"
 
@@ -168,3 +169,14 @@ LABEL_FUNCTION = "io.clustrix-containers.function"
 LABEL_COUNT = "io.clustrix-containers.count"
 LABEL_ARRAY = "io.clustrix-containers.array"
 LABEL_PYTHON = "io.clustrix-containers.python"
+
+
+@lru_cache(maxsize=1)
+def package_version() -> str:
+    """The installed version of this package; inside an image, which has no metadata of it, the runtime's."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("clustrix-containers")
+    except PackageNotFoundError:
+        return f"runtime {RUNTIME_VERSION}"

@@ -1,4 +1,4 @@
-"""Runs one call inside the container: one file, the standard library only, Python 3.8 to 3.14.
+"""Runs one call inside the container: one file, the standard library only, Python 3.10 and later.
 
 The formats and paths are those of ``contract.py``, repeated here because nothing of ours
 may be imported; a test compares the two.
@@ -6,20 +6,21 @@ may be imported; a test compares the two.
 Two processes. The *parent* is the container's main process (often pid 1). It forks before
 anything of the user's is imported, so it stays small and outlives what kills the child: it
 reaps orphans, forwards SIGTERM and SIGINT, enforces the time limit and writes the mark. The
-*child* finds the function, runs it and writes the result; it tells the parent how that ended
-through a pipe. A child that ends without having told (segmentation fault, ``os._exit``, the
-kernel's out-of-memory killer) is reported as ``died``.
+*child* finds the function, runs it and writes the result; it reports how that ended through a
+pipe. A child that ends without a report (segmentation fault, ``os._exit``, the kernel's
+out-of-memory killer) counts as ``died``.
 
-When the parent itself was told to end (SIGTERM, SIGINT) and the child leaves no outcome,
-no mark is written: whoever ended it knows why, and may run the element again.
+When the parent itself receives SIGTERM or SIGINT and the child leaves no outcome, no mark is
+written: whoever ended it knows why, and may run the element again.
 
 Exit codes: 0 the function returned; 1 it raised, or its result cannot be pickled;
-124 time limit; 125 this worker or its image is at fault; 128+n ended by signal n; a child
+124 time limit; 125 an error of this worker or its image; 128+n ended by signal n; a child
 that left with ``os._exit(n)`` gives n (1 for 0).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -27,7 +28,8 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 ROOT = "/opt/clustrix"
 ENTRY = ".clustrix/entry.json"
@@ -60,7 +62,7 @@ PIPE_HEADER = 8
 EXIT_ERROR, EXIT_TIMEOUT, EXIT_WORKER = 1, 124, 125
 
 
-class Problem(Exception):
+class ContractError(Exception):
     """The image, the call or the results directory is not as the contract says."""
 
 
@@ -73,7 +75,7 @@ class Unpicklable(Exception):
 
 
 class Call:
-    """What the environment says about this call."""
+    """This call, as the environment describes it."""
 
     def __init__(self, env: Any) -> None:
         self.root = env.get(ENV_ROOT, ROOT)
@@ -86,7 +88,8 @@ class Call:
         self.results = env.get(ENV_RESULTS, os.path.join(self.root, "results"))
         self.key_file = env.get(ENV_KEY, os.path.join(self.root, "run", "key"))
         self.deliver_file = env.get(ENV_DELIVER, os.path.join(self.root, "run", "deliver"))
-        self.cancelled = os.path.join(os.path.dirname(self.key_file), "cancelled-%d" % self.element)
+        self.cancelled = os.path.join(os.path.dirname(self.key_file), f"cancelled-{self.element}")
+        self.mark = os.path.join(self.results, f"{self.element}.{self.attempt}.mark")
         self.recorded = bool(self.run or ENV_RESULTS in env or os.path.exists(self.key_file))
 
     def path(self, *parts: str) -> str:
@@ -100,11 +103,11 @@ def _integer(env: Any, name: str, default: str) -> int:
     except ValueError:
         value = -1
     if value < 0:
-        raise Problem("%s is %r: not a whole number of at least 0" % (name, text))
+        raise ContractError(f"{name} is {text!r}: not a whole number of at least 0")
     return value
 
 
-def _seconds(env: Any, name: str) -> Optional[float]:
+def _seconds(env: Any, name: str) -> float | None:
     text = env.get(name)
     if not text:
         return None
@@ -113,7 +116,7 @@ def _seconds(env: Any, name: str) -> Optional[float]:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise Problem("%s is %r: not a number of seconds" % (name, text))
+        raise ContractError(f"{name} is {text!r}: not a number of seconds")
     return value
 
 
@@ -123,53 +126,50 @@ def _seconds(env: Any, name: str) -> Optional[float]:
 def main() -> int:
     """The child's exit code; the parent leaves from within."""
     started = time.time()
-    wake = _catch_signals()
+    wake_up = _catch_signals()
     try:
         call = Call(os.environ)
         key = _read_key(call) if call.recorded else b""
-    except Problem as problem:
-        print("clustrix worker: %s" % problem, file=sys.stderr)
+    except ContractError as problem:
+        print(f"clustrix worker: {problem}", file=sys.stderr)
         return EXIT_WORKER
     if call.recorded and os.path.exists(call.cancelled):
-        return _give_up(call)
+        return _report_cancelled(call)
     # Both sides need it: imported once.
     import json  # noqa: F401
 
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
+    pid = os.fork()
+    if pid == 0:
         del key
         os.close(reader)
-        return work(call, writer)
+        return run_child(call, writer)
     os.close(writer)
     # What the end needs, while the child is busy.
     import hashlib  # noqa: F401
     import hmac  # noqa: F401
     import resource  # noqa: F401
 
-    watch = Watch(child, reader, wake, call)
-    report = watch.until_report()
-    code = _conclude(call, key, watch, report, started)
-    watch.until_end()
+    child = Child(pid, reader, wake_up, call)
+    code = _conclude(call, key, child, child.wait_for_report(), started)
+    child.wait_for_end()
     if call.recorded and os.path.exists(call.deliver_file):
-        code = _deliver(call, key, watch, code)
-    # Nothing here needs the interpreter's own long way out.
+        code = _deliver(call, key, child, code)
+    # Nothing here needs the interpreter's own finalization, which takes time.
     sys.stderr.flush()
     os._exit(code)
 
 
-def _give_up(call: Call) -> int:
-    """What has made this element's container does not know that nobody wants it any more."""
+def _report_cancelled(call: Call) -> int:
+    """The container was made before the element was cancelled: nothing is to be run."""
     import json
 
-    print("clustrix worker: element %d was cancelled" % call.element, file=sys.stderr)
-    try:
+    print(f"clustrix worker: element {call.element} was cancelled", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError, KeyError):
         with open(call.deliver_file, encoding="utf-8") as file:
             message = json.load(file)["message"]
         with open(message, "w", encoding="utf-8") as file:
             file.write(GIVEN_UP)
-    except (OSError, ValueError, KeyError):
-        pass
     return 0
 
 
@@ -193,29 +193,29 @@ def _read_key(call: Call) -> bytes:
         with open(call.key_file, "rb") as file:
             key = file.read(1 << 16)
     except OSError as error:
-        raise Problem("the run's key cannot be read: %s" % error) from None
+        raise ContractError(f"the run's key cannot be read: {error}") from None
     if not key:
-        raise Problem("the run's key %s is empty" % call.key_file)
+        raise ContractError(f"the run's key {call.key_file} is empty")
     return key
 
 
-class Watch:
+class Child:
     """The parent's view of its child: what it reported, and how it ended."""
 
-    def __init__(self, child: int, pipe: int, wake: int, call: Call) -> None:
-        self.child = child
+    def __init__(self, pid: int, pipe: int, wake_up: int, call: Call) -> None:
+        self.pid = pid
         self.pipe = pipe
-        self.wake = wake
+        self.wake_up = wake_up
         self.grace = call.grace
         self.deadline = None if call.timeout is None else time.monotonic() + call.timeout
-        self.kill_at: Optional[float] = None
-        self.status: Optional[int] = None
+        self.kill_at: float | None = None
+        self.status: int | None = None
         self.timed_out = False
-        self.told_to_end = 0
+        self.stop_signal = 0
         self.received = bytearray()
         os.set_blocking(pipe, False)
 
-    def until_report(self) -> Optional[Dict[str, Any]]:
+    def wait_for_report(self) -> dict[str, Any] | None:
         """Wait for the child's report; ``None`` if it ended, or was ended, without one."""
         while True:
             self._reap()
@@ -226,51 +226,50 @@ class Watch:
             if self.status is not None:
                 return None
             self._enforce()
-            self._sleep([self.pipe, self.wake])
+            self._sleep([self.pipe, self.wake_up])
 
-    def until_end(self) -> None:
-        """Let the child finish its threads and exit handlers for a while, then end the tree."""
+    def wait_for_end(self) -> None:
+        """Let the child finish its threads and exit handlers for a while, then kill the tree."""
         self.deadline, self.kill_at = None, time.monotonic() + LINGER
         while self.status is None:
             self._reap()
             if self.status is None:
                 self._enforce()
-                self._sleep([self.wake])
-        end_tree(self.child)
+                self._sleep([self.wake_up])
+        kill_tree(self.pid)
 
-    def told(self, seconds: float) -> bool:
-        """Wait for a signal to end, so many seconds at most; whether one has come."""
+    def stop_requested(self, seconds: float) -> bool:
+        """Whether SIGTERM or SIGINT has arrived; waits for one for at most ``seconds``."""
         import select
 
-        select.select([self.wake], [], [], seconds)
-        try:
-            numbers = os.read(self.wake, 4096)
-        except BlockingIOError:
-            numbers = b""
+        select.select([self.wake_up], [], [], seconds)
+        numbers = b""
+        with contextlib.suppress(BlockingIOError):
+            numbers = os.read(self.wake_up, 4096)
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
-            self.told_to_end = signal.SIGTERM
-        return bool(self.told_to_end)
+            self.stop_signal = signal.SIGTERM
+        return bool(self.stop_signal)
 
     def _enforce(self) -> None:
         now = time.monotonic()
         if self.deadline is not None and now >= self.deadline:
             self.timed_out, self.deadline, self.kill_at = True, None, now + self.grace
-            _kill(self.child, signal.SIGTERM)
+            _kill(self.pid, signal.SIGTERM)
         if self.kill_at is not None and now >= self.kill_at:
             self.kill_at = now + 1.0
-            end_tree(self.child)
+            kill_tree(self.pid)
 
-    def _sleep(self, files: List[int]) -> None:
+    def _sleep(self, files: list[int]) -> None:
         import select
 
         times = [at for at in (self.deadline, self.kill_at) if at is not None]
         wait = max(0.0, min(times) - time.monotonic()) if times else None
         ready, _, _ = select.select(files, [], [], None if wait is None else min(wait, 3600.0))
-        if self.wake in ready:
-            for number in os.read(self.wake, 4096):
+        if self.wake_up in ready:
+            for number in os.read(self.wake_up, 4096):
                 if number in (signal.SIGTERM, signal.SIGINT):
-                    self.told_to_end = number
-                    _kill(self.child, number)
+                    self.stop_signal = number
+                    _kill(self.pid, number)
 
     def _reap(self) -> None:
         while True:
@@ -280,41 +279,32 @@ class Watch:
                 return
             if pid == 0:
                 return
-            if pid == self.child:
+            if pid == self.pid:
                 self.status = status
 
     def _drain(self) -> None:
-        try:
-            while True:
-                data = os.read(self.pipe, 1 << 16)
-                if not data:
-                    return
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.pipe, 1 << 16):
                 self.received += data
-        except BlockingIOError:
-            pass
 
-    def _report(self) -> Optional[Dict[str, Any]]:
+    def _report(self) -> dict[str, Any] | None:
         """The report, once it is complete. A process that the user's code left behind may hold
-        the pipe open, so its end says nothing."""
-        if len(self.received) < PIPE_HEADER:
-            return None
-        size = int.from_bytes(self.received[:PIPE_HEADER], "little")
-        if len(self.received) < PIPE_HEADER + size:
+        the pipe open, so end of file means nothing."""
+        end = PIPE_HEADER + int.from_bytes(self.received[:PIPE_HEADER], "little")
+        if len(self.received) < end or end == PIPE_HEADER:
             return None
         import json
 
-        report: Dict[str, Any] = json.loads(bytes(self.received[PIPE_HEADER : PIPE_HEADER + size]))
+        report: dict[str, Any] = json.loads(self.received[PIPE_HEADER:end])
         return report
 
 
 def _kill(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
-def end_tree(child: int) -> None:
+def kill_tree(child: int) -> None:
     """SIGKILL everything that the child started: all of a pid namespace, or its descendants."""
     if os.getpid() == 1:
         _kill(-1, signal.SIGKILL)
@@ -323,72 +313,70 @@ def end_tree(child: int) -> None:
         _kill(pid, signal.SIGKILL)
 
 
-def _descendants(root: int) -> List[int]:
+def _descendants(root: int) -> list[int]:
     """Processes below ``root`` or in its session, from ``/proc``."""
-    parents: Dict[int, Tuple[int, int]] = {}
+    parents: dict[int, tuple[int, int]] = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
         if not name.isdigit():
             continue
         try:
-            with open("/proc/%s/stat" % name, "rb") as file:
+            with open(f"/proc/{name}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
             continue
         parents[int(name)] = (int(fields[1]), int(fields[3]))
     found = {root}
-    while True:
-        more = {
-            pid
-            for pid, (parent, session) in parents.items()
-            if pid not in found and (parent in found or session == root)
-        }
-        if not more:
-            return [pid for pid in found if pid != root]
+    while more := {
+        pid
+        for pid, (parent, session) in parents.items()
+        if pid not in found and (parent in found or session == root)
+    }:
         found |= more
+    return [pid for pid in found if pid != root]
 
 
 def _conclude(
-    call: Call, key: bytes, watch: Watch, report: Optional[Dict[str, Any]], started: float
+    call: Call, key: bytes, child: Child, report: dict[str, Any] | None, started: float
 ) -> int:
     """Write the mark for how it ended; the exit code."""
-    if report is None and watch.told_to_end and not watch.timed_out:
-        return 128 + watch.told_to_end
+    if report is None and child.stop_signal and not child.timed_out:
+        return 128 + child.stop_signal
     if report is None:
-        report = _timeout(call) if watch.timed_out else _death(watch.status or 0)
+        report = _timeout_report(call) if child.timed_out else _death_report(child.status or 0)
     code = _exit_code(report)
     if not call.recorded:
         if report["outcome"] in ("timeout", "died"):
-            print("clustrix worker: %s" % report["message"], file=sys.stderr)
+            print("clustrix worker: {}".format(report["message"]), file=sys.stderr)
         return code
     try:
         write_mark(call, key, report, started)
     except OSError as error:
-        print("clustrix worker: the mark cannot be written: %s" % error, file=sys.stderr)
+        print(f"clustrix worker: the mark cannot be written: {error}", file=sys.stderr)
         return EXIT_WORKER
     return code
 
 
-def _deliver(call: Call, key: bytes, watch: Watch, code: int) -> int:
+def _deliver(call: Call, key: bytes, child: Child, code: int) -> int:
     """Send the outcome to where the client looks for it; the exit code."""
     import json
 
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import deliver  # type: ignore[import-not-found]
 
-    if not os.path.exists(os.path.join(call.results, "%d.%d.mark" % (call.element, call.attempt))):
+    if not os.path.exists(call.mark):
         return code
     try:
         with open(call.deliver_file, encoding="utf-8") as file:
             config = json.load(file)
         place = (call.results, call.element, call.attempt)
-        deliver.deliver(config, *place, watch.told, lambda mark: _mac(key, mark))
+        deliver.deliver(config, *place, child.stop_requested, lambda mark: _mac(key, mark))
     except (OSError, ValueError, KeyError, deliver.Undelivered) as error:
-        print("clustrix worker: the outcome is not delivered: %s" % error, file=sys.stderr)
+        print(f"clustrix worker: the outcome was not delivered: {error}", file=sys.stderr)
         return code or EXIT_WORKER
     return code
 
 
-def _timeout(call: Call) -> Dict[str, Any]:
+def _timeout_report(call: Call) -> dict[str, Any]:
     return {
         "outcome": "timeout",
         "message": "ended at its time limit of %g s" % (call.timeout or 0.0),
@@ -397,29 +385,26 @@ def _timeout(call: Call) -> Dict[str, Any]:
     }
 
 
-def _death(status: int) -> Dict[str, Any]:
-    report: Dict[str, Any] = {"outcome": "died", "max_rss": _max_rss()}
+def _death_report(status: int) -> dict[str, Any]:
+    report: dict[str, Any] = {"outcome": "died", "max_rss": _max_rss()}
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         report["signal"] = number
         try:
             name = signal.Signals(number).name
         except ValueError:
-            name = "signal %d" % number
-        report["message"] = "the process was ended by %s" % name
+            name = f"signal {number}"
+        report["message"] = f"the process was ended by {name}"
         if number == signal.SIGKILL and _oom_kills():
             report["message"] += ", by the kernel: out of memory"
     else:
-        report["exit_code"] = os.WEXITSTATUS(status)
-        report["message"] = (
-            "the process left with exit code %d before the function returned"
-            % os.WEXITSTATUS(status)
-        )
+        code = report["exit_code"] = os.WEXITSTATUS(status)
+        report["message"] = f"the process exited with code {code} before the function returned"
     return report
 
 
 def _oom_kills() -> int:
-    """How many out-of-memory kills the container's own cgroup counts, where it can see that."""
+    """The out-of-memory kills that the container's own cgroup counts, where that is visible."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         try:
             with open(path) as file:
@@ -442,7 +427,7 @@ def _max_rss() -> int:
     )
 
 
-def _exit_code(report: Dict[str, Any]) -> int:
+def _exit_code(report: dict[str, Any]) -> int:
     outcome = report["outcome"]
     if outcome == "ok":
         return 0
@@ -453,11 +438,11 @@ def _exit_code(report: Dict[str, Any]) -> int:
     return int(report.get("exit_code") or EXIT_ERROR)
 
 
-def write_mark(call: Call, key: bytes, report: Dict[str, Any], started: float) -> None:
-    """Put the mark in place unless a valid one is there: the first one wins."""
+def write_mark(call: Call, key: bytes, report: dict[str, Any], started: float) -> None:
+    """Put the mark in place unless a valid one exists: the first one wins."""
     import json
 
-    mark: Dict[str, Any] = {
+    mark: dict[str, Any] = {
         "version": 1,
         "run": call.run,
         "element": call.element,
@@ -475,27 +460,23 @@ def write_mark(call: Call, key: bytes, report: Dict[str, Any], started: float) -
     }
     mark.update(report)
     mark["mac"] = _mac(key, mark)
-    path = os.path.join(call.results, "%d.%d.mark" % (call.element, call.attempt))
     temporary = _temporary(call)
     try:
         with open(temporary, "xb") as file:
             file.write(json.dumps(mark).encode())
             _sync(file)
         try:
-            os.link(temporary, path)
-        except FileExistsError:
-            if not _valid(path, key, call):
-                os.replace(temporary, path)
+            os.link(temporary, call.mark)
         except OSError:
-            # A file system without hard links.
-            if not _valid(path, key, call):
-                os.replace(temporary, path)
+            # One is there, or the file system has no hard links.
+            if not _is_valid(call.mark, key, call):
+                os.replace(temporary, call.mark)
     finally:
         _unlink(temporary)
     _sync_directory(call.results)
 
 
-def _mac(key: bytes, mark: Dict[str, Any]) -> str:
+def _mac(key: bytes, mark: dict[str, Any]) -> str:
     import hashlib
     import hmac
 
@@ -507,7 +488,7 @@ def _mac(key: bytes, mark: Dict[str, Any]) -> str:
     return hmac.new(key, "\n".join(map(str, parts)).encode(), hashlib.sha256).hexdigest()
 
 
-def _valid(path: str, key: bytes, call: Call) -> bool:
+def _is_valid(path: str, key: bytes, call: Call) -> bool:
     import hmac
     import json
 
@@ -523,15 +504,13 @@ def _valid(path: str, key: bytes, call: Call) -> bool:
 
 
 def _temporary(call: Call) -> str:
-    unique = "%d.%s" % (os.getpid(), os.urandom(6).hex())
-    return os.path.join(call.results, ".%d.%d.%s.tmp" % (call.element, call.attempt, unique))
+    unique = f"{os.getpid()}.{os.urandom(6).hex()}"
+    return os.path.join(call.results, f".{call.element}.{call.attempt}.{unique}.tmp")
 
 
 def _unlink(path: str) -> None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def _sync(file: Any) -> None:
@@ -541,43 +520,39 @@ def _sync(file: Any) -> None:
     except OSError as error:
         import errno
 
-        # Some file systems have no fsync; a full disk must be told.
+        # Some file systems have no fsync; a full disk must be reported.
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise
 
 
 def _sync_directory(path: str) -> None:
-    try:
+    with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 # --- the child ----------------------------------------------------------------------------
 
 
-def work(call: Call, pipe: int) -> int:
-    """Run the function and tell the parent how it ended; the child's exit code."""
-    me = os.getpid()
+def run_child(call: Call, pipe: int) -> int:
+    """Run the function and report how it ended; the child's exit code."""
+    own_pid = os.getpid()
     _become_child()
     try:
         _set_environment(call)
         value = invoke(call)
-        report = _keep_value(call, value) if call.recorded else _show_value(value)
-    except Problem as problem:
-        report = _fault(str(problem))
+        report = _save_value(call, value) if call.recorded else _print_value(value)
+    except ContractError as problem:
+        report = _worker_error(str(problem))
     except Unpicklable as error:
-        report = {"outcome": "unpicklable", "message": _text(str(error)), "type": error.name}
+        report = {"outcome": "unpicklable", "message": _clip(str(error)), "type": error.name}
     except BaseException as error:
-        report = _keep_error(call, error)
-    if os.getpid() != me:
-        # The user's code forked, and the copy came back here too.
+        report = _save_error(call, error)
+    if os.getpid() != own_pid:
+        # The user's code forked, and the copy returned here, too.
         os._exit(0)
     report["max_rss"] = _max_rss()
     _flush()
@@ -604,7 +579,7 @@ def _set_environment(call: Call) -> None:
         try:
             threads = str(max(1, int(float(env[ENV_CPUS]))))
         except ValueError:
-            raise Problem("%s is %r: not a number" % (ENV_CPUS, env[ENV_CPUS])) from None
+            raise ContractError(f"{ENV_CPUS} is {env[ENV_CPUS]!r}: not a number") from None
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             env.setdefault(name, threads)
     sys.stdout = _unbuffered(1)
@@ -615,7 +590,7 @@ def _set_environment(call: Call) -> None:
 def _unbuffered(number: int) -> Any:
     import io
 
-    # As python -u does it: what was printed is out, even if the process dies in C.
+    # As with python -u: what was printed is not lost if the process dies in C.
     try:
         raw = io.FileIO(number, "wb", closefd=False)
     except OSError:
@@ -647,28 +622,30 @@ class MainFinder:
         return spec_from_file_location(MAIN, self.call.path("code", script)) if script else None
 
 
-def read_entry(call: Call) -> Dict[str, Any]:
+def read_entry(call: Call) -> dict[str, Any]:
     import json
 
     path = call.path("code", *ENTRY.split("/"))
     try:
         with open(path, encoding="utf-8") as file:
-            entry: Dict[str, Any] = json.load(file)
+            entry: dict[str, Any] = json.load(file)
     except (OSError, ValueError) as error:
-        raise Problem("the image does not say what to run: %s: %s" % (path, error)) from None
+        raise ContractError(f"the image's entry cannot be read: {path}: {error}") from None
     if entry.get("version") != 1:
-        raise Problem("%s has version %r; this worker reads 1" % (path, entry.get("version")))
+        raise ContractError(
+            "{} has version {!r}; this worker reads 1".format(path, entry.get("version"))
+        )
     return entry
 
 
 def invoke(call: Call) -> Any:
     """The function's value; a coroutine's result; the list of a generator's items."""
-    function = find(call)
+    function = find_function(call)
     args, kwargs = read_arguments(call)
-    return settle(function(*args, **kwargs))
+    return await_result(function(*args, **kwargs))
 
 
-def find(call: Call) -> Callable[..., Any]:
+def find_function(call: Call) -> Callable[..., Any]:
     import importlib
 
     entry = read_entry(call)
@@ -687,12 +664,14 @@ def find(call: Call) -> Callable[..., Any]:
     elif kind in ("module", "script"):
         target = _walk(target, entry["qualname"])
     else:
-        raise Problem("the image's entry has the kind %r, which this worker does not know" % kind)
+        raise ContractError(f"unknown kind {kind!r} in the image's entry")
     inner = getattr(target, "__clustrix_function__", None)
     if callable(inner):
         target = inner
     if not callable(target):
-        raise Problem("%s is a %s: it cannot be called" % (entry["name"], _type_name(type(target))))
+        raise ContractError(
+            "{} is a {}: it cannot be called".format(entry["name"], _type_name(type(target)))
+        )
     found: Callable[..., Any] = target
     return found
 
@@ -703,11 +682,11 @@ def _walk(target: Any, qualname: str) -> Any:
             target = getattr(target, name)
         except AttributeError:
             where = getattr(target, "__name__", type(target).__name__)
-            raise Problem("there is no %r in %r in the image's code" % (name, where)) from None
+            raise ContractError(f"{where!r} in the image's code has no {name!r}") from None
     return target
 
 
-def read_arguments(call: Call) -> Tuple[Any, Any]:
+def read_arguments(call: Call) -> tuple[Any, Any]:
     """This element's arguments: only its own slice of the call layer is read."""
     index = call.path("call", "index")
     try:
@@ -718,20 +697,20 @@ def read_arguments(call: Call) -> Tuple[Any, Any]:
     except FileNotFoundError:
         return (), {}
     if len(record) < 16:
-        raise Problem("element %d of a call with %d elements" % (call.element, count))
+        raise ContractError(f"the call has {count} elements, and no element {call.element}")
     offset, size = int.from_bytes(record[:8], "little"), int.from_bytes(record[8:], "little")
     with open(call.path("call", "data"), "rb") as file:
         file.seek(offset)
         data = file.read(size)
     if len(data) < size:
-        raise Problem("the call's data ends within element %d" % call.element)
+        raise ContractError(f"the call's data is truncated within element {call.element}")
     import pickle
 
     args, kwargs = pickle.loads(data)
     return args, kwargs
 
 
-def settle(result: Any) -> Any:
+def await_result(result: Any) -> Any:
     from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
     if isinstance(result, GeneratorType):
@@ -744,49 +723,49 @@ def settle(result: Any) -> Any:
     return result
 
 
-async def _items(generator: Any) -> List[Any]:
+async def _items(generator: Any) -> list[Any]:
     return [item async for item in generator]
 
 
-# --- what becomes of a value ---------------------------------------------------------------
+# --- values -------------------------------------------------------------------------------
 
 
-def _show_value(value: Any) -> Dict[str, Any]:
+def _print_value(value: Any) -> dict[str, Any]:
     print(repr(value))
     return {"outcome": "ok"}
 
 
-def _keep_value(call: Call, value: Any) -> Dict[str, Any]:
+def _save_value(call: Call, value: Any) -> dict[str, Any]:
     try:
         chunks, buffers = dump(value)
     except MemoryError:
         raise
     except Exception as error:
-        path, inside = culprit(value)
-        what = "" if inside is value else "%s is a %s; " % (path, _type_name(type(inside)))
+        path, inside = find_unpicklable(value)
+        what = "" if inside is value else f"{path} is a {_type_name(type(inside))}; "
         name = _type_name(type(value))
         raise Unpicklable(
-            "the result (%s) cannot be pickled: %s%s" % (name, what, _text_of(error)), name
+            f"the result ({name}) cannot be pickled: {what}{_safe_str(error)}", name
         ) from None
     return _write_outcome(call, "ok", chunks, buffers)
 
 
 def _write_outcome(
-    call: Call, outcome: str, chunks: List[Any], buffers: List[Any]
-) -> Dict[str, Any]:
+    call: Call, outcome: str, chunks: list[Any], buffers: list[Any]
+) -> dict[str, Any]:
     try:
         size, sha256 = write_result(call, chunks, buffers)
     except OSError as error:
-        return _fault("the result cannot be written to %s: %s" % (call.results, error))
+        return _worker_error(f"the result cannot be written to {call.results}: {error}")
     return {"outcome": outcome, "size": size, "sha256": sha256}
 
 
-def _fault(message: str) -> Dict[str, Any]:
-    print("clustrix worker: %s" % message, file=sys.stderr)
-    return {"outcome": "died", "exit_code": EXIT_WORKER, "message": _text(message)}
+def _worker_error(message: str) -> dict[str, Any]:
+    print(f"clustrix worker: {message}", file=sys.stderr)
+    return {"outcome": "died", "exit_code": EXIT_WORKER, "message": _clip(message)}
 
 
-def dump(value: Any, errors: bool = False) -> Tuple[List[Any], List[Any]]:
+def dump(value: Any, errors: bool = False) -> tuple[list[Any], list[Any]]:
     """A value's pickle in pieces, and its large buffers by reference.
 
     Plain pickle first; where that cannot, cloudpickle, if the image has it.
@@ -807,9 +786,9 @@ def dump(value: Any, errors: bool = False) -> Tuple[List[Any], List[Any]]:
         raise
 
 
-def _dump(value: Any, pickler: Any) -> Tuple[List[Any], List[Any]]:
-    chunks: List[Any] = []
-    buffers: List[Any] = []
+def _dump(value: Any, pickler: Any) -> tuple[list[Any], list[Any]]:
+    chunks: list[Any] = []
+    buffers: list[Any] = []
 
     def out_of_band(buffer: Any) -> bool:
         try:
@@ -822,7 +801,7 @@ def _dump(value: Any, pickler: Any) -> Tuple[List[Any], List[Any]]:
         return False
 
     class Sink:
-        # The pickler hands large bytes objects over as they are: keeping them is no copy.
+        # The pickler passes large bytes objects without a copy.
         @staticmethod
         def write(data: Any) -> None:
             chunks.append(data)
@@ -832,7 +811,7 @@ def _dump(value: Any, pickler: Any) -> Tuple[List[Any], List[Any]]:
 
 
 def _chaining(pickler: Any) -> Any:
-    """A pickler that keeps ``__cause__``, ``__context__`` and the notes of exceptions."""
+    """A pickler that preserves ``__cause__``, ``__context__`` and the notes of exceptions."""
 
     class Chaining(pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
@@ -847,7 +826,7 @@ def _chaining(pickler: Any) -> Any:
 
 
 def _reduce_error(error: BaseException) -> Any:
-    """What pickles an exception together with those behind it.
+    """What pickles an exception together with those that it was raised from.
 
     ``BaseException.__setstate__`` sets every item of its dict as an attribute, so the chain
     can travel in the state and plain pickle can load it.
@@ -859,15 +838,15 @@ def _reduce_error(error: BaseException) -> Any:
         return None
     state = dict(reduced[2] or {}) if len(reduced) == 3 else {}
     for name in ("__cause__", "__context__"):
-        behind = getattr(error, name)
-        if behind is not None and _portable(behind):
-            state[name] = behind
+        origin = getattr(error, name)
+        if origin is not None and _can_be_unpickled(origin):
+            state[name] = origin
     state["__suppress_context__"] = error.__suppress_context__
     return reduced[0], reduced[1], state
 
 
-def _portable(error: BaseException) -> bool:
-    """Whether this exception, without those behind it, can be pickled and loaded again."""
+def _can_be_unpickled(error: BaseException) -> bool:
+    """Whether this exception, without its causes, can be pickled and loaded again."""
     import pickle
 
     try:
@@ -882,41 +861,41 @@ def _portable(error: BaseException) -> bool:
         return False
 
 
-def culprit(value: Any, path: str = "result", depth: int = 8) -> Tuple[str, Any]:
-    """The innermost part of a value that cannot be pickled, and how to get at it."""
+def find_unpicklable(value: Any, path: str = "result", depth: int = 8) -> tuple[str, Any]:
+    """The innermost part of a value that cannot be pickled, and the expression that reaches it."""
     for label, part in _parts(value) if depth else ():
         try:
             dump(part)
         except MemoryError:
             raise
         except Exception:
-            return culprit(part, path + label, depth - 1)
+            return find_unpicklable(part, path + label, depth - 1)
     return path, value
 
 
-def _parts(value: Any) -> Iterator[Tuple[str, Any]]:
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     from itertools import islice
 
     if isinstance(value, dict):
         for key, item in islice(value.items(), 1000):
-            yield "[%.60r]" % (key,), item
+            yield f"[{key!r:.60}]", item
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(islice(value, 1000)):
-            yield "[%d]" % number, item
+            yield f"[{number}]", item
     elif isinstance(value, (set, frozenset)):
         for item in islice(value, 1000):
-            yield "{%.60r}" % (item,), item
+            yield f"{{{item!r:.60}}}", item
     else:
         names = getattr(getattr(value, "__code__", None), "co_freevars", ())
-        for name, cell in zip(names, getattr(value, "__closure__", None) or ()):
-            yield ".<closure>.%s" % name, cell.cell_contents
+        for name, cell in zip(names, getattr(value, "__closure__", None) or (), strict=False):
+            yield f".<closure>.{name}", cell.cell_contents
         inside = getattr(value, "__dict__", None)
         if isinstance(inside, dict) and not isinstance(value, type):
             for name, item in islice(inside.items(), 1000):
-                yield ".%s" % name, item
+                yield f".{name}", item
 
 
-def write_result(call: Call, chunks: List[Any], buffers: List[Any]) -> Tuple[int, str]:
+def write_result(call: Call, chunks: list[Any], buffers: list[Any]) -> tuple[int, str]:
     """Stream a pickle and its buffers to the result file; its size and sha256.
 
     The file's name carries its hash: two executions of one attempt never overwrite each other.
@@ -939,7 +918,7 @@ def write_result(call: Call, chunks: List[Any], buffers: List[Any]) -> Tuple[int
                 size += length + _copy(padding, file, digest)
             _sync(file)
         sha256 = digest.hexdigest()
-        name = "%d.%d.%s.result" % (call.element, call.attempt, sha256[:16])
+        name = f"{call.element}.{call.attempt}.{sha256[:16]}.result"
         os.replace(temporary, os.path.join(call.results, name))
     except BaseException:
         _unlink(temporary)
@@ -957,13 +936,13 @@ def _copy(piece: Any, file: Any, digest: Any) -> int:
     return view.nbytes
 
 
-# --- what becomes of an exception -----------------------------------------------------------
+# --- exceptions ---------------------------------------------------------------------------
 
 
-def _keep_error(call: Call, error: BaseException) -> Dict[str, Any]:
-    error.__traceback__ = _users_part(error.__traceback__)
+def _save_error(call: Call, error: BaseException) -> dict[str, Any]:
+    error.__traceback__ = _user_frames(error.__traceback__)
     text = _format(error)
-    report: Dict[str, Any] = {}
+    report: dict[str, Any] = {}
     if call.recorded:
         report = _pickle_error(call, error)
     else:
@@ -976,9 +955,9 @@ def _keep_error(call: Call, error: BaseException) -> Dict[str, Any]:
     return report
 
 
-def _pickle_error(call: Call, error: BaseException) -> Dict[str, Any]:
+def _pickle_error(call: Call, error: BaseException) -> dict[str, Any]:
     """The exception's own pickle, if it can be loaded again; else nothing."""
-    if not _portable(error):
+    if not _can_be_unpickled(error):
         return {}
     try:
         chunks, buffers = dump(error, errors=True)
@@ -987,8 +966,8 @@ def _pickle_error(call: Call, error: BaseException) -> Dict[str, Any]:
     return _write_outcome(call, "error", chunks, buffers)
 
 
-def _users_part(trace: Any) -> Any:
-    """The traceback without the frames of this worker and of what it calls the function by."""
+def _user_frames(trace: Any) -> Any:
+    """The traceback without the frames of this worker, asyncio and importlib."""
     callers = [sys.modules[name] for name in ("asyncio", "importlib") if name in sys.modules]
     inside = [os.path.join(os.path.dirname(str(module.__file__)), "") for module in callers]
     skipped = (os.path.abspath(__file__), "<frozen importlib", *inside)
@@ -1003,47 +982,45 @@ def _format(error: BaseException) -> str:
     try:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
     except Exception as second:
-        lines = ["%s: %s\n" % (_type_name(type(error)), _text_of(second))]
-    return _text("".join(lines))
+        lines = [f"{_type_name(type(error))}: {_safe_str(second)}\n"]
+    return _clip("".join(lines))
 
 
 def _message(error: BaseException) -> str:
-    text = _text_of(error)
+    text = _safe_str(error)
     name = getattr(error, "name", None)
     if isinstance(error, ModuleNotFoundError) and name and name not in text:
-        text = "No module named %r: %s" % (name, text)
+        text = f"No module named {name!r}: {text}"
     return text
 
 
-def _text_of(error: BaseException) -> str:
+def _safe_str(error: BaseException) -> str:
     try:
-        return _text(str(error))
+        return _clip(str(error))
     except Exception:
-        return "<its text cannot be made>"
+        return "<its str() failed>"
 
 
-def _text(text: str) -> str:
-    """Text that UTF-8 can hold, cut in its middle where it is very long."""
+def _clip(text: str) -> str:
+    """Text that UTF-8 can encode, cut in its middle if it is very long."""
     if len(text) > TEXT_LIMIT:
         half = TEXT_LIMIT // 2
-        text = "%s\n[… %d characters …]\n%s" % (text[:half], len(text) - 2 * half, text[-half:])
+        text = f"{text[:half]}\n[… {len(text) - 2 * half} characters …]\n{text[-half:]}"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _type_name(cls: type) -> str:
     module, name = getattr(cls, "__module__", ""), getattr(cls, "__qualname__", cls.__name__)
-    return str(name) if module in ("builtins", None, "") else "%s.%s" % (module, name)
+    return str(name) if module in ("builtins", None, "") else f"{module}.{name}"
 
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(Exception):
             stream.flush()
-        except Exception:
-            pass
 
 
-def _send(pipe: int, report: Dict[str, Any]) -> None:
+def _send(pipe: int, report: dict[str, Any]) -> None:
     import json
 
     data = json.dumps(report).encode()

@@ -60,6 +60,7 @@ from model import render
 from clustrix_containers.capture.callables import capture
 from clustrix_containers.image.interpreter import packed
 from clustrix_containers.image.build import build
+from clustrix_containers.image.runtime import cloudpickle_component, runtime
 from clustrix_containers.packages.lock import lock
 from clustrix_containers.packages.resolution import resolve
 from clustrix_containers.packages.wheelhouse import locate
@@ -72,6 +73,7 @@ base = packed(bases)
 locked = lock(
     resolution.distributions, wheels=located.wheels, base=f"packed:{base.digest}",
     python="%d.%d" % sys.version_info[:2], platform=str(base.platform),
+    runtime=runtime(), cloudpickle=cloudpickle_component(), client="0",
 )
 image = build(bundle, locked, base, resolution.distributions, cache=cache)
 print(json.dumps({

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CODE = (
     "import json, sys; sys.path.insert(0, sys.argv[1]); import clustrix_containers;"
-    "print(json.dumps([clustrix_containers.__version__, sorted(sys.modules)]))"
+    "modules = sorted(sys.modules); print(json.dumps([clustrix_containers.__version__, modules]))"
 )
 
 

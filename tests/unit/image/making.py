@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from clustrix_containers.capture.bundle import Bundle, Entry, File
+from clustrix_containers.image.runtime import cloudpickle_component, runtime
 from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Layer, sha256
 from clustrix_containers.packages.lock import Lock, Package, Wheel
 from clustrix_containers.packages.wheelhouse import add_wheel
@@ -66,7 +67,10 @@ def package(path: Path, cache: Path) -> Package:
 
 
 def lock(*packages: Package) -> Lock:
-    return Lock(MINOR, "linux/amd64", "packed:sha256:" + "0" * 64, packages)
+    base = "packed:sha256:" + "0" * 64
+    return Lock(
+        MINOR, "linux/amd64", base, packages, runtime(), cloudpickle_component(), client="0.1.0"
+    )
 
 
 def bundle(**files: bytes) -> Bundle:

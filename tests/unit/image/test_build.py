@@ -23,7 +23,7 @@ from clustrix_containers.image.base import LABEL_GLIBC, LIBRARIES, as_base
 from clustrix_containers.image.build import MOST_LAYERS, build, call_layer, with_call
 from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Image, Layer, sha256
 from clustrix_containers.oci.reading import read_files
-from clustrix_containers.packages.lock import Lock, Package
+from clustrix_containers.packages.lock import Package
 from clustrix_containers.worker.contract import LABEL_COUNT, LABEL_FUNCTION, LAYER_KIND, LAYER_TITLE
 from tests.validation import validate
 
@@ -195,7 +195,7 @@ def test_what_has_no_wheel(tmp_path: Path, cache: Path) -> None:
 
 def test_what_cannot_be_built(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(ImageError, match=r"lock is for Python 3\.7, the base image has Python"):
-        build(bundle(), Lock("3.7", "linux/amd64", "", ()), REMOTE, cache=cache)
+        build(bundle(), replace(lock(), python="3.7"), REMOTE, cache=cache)
     with pytest.raises(ImageError, match="where the base image has its Python"):
         build(bundle(), lock(), Image(), cache=cache)
     crowd = replace(REMOTE, layers=REMOTE.layers * (MOST_LAYERS - 1))
@@ -324,12 +324,10 @@ def test_a_call_that_fails_leaves_nothing(cache: Path) -> None:
     assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
-def test_the_runtime_layer_has_no_tests_and_no_paths_of_this_machine(cache: Path) -> None:
+def test_the_runtime_layer_has_no_paths_of_this_machine(cache: Path) -> None:
     image = build(bundle(), lock(), REMOTE, cache=cache)
     (runtime,) = image.kinds(LAYER_KIND, "runtime")
     files = read_files(runtime)
-    assert "opt/clustrix/lib/clustrix_containers/errors.py" in files
-    assert "opt/clustrix/lib/cloudpickle/cloudpickle.py" in files
     here = str(Path(__file__).parents[3]).encode()
     assert [name for name, content in files.items() if here in content] == []
     assert isinstance(runtime.blob, Path)

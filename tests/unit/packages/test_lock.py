@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -18,12 +19,18 @@ from clustrix_containers.capture.bundle import Distribution, Import
 from clustrix_containers.errors import DependencyError
 from clustrix_containers.packages import lock as locking
 from clustrix_containers.packages.installed import Installed
-from clustrix_containers.packages.lock import Lock, Package, Wheel
+from clustrix_containers.packages.lock import Component, Lock, Package, Wheel
 from clustrix_containers.packages.resolution import resolve
 from tests.installed_tree import install, record_hash, site
 
 HEX = "0123456789abcdef"
 BASE = "packed:sha256:" + "b" * 64
+RUNTIME = Component("1", "d" * 64)
+CLOUDPICKLE = Component("3.1.1", "e" * 64)
+
+
+def of(*packages: Package) -> Lock:
+    return Lock("3.11", "linux/amd64", BASE, packages, RUNTIME, CLOUDPICKLE, "0.1.0")
 
 
 def only(root: Path, name: str = "tool") -> Distribution:
@@ -32,8 +39,12 @@ def only(root: Path, name: str = "tool") -> Distribution:
 
 
 def pin(*distributions: Distribution, **more: object) -> Lock:
-    arguments = {"wheels": {}, "base": BASE, "python": "3.11", "platform": "linux/amd64", **more}
-    return locking.lock(distributions, **arguments)  # type: ignore[arg-type]
+    fields = {name: getattr(of(), name) for name in of().__slots__ if name != "packages"}
+    return locking.lock(distributions, **{"wheels": {}, **fields, **more})  # type: ignore[arg-type]
+
+
+def same(_wheel: Wheel, _distribution: Distribution) -> bool:
+    return True
 
 
 def add_record(info: Path, path: str, data: bytes) -> None:
@@ -72,6 +83,9 @@ locks = st.builds(
     packages=st.lists(packages(), unique_by=lambda p: p.name).map(
         lambda found: tuple(sorted(found, key=lambda p: p.name))
     ),
+    runtime=st.builds(Component, st.sampled_from(["1", "12"]), hexes),
+    cloudpickle=st.builds(Component, versions, hexes),
+    client=versions,
 )
 
 
@@ -91,53 +105,67 @@ class TestText:
         assert [package.name for package in pylock.packages] == [p.name for p in lock.packages]
 
     def test_file_names_that_are_not_utf_8(self) -> None:
-        lock = Lock(
-            "3.11",
-            "linux/amd64",
-            BASE,
-            (Package("a", "1", None, "sha256:" + "a" * 64, ("\udcff.py:1",)),),
-        )
+        lock = of(Package("a", "1", None, "sha256:" + "a" * 64, ("\udcff.py:1",)))
         assert locking.loads(locking.dumps(lock)).packages[0].reasons == ("\\udcff.py:1",)
 
     def test_a_file_is_replaced_whole(self, tmp_path: Path) -> None:
         path = tmp_path / "pylock.a b'\"ü.toml"
         path.write_text("old")
-        lock = Lock("3.11", "linux/amd64", BASE, ())
+        lock = of()
         locking.write(path, lock)
         assert locking.read(path) == lock
         assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
     @pytest.mark.parametrize(
-        ("change", "message"),
+        ("old", "new", "message"),
         [
-            (lambda text: text[:-20], "not TOML"),
-            (lambda text: text.replace("clustrix-containers]", "other]"), r"without the table"),
-            (lambda text: text.replace("version = 1\n", "version = 9\n"), "form 9"),
-            (lambda text: text.replace("sha256:aaaa", "sha256:xxxx"), "not a sha256 digest"),
-            (lambda text: text.replace("tree =", "three ="), "'tree' is missing"),
-            (lambda text: text.replace('python = "3.11"', "python = 3.11"), "is not a string"),
-            (lambda text: text.replace('name = "a"', "name = 1"), "is not a string"),
-            (
-                lambda text: (
-                    "packages = 1\n"
-                    + text.replace("[[packages]]", "[x]").replace("packages.", "x.")
-                ),
-                "not a lock",
-            ),
+            ('created-by = "', "created-by = ", "not TOML"),
+            ("[tool.clustrix-containers", "[tool.other", "without the table"),
+            ("version = 1\n", "version = 9\n", "format of the lock is 9"),
+            ("sha256:aaaa", "sha256:xxxx", "not a lock: tree = 'sha256:xxxx"),
+            ("tree =", "three =", "'tree' is missing"),
+            ('python = "3.11"', "python = 3.11", "is not a string"),
+            ('python = "3.11"', 'python = "3.11\\n"', "python = "),
+            ('base = "packed:', 'base = "python:3.11 ', "base = "),
+            ('client = "0.1.0"', 'client = "0.1.0; rm -rf"', "client = "),
+            ("[tool.clustrix-containers.runtime]", "[tool.clustrix-containers.x]", "'runtime' is"),
+            ('sha256 = "dddd', 'sha256 = "DDDD', "sha256 = "),
+            ('name = "a"', "name = 1", "not a valid pylock"),
+            ('name = "c"', 'name = "a"', "locked twice"),
+            ('name = "b-1-', 'name = "../../b-1-', "not a valid pylock"),
+            ("py3-none-any.whl", "py3-none-a/../../any.whl", "not a lock: name = "),
+            ("size = 10", "size = -10", "has the size -10"),
+            ('lock-version = "1.0"', 'lock-version = "2.0"', "version 2.0 is not supported"),
         ],
     )
-    def test_a_damaged_lock_is_refused(self, tmp_path: Path, change, message: str) -> None:
-        lock = Lock("3.11", "linux/amd64", BASE, (Package("a", "1", None, "sha256:" + "a" * 64),))
+    def test_a_damaged_lock_is_refused(
+        self, tmp_path: Path, old: str, new: str, message: str
+    ) -> None:
+        wheel = Wheel("b-1-py3-none-any.whl", "a" * 64, 10)
+        good = locking.dumps(
+            of(
+                Package("a", "1", None, "sha256:" + "a" * 64),
+                Package("b", "1", wheel, None),
+                Package("c", "1", None, "sha256:" + "c" * 64),
+            )
+        )
         path = tmp_path / "pylock.toml"
-        text = change(locking.dumps(lock))
-        path.write_text(text)
-        assert text != locking.dumps(lock)
-        with pytest.raises(DependencyError, match=message) as caught:
+        path.write_text(good.replace(old, new))
+        assert path.read_text() != good
+        with pytest.raises(DependencyError, match=re.escape(message)) as caught:
             locking.read(path)
         assert caught.value.path == str(path)
 
+    def test_a_package_has_one_wheel(self, tmp_path: Path) -> None:
+        text = locking.dumps(
+            of(Package("b", "1", Wheel("b-1-py3-none-any.whl", "a" * 64, 1), None))
+        )
+        wheel = text[text.index("[[packages.wheels]]") : text.index("[packages.tool")]
+        with pytest.raises(DependencyError, match="b has 2 wheels, not one"):
+            locking.loads(text.replace(wheel, wheel + wheel.replace("py3", "py2")))
+
     def test_a_lock_that_cannot_be_read(self, tmp_path: Path) -> None:
-        with pytest.raises(DependencyError, match="cannot read"):
+        with pytest.raises(DependencyError, match=r"cannot read the lock .*No such file"):
             locking.read(tmp_path / "pylock.toml")
 
 
@@ -228,7 +256,7 @@ class TestPins:
             self.WHEEL, url="https://example.org:8443/tool-1.0-py3-none-any.whl"
         )
         assert "secret" not in locking.dumps(lock)
-        locking.check(lock, [tool])
+        locking.check(lock, [tool], same)
 
     @pytest.mark.parametrize(
         "filename", ["tool-2.0-py3-none-any.whl", "other-1.0-py3-none-any.whl", "tool.zip"]
@@ -247,21 +275,31 @@ class TestPins:
 
     def test_a_lock_is_obeyed_or_fails(self, tool: Distribution) -> None:
         lock = pin(tool)
-        locking.check(lock, [tool])
         (package,) = lock.packages
-        newer = replace(package, version="2.0")
-        other = replace(package, tree="sha256:" + "0" * 64)
-        more = Package("more", "1", None, "sha256:" + "0" * 64)
-        for packages, said in (
-            ((newer,), "tool: locked 2.0, installed 1.0"),
-            ((other,), "tool: locked the files sha256:000000000000…, installed sha256:"),
-            ((), "tool: not locked, 1.0 is needed"),
-            ((more, package), "more: locked 1, not needed here"),
+        wheel = Package("tool", "1.0", self.WHEEL, None)
+        unused = Package(
+            "unused", "1", replace(self.WHEEL, filename="unused-1-py3-none-any.whl"), None
+        )
+        for packages in ((package,), (wheel,), (package, unused)):
+            locking.check(replace(lock, packages=packages), [tool], same)
+        tree = "sha256:" + "0" * 64
+        more = Package("more", "1", None, tree)
+        for packages, expected in (
+            ((replace(package, version="2.0"),), "tool: 2.0 is locked, 1.0 is installed"),
+            (
+                (replace(package, tree=tree),),
+                "tool: the files sha256:000000000000… are locked, sha256:",
+            ),
+            ((wheel,), "tool: the installed files differ from those of the locked wheel tool-1.0"),
+            ((), "tool: 1.0 is needed and not locked (packages= names tool)"),
+            ((more, package), "more: 1 is locked with its installed files, and not installed"),
         ):
             with pytest.raises(DependencyError) as caught:
-                locking.check(replace(lock, packages=packages), [tool])
+                locking.check(
+                    replace(lock, packages=packages), [tool], lambda _wheel, _installed: False
+                )
             (difference,) = caught.value.differences
-            assert difference.startswith(said)
+            assert difference.startswith(expected)
 
     def test_this_environment(self) -> None:
         found = resolve(
@@ -269,7 +307,7 @@ class TestPins:
         ).distributions
         lock = pin(*reversed(found))
         assert locking.loads(locking.dumps(lock)) == lock == pin(*found)
-        locking.check(lock, found)
+        locking.check(lock, found, same)
 
 
 def test_hashes_are_as_in_record() -> None:

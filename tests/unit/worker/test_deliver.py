@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from clustrix_containers.errors import JobError
-from clustrix_containers.results.inline import Inline, Stored, Undelivered
+from clustrix_containers.results.delivery import Inline, Stored, Undelivered
 from clustrix_containers.worker import contract
 from tests.bare_worker import interpreters
 from tests.clusters.daemon import wait_until
@@ -225,8 +225,8 @@ def test_who_is_told_to_end_while_holding_ends(
     _, err = process.communicate(timeout=30)
     assert time.monotonic() - begun < 10
     assert process.returncode == 125
-    assert "told to end before anybody took the result" in err
-    assert pod.said() == Undelivered("it was told to end before anybody took the result")
+    assert "stopped before the client took the result" in err
+    assert pod.said() == Undelivered("stopped before the client took the result")
     assert not answers(port)
 
 
@@ -269,9 +269,7 @@ def test_a_hold_ends_when_a_word_that_was_lost_is_said_again(
 def test_who_gives_does_not_wait_for_ever(tmp_path: Path, python: str, read: int) -> None:
     pod = Delivering.of(tmp_path, python, LARGE.replace("100_000", "1_000_000")).told(None)
     pod.bare.run()
-    program = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import deliver; deliver.UNHEARD = 1; "
-    )
+    program = "import sys; sys.path.insert(0, sys.argv.pop(1)); import deliver; deliver.READ_TIMEOUT = 1; "
     words = ("give", str(pod.bare.root / "results"), "0", "0")
     with subprocess.Popen(
         [python, "-c", f"{program} sys.exit(deliver.main(sys.argv[1:]))", GIVER.parent, *words],
@@ -290,7 +288,7 @@ def test_holding_has_an_end(tmp_path: Path, free_port: int) -> None:
     pod.told({"kind": "hold", "port": free_port, "seconds": 0.5})
     code, _, _ = pod.bare.run()
     assert code == 125
-    assert pod.said() == Undelivered("nobody took the result within 0.5 s")
+    assert pod.said() == Undelivered("the client did not take the result within 0.5 s")
 
 
 def test_its_time_is_not_over_while_it_is_being_taken(tmp_path: Path, free_port: int) -> None:
@@ -308,7 +306,7 @@ def test_its_time_is_not_over_while_it_is_being_taken(tmp_path: Path, free_port:
             taker.stdout.close()
             taker.stdin.close()
         assert process.wait(60) == 125
-    assert pod.said() == Undelivered("nobody took the result within 3 s")
+    assert pod.said() == Undelivered("the client did not take the result within 3 s")
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
@@ -319,7 +317,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         assert pod.bare.run()[0] == 125
     said = pod.said()
     assert isinstance(said, Undelivered)
-    assert said.reason.startswith("the result cannot be offered: ")
+    assert said.reason.startswith("cannot listen for the client: ")
     assert "Address already in use" in said.reason
 
 
@@ -328,7 +326,7 @@ def test_there_is_nothing_to_give_before_the_end(tmp_path: Path, python: str) ->
     with pod.give() as taker:
         out, err = taker.communicate(b"taken\n", timeout=30)
     assert (taker.returncode, out) == (1, b"")
-    assert err.startswith(b"there is no outcome to give: ")
+    assert err.startswith(b"no outcome to give: ")
     assert b"Traceback" not in err
 
 
@@ -359,7 +357,7 @@ def refused(root: Path, store: dict[str, Any], code: str = LARGE) -> str:
     said = pod.said()
     assert isinstance(said, Undelivered)
     assert (status, out) == (125, "")
-    assert err == f"clustrix worker: the outcome is not delivered: {said.reason}\n"
+    assert err == f"clustrix worker: the outcome was not delivered: {said.reason}\n"
     assert SECRET not in err + pod.message
     return said.reason
 
@@ -371,7 +369,7 @@ def test_a_store_that_stays_ill_is_tried_so_often_and_no_more(
 ) -> None:
     with Front("", answer(status, b"<p>ill\n</p>", "Retry-After: 0")) as front:
         reason = refused(tmp_path, store(front.address, tries=4))
-        assert reason == f"{front.address} did not take the result: {status} ill (tried 4 times)"
+        assert reason == f"{front.address} rejected the result: {status} ill (tried 4 times)"
         assert front.requests == 4
 
 
@@ -388,7 +386,7 @@ def test_a_refusal_is_told_at_once_without_what_it_quotes(
     with Front("", act(403, body)) as front:
         reason = refused(tmp_path, store(front.address), code)
         assert front.requests == 1
-    said = "did not take the result: 403 AccessDenied: not with […]"
+    said = "rejected the result: 403 AccessDenied: not with […]"
     assert reason == f"{front.address} {said}"
 
 
@@ -404,7 +402,7 @@ def test_a_registrys_words_are_told(tmp_path: Path) -> None:
 def test_a_store_that_is_down(tmp_path: Path, store: Store, free_port: int) -> None:
     reason = refused(tmp_path, store(f"127.0.0.1:{free_port}", tries=2))
     where = f"127.0.0.1:{free_port}"
-    assert reason == f"{where} did not answer: Connection refused (tried 2 times)"
+    assert reason == f"{where} did not respond: Connection refused (tried 2 times)"
 
 
 @both
@@ -413,7 +411,7 @@ def test_a_store_that_never_answers(tmp_path: Path, store: Store, act: Any) -> N
     with Front("", act) as front:
         reason = refused(tmp_path, store(front.address, tries=2, timeout=1))
         assert front.requests == 2
-    assert reason.startswith(f"{front.address} did not answer: ")
+    assert reason.startswith(f"{front.address} did not respond: ")
     assert reason.endswith("(tried 2 times)")
 
 
@@ -429,7 +427,7 @@ def test_what_is_no_http_is_told_without_its_words(tmp_path: Path, store: Store)
 
     with Front("", babble) as front:
         reason = refused(tmp_path, store(front.address, tries=1))
-    assert reason == f"{front.address} did not answer: the answer is no HTTP (BadStatusLine)"
+    assert reason == f"{front.address} did not respond: not an HTTP response (BadStatusLine)"
 
 
 def test_who_is_told_to_end_stops_trying(tmp_path: Path, free_port: int) -> None:
@@ -443,7 +441,7 @@ def test_who_is_told_to_end_stops_trying(tmp_path: Path, free_port: int) -> None
             _, err = process.communicate(timeout=60)
             assert time.monotonic() - begun < 15
     assert process.returncode == 125
-    assert "then it was told to end" in err
+    assert "stopped before the next try" in err
     assert isinstance(pod.said(), Undelivered)
 
 

@@ -478,7 +478,7 @@ def break_data(bare: Bare) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (break_entry, "does not say what to run"),
+        (break_entry, "the image's entry cannot be read"),
         (break_name, "there is no 'f' in 'm'"),
         (break_call, "element 0 of a call with 0 elements"),
         (break_data, "ends within element 0"),
