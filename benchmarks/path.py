@@ -54,7 +54,7 @@ def _bare(root: Path) -> list[str]:
 
 
 def _root() -> Path:
-    from clustrix_containers.config import file as config
+    from clustrix_containers.config import paths as config
 
     roots = (config.paths().cache / "rootfs").iterdir()
     return max((path for path in roots if path.is_dir()), key=lambda path: path.stat().st_mtime)
@@ -119,7 +119,7 @@ def array() -> Iterator[Case]:
 @measurement("10,000 calls into one image", unit="s", runs=3)
 def many() -> Iterator[Case]:
     from clustrix_containers.capture import pickling
-    from clustrix_containers.config import file as config
+    from clustrix_containers.config import paths as config
     from clustrix_containers.image import build
 
     def ours() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Image, Layer, Platform, sha256
+from clustrix_containers.registry import Layout
 from clustrix_containers.worker import contract
 
 
@@ -46,3 +47,13 @@ def noise(size: int, seed: int = 0) -> bytes:
 
 def image(*layers: Layer) -> Image:
     return Image(layers, Platform(), {"Cmd": ["/bin/true"]})
+
+
+def read_all(layout: Layout, reference: str) -> Image:
+    """The image in the layout, after reading and verifying every byte of its layers."""
+    found = layout.image(reference)
+    for part in found.layers:
+        with layout.open_blob(part.descriptor) as blob:
+            while blob.read(1 << 20):
+                pass
+    return found

@@ -97,26 +97,21 @@ class Options:
     def resources(self, default: Resources) -> Resources:
         """The resources requested; what is not given is as in ``default``."""
         # Imported late: decorating a function must cost next to nothing.
-        from .quantities import parse_duration, parse_size
+        from .quantities import RESOURCES, parse_resource
 
-        if self.cpus is not None and not 0 < self.cpus < 100_000:
-            raise ConfigError(f"cpus must be a positive number, not {self.cpus!r}", key="cpus")
-        if self.gpus < 0:
-            raise ConfigError(f"gpus must not be negative, not {self.gpus!r}", key="gpus")
         if not isinstance(self.retries, int) or not 0 <= self.retries <= 100:
             raise ConfigError(f"retries must be 0 to 100, not {self.retries!r}", key="retries")
         if self.max_parallel is not None and self.max_parallel < 1:
             raise ConfigError(
                 f"max_parallel must be at least 1, not {self.max_parallel!r}", key="max_parallel"
             )
-        return Resources(
-            cpus=default.cpus if self.cpus is None else float(self.cpus),
-            memory=default.memory if self.memory is None else parse_size(self.memory),
-            timeout=default.timeout if self.timeout is None else parse_duration(self.timeout),
-            gpus=self.gpus or default.gpus,
-            shm=default.shm if self.shm is None else parse_size(self.shm),
-            env={**default.env, **self.env},
-        )
+        given = {name: getattr(self, name) for name in RESOURCES}
+        found = {
+            name: parse_resource(name, value) for name, value in given.items() if value is not None
+        }
+        found["gpus"] = found.get("gpus") or default.gpus
+        found["env"] = {**default.env, **found.get("env", {})}
+        return replace(default, **found)
 
 
 def _unknown(name: str, known: Collection[str]) -> ConfigError:

@@ -1,11 +1,12 @@
-"""How sizes and times are written."""
+"""How sizes, durations and the other resources of an element are written."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from typing import Any
 
 from clustrix_containers.errors import ConfigError
 
@@ -18,7 +19,7 @@ for _power, _letter in enumerate("kmgtpe", 1):
     _UNITS |= {_letter: 1000**_power, f"{_letter}b": 1000**_power}
     _UNITS |= {f"{_letter}i": 1024**_power, f"{_letter}ib": 1024**_power}
 
-_SIZE_HINT = "It reads 512MiB or 2GiB."
+_SIZE_HINT = "Expected a size such as 512MiB or 2GiB."
 
 
 def parse_size(value: object) -> int:
@@ -44,7 +45,9 @@ def parse_size(value: object) -> int:
         Fraction(match["number"] + (match["exponent"] or "")) * _UNITS[match["unit"].lower()]
     )
     if not 0 < size < 1 << 63:
-        raise ConfigError(f"not a size: {value!r}", hint="It is one byte or more, and under 8 EiB.")
+        raise ConfigError(
+            f"not a size: {value!r}", hint="Expected at least one byte, and less than 8 EiB."
+        )
     return size
 
 
@@ -60,7 +63,7 @@ _SPELLED = re.compile(
 )
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _LIMITS = {"s": 60, "m": 60, "h": 24}
-_DURATION_HINT = "It reads 90s, 30m, 1h30m, 1:30:00 or 2-00:00:00."
+_DURATION_HINT = "Expected a duration such as 90s, 30m, 1h30m, 1:30:00 or 2-00:00:00."
 
 
 def parse_duration(value: object) -> float:
@@ -93,3 +96,52 @@ def _text(value: object, what: str, hint: str) -> str:
         huge = isinstance(value, int) and abs(value) >= 1 << 63
         raise ConfigError(f"not {what}: {'too large' if huge else repr(value)}", hint=hint)
     return format(value, ".9f") if isinstance(value, float) else str(value)
+
+
+def parse_cpus(value: object) -> float:
+    """A number of cores, whole or not."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < float(str(value)) < 1 << 20:
+        raise ConfigError(
+            f"expected a number of cores, not {value!r}", hint="For example 2 or 0.5."
+        )
+    return float(str(value))
+
+
+def parse_gpus(value: object) -> int:
+    """A number of GPUs."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 20:
+        raise ConfigError(
+            f"expected a number of GPUs, not {value!r}", hint="For example 0, 1 or 2."
+        )
+    return value
+
+
+def parse_env(value: object) -> dict[str, str]:
+    """Environment variables."""
+    if not isinstance(value, Mapping) or not all(
+        isinstance(item, str) for pair in value.items() for item in pair
+    ):
+        raise ConfigError(
+            "expected a mapping of names to strings", hint='Quote numbers: {OMP_NUM_THREADS: "1"}.'
+        )
+    return dict(value)
+
+
+RESOURCES: Mapping[str, Callable[[object], Any]] = {
+    "cpus": parse_cpus,
+    "memory": parse_size,
+    "timeout": parse_duration,
+    "gpus": parse_gpus,
+    "shm": parse_size,
+    "env": parse_env,
+}
+"""What reads each field of ``api.options.Resources``; ConfigError for nonsense."""
+
+
+def parse_resource(name: str, value: object) -> Any:
+    """One resource; ConfigError (``key``) with the resource's name for nonsense."""
+    try:
+        return RESOURCES[name](value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error.message}", hint=error.hint, key=name) from None

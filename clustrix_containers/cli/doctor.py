@@ -9,6 +9,7 @@ from typing import Any
 
 from clustrix_containers.clusters import staging
 from clustrix_containers.config import file as config
+from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import Error
 from clustrix_containers.runs.destination import open_target
 
@@ -64,7 +65,7 @@ def _places() -> list[Finding]:
         loaded = config.load()
         found.append(Finding("clustrix.yml", True, str(loaded.path or "none; the defaults hold")))
         found.append(Finding("images", True, str(staging.layout().directory)))
-        found.append(Finding("runs", True, str(config.paths().state)))
+        found.append(Finding("runs", True, str(paths().state)))
         found.append(
             Finding("registry", True, loaded.registry or "none; images stay in the layout")
         )

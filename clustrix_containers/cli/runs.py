@@ -12,9 +12,9 @@ from typing import Any
 
 from clustrix_containers.api.jobs import Job
 from clustrix_containers.api.options import Options
+from clustrix_containers.api.quantities import parse_duration
 from clustrix_containers.api.status import State
 from clustrix_containers.clusters import staging
-from clustrix_containers.config import file as config
 from clustrix_containers.errors import ClusterError, ConfigError, UntrustedResultError
 from clustrix_containers.runs.attach import attach
 from clustrix_containers.runs.destination import resolve
@@ -190,7 +190,7 @@ def _result(arguments: argparse.Namespace) -> int:
     run, jobs = _jobs(arguments.run, arguments.on)
     if arguments.trust:
         run.trust()
-    timeout = config.parse_duration(arguments.timeout) if arguments.timeout else None
+    timeout = parse_duration(arguments.timeout) if arguments.timeout else None
     if arguments.output:
         if len(jobs) != 1:
             raise ConfigError("--output takes one element: RUN/ELEMENT")
@@ -250,7 +250,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
 def _prune(arguments: argparse.Namespace) -> int:
     from clustrix_containers.runs.explain import size
 
-    age = config.parse_duration(arguments.older_than)
+    age = parse_duration(arguments.older_than)
     before = time.time() - age
     book = open_record()
     listed = book.runs()

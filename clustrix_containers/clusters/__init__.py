@@ -12,14 +12,17 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clustrix_containers.api.status import Status
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.oci.model import Image
-from clustrix_containers.oci.progress import Progress
 
 from .task import Capabilities, DiscoveredRun, Fetched, Handle, Task
+
+if TYPE_CHECKING:
+    # A supervisor of the local target imports this package: it starts for each run.
+    from clustrix_containers.oci.model import Image
+    from clustrix_containers.oci.progress import Progress
 
 GROUP = "clustrix_containers.clusters"
 _BUILT_IN = {

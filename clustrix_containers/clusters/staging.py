@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clustrix_containers.config.file import paths
+from clustrix_containers.config.paths import paths
 from clustrix_containers.oci.model import Descriptor, Image, Reference
 from clustrix_containers.oci.progress import Progress, silent
 

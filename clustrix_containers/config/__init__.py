@@ -1,1 +1,1 @@
-"""Where our files lie, and what clustrix.yml and the environment say."""
+"""The user's directories, and clustrix.yml with the environment variables that override it."""

@@ -1,8 +1,8 @@
-"""Where our files lie, and what ``clustrix.yml`` and the environment say.
+"""``clustrix.yml`` and the environment variables that override it.
 
 ::
 
-    default: local            # the target when none is named
+    default: local            # the target where none is named
     registry: registry.example.org/team/runs    # where images are pushed; absent: the local layout
     resources: {cpus: 1, memory: 2GiB, timeout: 30m}
     targets:
@@ -12,6 +12,8 @@
 The file is ``$CLUSTRIX_CONFIG``, else the nearest ``clustrix.yml`` from the current directory
 upwards, else ``clustrix.yml`` in the user's configuration directory (``~/.config/clustrix-containers``).
 ``CLUSTRIX_TARGET`` and ``CLUSTRIX_REGISTRY`` override ``default`` and ``registry``.
+
+:func:`load` reads it anew each time; a call of the user loads it once and passes the Config on.
 """
 
 from __future__ import annotations
@@ -21,75 +23,32 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clustrix_containers.api.quantities import parse_duration, parse_size
+from clustrix_containers.api.quantities import RESOURCES, parse_resource
 from clustrix_containers.errors import ConfigError
+
+from .paths import APP
 
 if TYPE_CHECKING:
     import yaml
 
-__all__ = ["Config", "Paths", "Target", "load", "parse_duration", "parse_size", "paths"]
+__all__ = ["Config", "Target", "load"]
 
-_APP = "clustrix-containers"
 _FILE = "clustrix.yml"
 _KEYS = ("default", "lock", "registry", "resources", "targets")
-_RESOURCES = ("cpus", "memory", "timeout", "gpus", "shm", "env")
-
-
-# ---- where our files lie
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Our directories of this user: what can be made again, what cannot, and what runs."""
-
-    cache: Path
-    data: Path
-    state: Path
-
-
-def paths() -> Paths:
-    """The user's directories, made with mode 0700 if they are not there.
-
-    ``CLUSTRIX_CACHE_DIR``, ``CLUSTRIX_DATA_DIR`` and ``CLUSTRIX_STATE_DIR`` override the
-    platform's. ConfigError names the variable of one that cannot be made.
-    """
-    found = []
-    for kind in ("cache", "data", "state"):
-        variable = f"CLUSTRIX_{kind.upper()}_DIR"
-        path = Path(os.environ.get(variable) or _usual(kind)).expanduser().absolute()
-        try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot make the directory {path}: {error.strerror}",
-                hint=f"Name another in {variable}.",
-                path=str(path),
-                key=variable,
-            ) from error
-        found.append(path)
-    return Paths(*found)
-
-
-def _usual(kind: str) -> str:
-    import platformdirs
-
-    place: str = getattr(platformdirs, f"user_{kind}_dir")(_APP)
-    return place
-
-
-# ---- clustrix.yml
+_STRING = "tag:yaml.org,2002:str"
+_NULL = "tag:yaml.org,2002:null"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to run: its ``type`` chooses the cluster, which checks the ``options`` itself.
+    """Where to run: its ``type`` selects the cluster, which checks the ``options`` itself.
 
-    ``line`` is where its name stands in ``path``, ``lines`` where its keys do (nested ones
-    by dotted name); of a target that no file defines they are ``None`` and empty.
+    ``line`` is that of its name in ``path``, ``lines`` those of its keys (nested ones by
+    dotted name); for a target that no file defines they are ``None`` and empty.
     """
 
     name: str
@@ -100,7 +59,7 @@ class Target:
     lines: Mapping[str, int] = field(default_factory=dict)
 
     def where(self, key: str) -> tuple[Path | None, int | None]:
-        """File and line of an option, for an error about it; of the target if the option is not there."""
+        """File and line of an option, or of the target if the option is not set."""
         return self.path, self.lines.get(key, self.line)
 
     def error(self, key: str, message: str, hint: str | None = None) -> ConfigError:
@@ -114,9 +73,9 @@ _LOCAL = Target("local", "local")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What ``clustrix.yml`` and the environment say. There always is a target ``local``.
+    """The configuration. There is always a target ``local``.
 
-    ``resources`` are defaults by the names of the fields of ``jobs.Resources``, parsed:
+    ``resources`` are defaults by the names of the fields of ``api.options.Resources``, parsed:
     ``memory`` and ``shm`` in bytes, ``timeout`` in seconds. ``path`` is ``None`` without a file.
     """
 
@@ -129,12 +88,12 @@ class Config:
     """The lock file that every image is built by."""
 
     def target(self, name: str | None = None) -> Target:
-        """A target by name, by default the default one; ConfigError lists those that there are."""
+        """A target by name (``None``: the default one); ConfigError lists those that exist."""
         wanted = self.default if name is None else name
         if wanted in self.targets:
             return self.targets[wanted]
         hint = _targets_hint(wanted, self.targets)
-        raise _error(f"there is no target {wanted!r}", self.path, None, wanted, hint)
+        raise _error(f"no such target: {wanted!r}", self.path, None, wanted, hint)
 
 
 def load(path: Path | str | None = None) -> Config:
@@ -149,16 +108,9 @@ def load(path: Path | str | None = None) -> Config:
         _check_registry(registry, None, None, "CLUSTRIX_REGISTRY")
     if target and target not in config.targets:
         hint = _targets_hint(target, config.targets)
-        message = f"CLUSTRIX_TARGET names {target!r}, and there is no such target"
+        message = f"CLUSTRIX_TARGET names {target!r}: no such target"
         raise _error(message, None, None, "CLUSTRIX_TARGET", hint)
-    return Config(
-        target or config.default,
-        registry or config.registry,
-        config.targets,
-        config.resources,
-        config.path,
-        config.lock,
-    )
+    return replace(config, default=target or config.default, registry=registry or config.registry)
 
 
 def _find() -> Path | None:
@@ -172,19 +124,19 @@ def _find() -> Path | None:
             return file
     import platformdirs
 
-    file = Path(platformdirs.user_config_dir(_APP)) / _FILE
+    file = Path(platformdirs.user_config_dir(APP)) / _FILE
     return file if file.is_file() else None
 
 
 def _trusted(file: Path) -> bool:
-    """Not what a stranger has put into a directory that everybody can write, as /tmp."""
-    anybody = file.parent.stat().st_mode & stat.S_IWOTH
-    return not anybody or file.stat().st_uid == os.geteuid()
+    """Not another user's file in a world-writable directory such as /tmp."""
+    shared = file.parent.stat().st_mode & stat.S_IWOTH
+    return not shared or file.stat().st_uid == os.geteuid()
 
 
 def _parse(path: Path) -> Config:
     node = _compose(path)
-    if node is None or node.tag == "tag:yaml.org,2002:null":
+    if node is None or node.tag == _NULL:
         return Config(path=path)
     document = _Document(path)
     fields = document.mapping(node, "", _KEYS)
@@ -199,7 +151,7 @@ def _parse(path: Path) -> Config:
         default = document.text(fields["default"], "default")
         if default not in targets:
             hint = _targets_hint(default, targets)
-            message = f"there is no target {default!r}"
+            message = f"no such target: {default!r}"
             raise document.error(fields["default"], "default", message, hint)
     registry = None
     if "registry" in fields:
@@ -239,12 +191,16 @@ def _kind(node: yaml.Node) -> str:
     return str(getattr(node, "id", ""))
 
 
+def _shown(node: yaml.Node) -> str:
+    return repr(node.value) if _kind(node) == "scalar" else f"a {_kind(node)}"
+
+
 @dataclass(frozen=True)
 class _Document:
-    """Reads YAML's node tree, which knows the lines."""
+    """Reads YAML's node tree, which has the line numbers."""
 
     path: Path
-    made: dict[int, Any] = field(default_factory=dict)
+    values: dict[int, Any] = field(default_factory=dict)
 
     def error(
         self, node: yaml.Node, key: str | None, message: str, hint: str | None = None
@@ -252,29 +208,30 @@ class _Document:
         return _error(message, self.path, _line(node), key, hint)
 
     def pairs(self, node: yaml.Node, key: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-        """Name, key node and value node of each entry; the names are text and unique."""
+        """Name, key node and value node of each entry; the names are strings and unique."""
         if _kind(node) != "mapping":
-            what = f"{key} is" if key else "the file is"
-            raise self.error(node, key or None, f"{what} not a mapping", "It reads name: value.")
+            what = key or "the file"
+            hint = "Expected name: value."
+            raise self.error(node, key or None, f"{what} is not a mapping", hint)
         seen: set[str] = set()
         for name, value in node.value:
-            if name.tag != "tag:yaml.org,2002:str":
+            if name.tag != _STRING:
                 spelled = name.value if _kind(name) == "scalar" else f"a {_kind(name)}"
                 raise self.error(
                     name,
                     str(spelled),
-                    f"the key {spelled!r} is not text",
+                    f"the key {spelled!r} is not a string",
                     "Merge keys (<<) are not supported."
                     if spelled == "<<"
                     else f'Quote it: "{spelled}".',
                 )
             if name.value in seen:
-                raise self.error(name, name.value, f"the key {name.value!r} stands here twice")
+                raise self.error(name, name.value, f"duplicate key {name.value!r}")
             seen.add(name.value)
             yield name.value, name, value
 
     def mapping(self, node: yaml.Node, key: str, allowed: Iterable[str]) -> dict[str, yaml.Node]:
-        """The entries with a value; a key that is not allowed is an error."""
+        """The entries with a value; a key that is not ``allowed`` is an error."""
         known = tuple(allowed)
         found = {}
         for name, where, value in self.pairs(node, key):
@@ -285,27 +242,26 @@ class _Document:
                     f"unknown key {name!r}" + (f" in {key}" if key else ""),
                     f"{_similar(name, known)}The keys are: {', '.join(known)}.",
                 )
-            if value.tag != "tag:yaml.org,2002:null":
+            if value.tag != _NULL:
                 found[name] = value
         return found
 
     def text(self, node: yaml.Node, key: str) -> str:
-        if node.tag != "tag:yaml.org,2002:str" or not node.value.strip():
-            raise self.error(node, key, f"{key} is {self._shown(node)}, not a text", "Quote it.")
+        if node.tag != _STRING or not node.value.strip():
+            raise self.error(
+                node, key, f"{key}: expected a string, not {_shown(node)}", "Quote it."
+            )
         return str(node.value)
 
-    def _shown(self, node: yaml.Node) -> str:
-        return repr(node.value) if _kind(node) == "scalar" else f"a {_kind(node)}"
-
     def value(self, node: yaml.Node, key: str, inside: tuple[yaml.Node, ...] = ()) -> Any:
-        """Any plain value, as ``yaml.safe_load`` makes it; aliases share theirs."""
+        """Any plain value, as ``yaml.safe_load`` constructs it; aliases share theirs."""
         if any(node is outer for outer in inside):
             raise self.error(node, key, f"{key} contains itself")
-        if id(node) not in self.made:
-            self.made[id(node)] = self._make(node, key, (*inside, node))
-        return self.made[id(node)]
+        if id(node) not in self.values:
+            self.values[id(node)] = self._construct(node, key, (*inside, node))
+        return self.values[id(node)]
 
-    def _make(self, node: yaml.Node, key: str, inside: tuple[yaml.Node, ...]) -> Any:
+    def _construct(self, node: yaml.Node, key: str, inside: tuple[yaml.Node, ...]) -> Any:
         import yaml
 
         if node.tag == "tag:yaml.org,2002:map":
@@ -339,13 +295,13 @@ class _Document:
                 options[option] = self.value(value, f"{key}.{option}")
         if not kind:
             raise self.error(
-                where, key, f"the target {name!r} has no type", "Give it one, as in type: local."
+                where, key, f"the target {name!r} has no type", "Add one, as in type: local."
             )
         lines = dict(self.lines(node, ""))
         return Target(name, kind, options, _line(where), self.path, lines)
 
     def lines(self, node: yaml.Node, prefix: str, depth: int = 3) -> Iterator[tuple[str, int]]:
-        """The line of each key, nested ones by dotted name (only so deep: aliases can multiply)."""
+        """The line of each key, nested ones by dotted name (to a limited depth: aliases can multiply)."""
         if depth and _kind(node) == "mapping":
             for name, value in node.value:
                 yield f"{prefix}{name.value}", _line(name)
@@ -353,13 +309,13 @@ class _Document:
 
     def resources(self, node: yaml.Node) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for name, value in self.mapping(node, "resources", _RESOURCES).items():
+        for name, value in self.mapping(node, "resources", RESOURCES).items():
             key = f"resources.{name}"
             plain = self.value(value, key)
             try:
-                found[name] = _RESOURCE[name](plain)
+                found[name] = parse_resource(name, plain)
             except ConfigError as error:
-                raise self.error(value, key, f"{key}: {error.message}", error.hint) from None
+                raise self.error(value, key, f"resources.{error.message}", error.hint) from None
         return found
 
 
@@ -388,45 +344,9 @@ def _targets_hint(name: str, targets: Iterable[str]) -> str:
 def _check_registry(value: str, path: Path | None, line: int | None, key: str) -> None:
     if "://" in value or re.search(r"\s", value) or value.endswith("/"):
         raise _error(
-            f"{key} is {value!r}, not a repository",
+            f"{key}: expected host[:port]/name, not {value!r}",
             path,
             line,
             key,
-            "It reads host[:port]/name[/name…], without https:// before it.",
+            "Write it without https://, as in registry.example.org/team/runs.",
         )
-
-
-# ---- resources
-
-
-def _cpus(value: object) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < float(str(value)) < 1 << 20:
-        raise ConfigError(f"not a number of cores: {value!r}", hint="It reads 2 or 0.5.", key=None)
-    return float(str(value))
-
-
-def _gpus(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 20:
-        raise ConfigError(f"not a number of GPUs: {value!r}", hint="It reads 0, 1, 2, …", key=None)
-    return value
-
-
-def _env(value: object) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise ConfigError(
-            "not a mapping of names to texts",
-            hint='Quote numbers: {OMP_NUM_THREADS: "1"}.',
-            key=None,
-        )
-    return dict(value)
-
-
-_RESOURCE = {
-    "cpus": _cpus,
-    "memory": parse_size,
-    "timeout": parse_duration,
-    "gpus": _gpus,
-    "shm": parse_size,
-    "env": _env,
-}

@@ -1,8 +1,8 @@
 """Containers through Apptainer (or Singularity), on the same unpacked root as the sandbox.
 
-Called as a program: ``spython`` adds nothing to one ``exec`` whose end is waited for
-together with others'. Everything is handed over by variables and ``--mount`` (which quotes,
-as ``--bind`` does not), nothing is inherited.
+The program is called directly: ``spython`` adds nothing to one ``exec`` that is waited for
+together with others. Everything is passed by variables and ``--mount`` (which can quote,
+unlike ``--bind``); nothing is inherited.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from clustrix_containers.clusters.local.plan import Mount, Plan
 from clustrix_containers.remote import shell
 from clustrix_containers.worker import contract
 
 from . import namespaces
-from .process import Container, ProcessContainer
+from .container import Container, ContainerSpec, Mount, ProcessContainer
 
 PROGRAMS = ("apptainer", "singularity")
 
@@ -53,67 +52,75 @@ def mount_option(mount: Mount) -> str:
 
 
 @lru_cache
-def _may_evaluate(path: str) -> bool:
-    """Whether it would evaluate ``$…`` and backquotes in variables, unless told not to.
+def evaluates_variables(path: str) -> bool:
+    """Whether this program evaluates ``$…`` and backquotes in variables without ``--no-eval``.
 
-    So does Apptainer since 1.1, SingularityCE since 3.10; older ones do not know the option.
+    Apptainer since 1.1 and SingularityCE since 3.10 do; older ones do not know the option.
     """
     return b"--no-eval" in shell.run([path, "exec", "--help"], timeout=30).stdout
 
 
-def command(path: str, plan: Plan, work: Path) -> list[str]:
-    """The command line; the environment goes by ``APPTAINERENV_`` variables."""
+def command(path: str, spec: ContainerSpec, *, no_eval: bool, as_root: bool) -> list[str]:
+    """The command line of a container; its variables are :func:`variables`.
+
+    ``no_eval``: see :func:`evaluates_variables`. ``as_root``: root starts it, and it is to run
+    as the user of ``spec``; an ordinary user's containers run as that user.
+    """
     out = [path, "--silent", "exec", "--containall", "--cleanenv", "--no-home", "--no-privs"]
-    if _may_evaluate(path):
+    if no_eval:
         out.append("--no-eval")
-    out += ["--workdir", str(work), "--pwd", plan.workdir]
-    if os.geteuid() == 0:
-        out += ["--security", f"uid:{plan.uid}", "--security", f"gid:{plan.gid}"]
-    if plan.gpus:
+    out += ["--workdir", spec.scratch, "--pwd", spec.workdir]
+    if as_root:
+        out += ["--security", f"uid:{spec.uid}", "--security", f"gid:{spec.gid}"]
+    if spec.gpus:
         out.append("--nv")
-    for mount in plan.mounts:
+    for mount in spec.mounts:
         out += ["--mount", mount_option(mount)]
-    return [*out, plan.root, *plan.argv]
+    return [*out, spec.root, *spec.argv]
+
+
+def variables(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the ``apptainer`` process that set these in its container."""
+    # Apptainer lets no variable set HOME, so the worker does.
+    env = {**env, contract.ENV_HOME: env["HOME"]} if "HOME" in env else env
+    return {
+        f"{prefix}_{name}": value
+        for name, value in env.items()
+        for prefix in ("APPTAINERENV", "SINGULARITYENV")
+    }
 
 
 class Apptainer:
     """Runs containers with the ``apptainer`` program."""
 
-    limits = False
+    enforces_limits = False
 
-    def start(
-        self, plan: Plan, element: int, env: dict[str, str], output: int, before: Callable[[], None]
-    ) -> Container:
+    def start(self, spec: ContainerSpec, output: int, before_exec: Callable[[], None]) -> Container:
         path = program()
         assert path is not None
-        work = plan.control / "work" / str(element)
-        work.mkdir(parents=True, exist_ok=True)
-        passed = {
-            name: value for name in ("PATH", "USER", "HOME") if (value := os.environ.get(name))
-        }
-        # Apptainer does not let a variable set HOME, so the worker does.
-        for name, value in {**env, contract.ENV_HOME: env["HOME"]}.items():
-            passed[f"APPTAINERENV_{name}"] = passed[f"SINGULARITYENV_{name}"] = value
-
-        words = command(path, plan, work)
-        pid = shell.fork(lambda: keep(words, passed, output, before))
-        return _ApptainerContainer(pid, work)
+        Path(spec.scratch).mkdir(parents=True, exist_ok=True)
+        words = command(path, spec, no_eval=evaluates_variables(path), as_root=os.geteuid() == 0)
+        own = {name: os.environ[name] for name in ("PATH", "USER", "HOME") if name in os.environ}
+        env = own | variables(spec.env)
+        return _ApptainerContainer(
+            shell.fork(lambda: _run(words, env, output, before_exec)), spec.scratch
+        )
 
 
-def keep(
-    words: list[str], env: dict[str, str], output: int, before: Callable[[], None]
+def _run(
+    words: list[str], env: dict[str, str], output: int, before_exec: Callable[[], None]
 ) -> NoReturn:
-    """Be the process that ends the container when the supervisor is killed.
+    """Be the process that kills the container when the supervisor is killed.
 
-    Nothing of Apptainer's own does that, and it changes its credentials, at which the kernel
-    forgets that it was to be ended with its parent.
+    Apptainer itself does not, and since it changes its credentials, the kernel forgets its
+    parent-death signal.
     """
-    namespaces.forget_signals()
-    signal.signal(signal.SIGTERM, _end_all)
+    namespaces.reset_signals()
+    signal.signal(signal.SIGTERM, _kill_descendants)
     namespaces.adopt_orphans()
     namespaces.die_with_parent(signal.SIGTERM)
     try:
-        process = shell.spawn(words, env=env, output=output, before_exec=before)
+        process = shell.spawn(words, env=env, output=output, before_exec=before_exec)
     except Exception as error:
         os.write(output, f"clustrix: {error}\n".encode())
         os._exit(126)
@@ -121,8 +128,8 @@ def keep(
     os._exit(code if code >= 0 else 128 - code)
 
 
-def _end_all(_number: int, _frame: FrameType | None) -> None:
-    """SIGKILL to all below this process, until there is nothing."""
+def _kill_descendants(_number: int, _frame: FrameType | None) -> None:
+    """SIGKILL to the descendants of this process until none is left."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         for pid in shell.tree(os.getpid())[1:]:
@@ -136,14 +143,14 @@ def _end_all(_number: int, _frame: FrameType | None) -> None:
 
 
 class _ApptainerContainer(ProcessContainer):
-    def __init__(self, pid: int, work: Path) -> None:
+    def __init__(self, pid: int, scratch: str) -> None:
         super().__init__(pid)
-        self._work = work
+        self._scratch = scratch
 
     def kill(self) -> None:
-        # The keeper knows the way; its first child is not the first process of a namespace.
+        # The shim's first child is not the first process of a namespace: the shim kills it all.
         if self.ended() is None:
-            shell.send(self._keeper, signal.SIGTERM)
+            shell.send(self._shim, signal.SIGTERM)
 
     def close(self) -> None:
-        shutil.rmtree(self._work, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)

@@ -1,34 +1,31 @@
 """Containers through a Docker-compatible engine on this machine (the ``docker`` SDK).
 
-Engines start containers in places of their own, so an engine elsewhere (tcp, ssh) cannot
-see the run's directory: only a local socket will do. The image is loaded as a ``docker save``
-archive, under its config digest, which is what an engine calls its id.
+Only an engine on a local socket will do: one elsewhere (tcp, ssh) cannot see the run's
+directory. The image is loaded as a ``docker save`` archive; its id is its config's digest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers.clusters.local.plan import Plan
 from clustrix_containers.errors import ClusterError, ImageError
 from clustrix_containers.oci.model import Image
 
-from .process import Container
+from .container import HOSTNAME, Container, ContainerSpec
 
-RUN_LABEL = "io.clustrix-containers.attempt"
-NAME_LABEL = "io.clustrix-containers.run"
-ELEMENT_LABEL = "io.clustrix-containers.element"
+REPOSITORY = "clustrix-containers"
 SOCKET = "/var/run/docker.sock"
 TIMEOUT = 60
-STEP = 1 << 20
+BLOCK = 1 << 20
 
 
 def unusable() -> str | None:
@@ -39,37 +36,43 @@ def unusable() -> str | None:
     if not host.startswith("unix://"):
         return f"DOCKER_HOST is {host}: a remote engine cannot see the run's directory"
     if not Path(host.removeprefix("unix://")).exists():
-        return f"there is no socket {host.removeprefix('unix://')}"
+        return f"no such socket: {host.removeprefix('unix://')}"
     if find_spec("docker") is None:
         return "the docker SDK is not installed (pip install 'clustrix-containers[docker]')"
     try:
         with connect() as client:
             client.ping()
     except Exception as error:
-        return f"the engine at {host} does not answer: {error}"
+        return f"the engine at {host} does not respond: {error}"
     return None
 
 
 @contextlib.contextmanager
 def connect() -> Iterator[Any]:
-    """A client of the engine that DOCKER_HOST names, or the usual one."""
+    """A client of the engine that DOCKER_HOST names, else of the default one.
+
+    ``ClusterError`` if it does not respond.
+    """
     import docker
+    from requests.exceptions import ConnectionError as NoConnection
 
     client = docker.from_env(timeout=TIMEOUT)
     try:
         yield client
+    except NoConnection as error:
+        raise ClusterError(f"the Docker engine does not respond: {error}") from error
     finally:
         client.close()
 
 
-def user(client: Any, uid: int, gid: int) -> tuple[int, int]:
-    """Whom to run as: in a rootless engine its root is the caller."""
+def is_rootless(client: Any) -> bool:
+    """Whether root in its containers is the caller."""
     options = client.info().get("SecurityOptions") or []
-    return (0, 0) if any("rootless" in option for option in options) else (uid, gid)
+    return any("rootless" in option for option in options)
 
 
 def load(client: Any, image: Image) -> str:
-    """Have the image in the engine; its id. Layers that the engine knows are not sent."""
+    """Load the image into the engine; its id. Layers that the engine has are not sent."""
     import docker.errors
 
     name = image.config_descriptor.digest
@@ -82,31 +85,28 @@ def load(client: Any, image: Image) -> str:
             return str(client.images.get(name).id)
         except docker.errors.APIError as error:  # noqa: PERF203
             if not known:
-                raise ClusterError(f"the engine does not load {image.digest}: {error}") from error
-            # What it seemed to have is not there: send everything.
+                raise ClusterError(
+                    f"the engine cannot load the image {image.digest}: {error}"
+                ) from error
+            # It may have lost a layer in the meantime: send all.
             known = 0
 
 
 def _known_layers(client: Any, image: Image) -> int:
-    """How many of the image's first layers the engine has, as part of images of ours."""
-    mine = [layer.diff_id for layer in image.layers]
-    best = 0
-    for other in client.images.list(name=REPOSITORY):
-        theirs = other.attrs.get("RootFS", {}).get("Layers") or []
-        common = 0
-        for left, right in zip(mine, theirs, strict=False):
-            if left != right:
-                break
-            common += 1
-        best = max(best, common)
-    return best
+    """How many of the image's first layers are in an image of ours that the engine has."""
+    wanted = [layer.diff_id for layer in image.layers]
+    others = client.images.list(name=REPOSITORY)
+    present = [other.attrs.get("RootFS", {}).get("Layers") or [] for other in others]
+    return max((_common_prefix(wanted, layers) for layers in present), default=0)
 
 
-REPOSITORY = "clustrix-containers"
+def _common_prefix(left: Sequence[str], right: Sequence[str]) -> int:
+    pairs = zip(left, right, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _archive(image: Image, known: int) -> Iterator[bytes]:
-    """The ``docker save`` form: config, layers, ``manifest.json``."""
+    """A ``docker save`` archive: config, layers, ``manifest.json``."""
     config = image.config_descriptor.digest.removeprefix("sha256:") + ".json"
     names = [f"{layer.digest.removeprefix('sha256:')}/layer.tar" for layer in image.layers]
     tag = f"{REPOSITORY}:{image.digest.removeprefix('sha256:')[:12]}"
@@ -127,7 +127,7 @@ def _archive(image: Image, known: int) -> Iterator[bytes]:
 
 def _read(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while data := file.read(STEP):
+        while data := file.read(BLOCK):
             yield data
 
 
@@ -139,69 +139,64 @@ def _member(name: str, size: int, content: Iterable[bytes]) -> Iterator[bytes]:
     yield bytes(-size % 512)
 
 
-def sweep(plan: Plan) -> None:
-    """Remove the containers that a supervisor which was killed has left running."""
+def remove_all(label: str, value: str) -> None:
+    """Remove the containers with this label, running or not."""
     with connect() as client:
-        label = f"{RUN_LABEL}={plan.tag}"
-        for container in client.containers.list(all=True, filters={"label": label}):
+        for container in client.containers.list(all=True, filters={"label": f"{label}={value}"}):
             container.remove(force=True, v=True)
 
 
 class Docker:
     """Runs containers in an engine."""
 
-    limits = True
+    enforces_limits = True
 
     def __init__(self) -> None:
         import docker
 
         self._client = docker.from_env(timeout=TIMEOUT)
 
-    def start(
-        self, plan: Plan, element: int, env: dict[str, str], output: int, before: Callable[[], None]
-    ) -> Container:
-        del before
-        options: dict[str, Any] = {}
-        if plan.memory is not None:
-            options.update(mem_limit=plan.memory, memswap_limit=plan.memory)
-        if plan.network is not None:
-            options["network_mode"] = plan.network
-        if plan.gpus:
-            from docker.types import DeviceRequest
-
-            options["device_requests"] = [DeviceRequest(count=plan.gpus, capabilities=[["gpu"]])]
-        container = self._client.containers.create(
-            plan.root,
-            entrypoint=[plan.argv[0]],
-            command=list(plan.argv[1:]),
-            environment=env,
-            working_dir=plan.workdir,
-            user=f"{plan.uid}:{plan.gid}",
-            hostname=None if plan.network == "host" else "clustrix",
-            labels={RUN_LABEL: plan.tag, NAME_LABEL: plan.run, ELEMENT_LABEL: str(element)},
-            read_only=True,
-            tmpfs={"/tmp": "rw,exec,nosuid,nodev,mode=1777"},  # noqa: S108
-            shm_size=plan.shm,
-            nano_cpus=int(plan.cpus * 1e9),
-            cap_drop=["ALL"],
-            security_opt=["no-new-privileges"],
-            mounts=_mounts(plan),
-            **options,
-        )
-        return _DockerContainer(container, output)
+    def start(self, spec: ContainerSpec, output: int, before_exec: Callable[[], None]) -> Container:
+        del before_exec
+        return _DockerContainer(self._client.containers.create(**options(spec)), output)
 
 
-def _mounts(plan: Plan) -> list[Any]:
-    from docker.types import Mount
+def options(spec: ContainerSpec) -> dict[str, Any]:
+    """What the SDK's ``containers.create`` takes."""
+    from docker.types import DeviceRequest, Mount
 
-    return [
-        Mount(mount.target, mount.source, type="bind", read_only=not mount.writable)
-        for mount in plan.mounts
-    ]
+    out: dict[str, Any] = {}
+    if spec.memory is not None:
+        out.update(mem_limit=spec.memory, memswap_limit=spec.memory)
+    if spec.network is not None:
+        out["network_mode"] = spec.network
+    if spec.gpus:
+        out["device_requests"] = [DeviceRequest(count=spec.gpus, capabilities=[["gpu"]])]
+    return {
+        "image": spec.root,
+        "entrypoint": [spec.argv[0]],
+        "command": list(spec.argv[1:]),
+        "environment": dict(spec.env),
+        "working_dir": spec.workdir,
+        "user": f"{spec.uid}:{spec.gid}",
+        "hostname": None if spec.network == "host" else HOSTNAME,
+        "labels": dict(spec.labels),
+        "read_only": True,
+        "tmpfs": {"/tmp": "rw,exec,nosuid,nodev,mode=1777"},  # noqa: S108
+        "shm_size": spec.shm,
+        "nano_cpus": int(spec.cpus * 1e9),
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "mounts": [
+            Mount(mount.target, mount.source, type="bind", read_only=not mount.writable)
+            for mount in spec.mounts
+        ],
+        **out,
+    }
 
 
 class _DockerContainer:
-    """One container; a thread copies what it prints and waits for its end."""
+    """One container; a thread copies its output and waits for its end."""
 
     def __init__(self, container: Any, output: int) -> None:
         self.pid: int | None = None
@@ -233,7 +228,7 @@ class _DockerContainer:
         except Exception as error:
             print(f"container {self._container.id}: {error}", flush=True)
             self._code = 125
-        # The supervisor sleeps until a signal or a request comes.
+        # Wakes the supervisor, as a child process that ends does.
         os.kill(os.getpid(), signal.SIGCHLD)
 
     def ended(self) -> int | None:
@@ -246,7 +241,7 @@ class _DockerContainer:
         self._signal("SIGKILL")
 
     def _signal(self, name: str) -> None:
-        # It may have ended in this moment.
+        # It may have ended just now.
         with contextlib.suppress(Exception):
             self._container.kill(signal=name)
 

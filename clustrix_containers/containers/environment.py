@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from clustrix_containers.worker import contract
 
 OUTER_MARGIN = 5.0
@@ -40,3 +42,22 @@ def worker_environment(
 def outer_limit(timeout: float | None, grace: float) -> float | None:
     """Seconds after which a limit outside the worker may end the container; ``None``: no limit."""
     return None if timeout is None else timeout + grace + OUTER_MARGIN
+
+
+_DEFAULTS = {
+    "PATH": f"{contract.VENV}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/tmp",  # noqa: S108
+    "USER": "clustrix",
+    "LOGNAME": "clustrix",
+}
+
+
+def container_environment(image_env: Sequence[str], user_env: Mapping[str, str]) -> dict[str, str]:
+    """All variables of a container but the worker's, for runtimes that add none themselves.
+
+    Later ones win: defaults, the image's (``NAME=VALUE``), the user's. Nothing is inherited from
+    the caller. Images of ours have theirs from :mod:`clustrix_containers.image.build`.
+    """
+    image = dict(item.partition("=")[::2] for item in image_env)
+    return {**_DEFAULTS, **image, **user_env}

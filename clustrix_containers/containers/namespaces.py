@@ -1,8 +1,8 @@
 """A container by system calls alone: namespaces, mounts, no privileges, then the command.
 
-What bubblewrap does, without it, and what it cannot do: as root the command runs as a real
-other user, so that root's files are out of its reach. An ordinary user keeps their own id,
-in a user namespace. See namespaces(7), mount_namespaces(7), pivot_root(2).
+It does what bubblewrap does, and what bubblewrap cannot do: for root the command runs as
+another real user, so that root's files are out of its reach. An ordinary user keeps their own
+id, in a user namespace. See namespaces(7), mount_namespaces(7), pivot_root(2).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
-from clustrix_containers.clusters.local.plan import Mount
+from .container import HOSTNAME, ContainerSpec
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID = 0x10000000, 0x20000000
@@ -33,54 +33,41 @@ LINKS = (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stder
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One container: what it sees and who it is. ``shm`` in bytes."""
+def enter(
+    spec: ContainerSpec, user_namespace: bool, output: int, before_exec: Callable[[], None]
+) -> NoReturn:
+    """Become the shim of a new container; for a process that was forked for it.
 
-    root: str
-    mounts: tuple[Mount, ...]
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
-    workdir: str
-    uid: int
-    gid: int
-    shm: int
-    private: bool
-    """Whether a user namespace is needed: the caller is no (full) root."""
-
-
-def enter(cell: Cell, output: int, before: Callable[[], None]) -> NoReturn:
-    """Become the keeper of a new container; for a process that was forked for it.
-
-    The keeper waits and ends with the command's exit code (128 + n for signal n, 126 if the
-    container cannot be made). Keeper and container die with the caller.
+    ``user_namespace``: the caller is not fully root. The shim waits and ends with the command's
+    exit code (128 + n for signal n, 126 if the container cannot be made). Shim and container
+    die with the caller.
     """
     try:
-        forget_signals()
+        reset_signals()
         os.setsid()
         die_with_parent()
         _redirect(output)
-        before()
-        with _step("make namespaces"):
-            _unshare(cell)
+        before_exec()
+        with _step("create namespaces"):
+            _unshare(user_namespace, spec.uid, spec.gid)
         child = os.fork()
         if child == 0:
             die_with_parent()
-            _become(cell)
+            _become(spec, user_namespace)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os._exit(code if code >= 0 else 128 - code)
     except OSError as error:
-        os.write(2, f"clustrix: the sandbox cannot be made: {error}\n".encode())
+        os.write(2, f"clustrix: the sandbox cannot be created: {error}\n".encode())
         os._exit(126)
 
 
-def probe(private: bool) -> str | None:
-    """Why namespaces cannot be had here; ``None`` if they can. Forks."""
+def probe(user_namespace: bool) -> str | None:
+    """Why namespaces cannot be created here; ``None`` if they can. Forks."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            _unshare_as(private, os.getuid(), os.getgid())
+            _unshare(user_namespace, os.getuid(), os.getgid())
             child = os.fork()
             if child == 0:
                 _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -119,13 +106,13 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Have the kernel send this process a signal when its parent ends, also after ``exec``."""
     parent = os.getppid()
     _check(_prctl(PR_SET_PDEATHSIG, number), "prctl")
-    # In a new pid namespace the parent is 0, outside; it cannot be told from a dead one there.
+    # In a new pid namespace the parent is 0, outside; it looks the same as a dead one there.
     if os.getppid() != parent:
         os._exit(126)
 
 
-def forget_signals() -> None:
-    """Give up the handlers that were inherited with the fork."""
+def reset_signals() -> None:
+    """Restore the default handlers after a fork."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -143,27 +130,15 @@ def _redirect(output: int) -> None:
     os.dup2(output, 2)
 
 
-def _unshare(cell: Cell) -> None:
-    _unshare_as(cell.private, cell.uid, cell.gid)
-
-
-def _unshare_as(private: bool, uid: int, gid: int) -> None:
+def _unshare(user_namespace: bool, uid: int, gid: int) -> None:
     outer_uid, outer_gid = os.geteuid(), os.getegid()
     flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
-    _check(_libc.unshare(flags | (CLONE_NEWUSER if private else 0)), "unshare")
-    if private:
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{uid} {outer_uid} 1")
-        _write("/proc/self/gid_map", f"{gid} {outer_gid} 1")
+    _check(_libc.unshare(flags | (CLONE_NEWUSER if user_namespace else 0)), "unshare")
+    if user_namespace:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{uid} {outer_uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{gid} {outer_gid} 1")
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
-
-
-def _write(path: str, text: str) -> None:
-    file = os.open(path, os.O_WRONLY)
-    try:
-        os.write(file, text.encode())
-    finally:
-        os.close(file)
 
 
 def _mount(
@@ -177,48 +152,48 @@ def _mount(
 def _bind(source: str, target: str, *, writable: bool, devices: bool = False) -> None:
     _mount(source, target, None, MS_BIND)
     flags = MS_NOSUID | (0 if devices else MS_NODEV) | (0 if writable else MS_RDONLY)
-    _mount(None, target, None, MS_REMOUNT | MS_BIND | flags | _kept(target))
+    _mount(None, target, None, MS_REMOUNT | MS_BIND | flags | _locked_flags(target))
 
 
-def _kept(path: str) -> int:
+def _locked_flags(path: str) -> int:
     """Flags of the mount at ``path`` that a user namespace may not take away."""
-    had = os.statvfs(path).f_flag
+    flags = os.statvfs(path).f_flag
     same = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME
-    return had & same | (MS_RELATIME if had & ST_RELATIME else 0)
+    return flags & same | (MS_RELATIME if flags & ST_RELATIME else 0)
 
 
-def _become(cell: Cell) -> NoReturn:
-    """In the new pid namespace, as its first process."""
+def _become(spec: ContainerSpec, user_namespace: bool) -> NoReturn:
+    """In the new PID namespace, as its first process."""
     try:
-        _build_root(cell)
-        with _step("change the root"):
-            os.chdir(cell.root)
+        _build_root(spec)
+        with _step("change the root directory"):
+            os.chdir(spec.root)
             _check(_libc.pivot_root(b".", b"."), "pivot_root")
             _check(_libc.umount2(b".", MNT_DETACH), "umount")
             os.chdir("/")
-        _check(_libc.sethostname(b"clustrix", 8), "sethostname")
-        _drop_privileges(cell)
-        with _step(f"working directory {cell.workdir}"):
-            os.chdir(cell.workdir)
-        _execute(cell.argv, cell.env)
+        _check(_libc.sethostname(HOSTNAME.encode(), len(HOSTNAME)), "sethostname")
+        _drop_privileges(spec, user_namespace)
+        with _step(f"working directory {spec.workdir}"):
+            os.chdir(spec.workdir)
+        _execute(spec.argv, spec.env)
     except OSError as error:
-        os.write(2, f"clustrix: the sandbox cannot be made: {error.strerror}\n".encode())
+        os.write(2, f"clustrix: the sandbox cannot be created: {error.strerror}\n".encode())
     finally:
         os._exit(126)
 
 
-def _build_root(cell: Cell) -> None:
-    root = cell.root
+def _build_root(spec: ContainerSpec) -> None:
+    root = spec.root
     _bind(root, root, writable=True)
     _mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    _build_dev(f"{root}/dev", cell.shm)
+    _build_dev(f"{root}/dev", spec.shm)
     for name in ("/tmp", "/var/tmp"):  # noqa: S108
         if os.path.isdir(root + name) and not os.path.islink(root + name):
             _mount("tmpfs", root + name, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
-    for mount in cell.mounts:
+    for mount in spec.mounts:
         with _step(f"bind {mount.source}"):
             _bind(mount.source, root + mount.target, writable=mount.writable)
-    _mount(None, root, None, MS_REMOUNT | MS_BIND | MS_RDONLY | _kept(root))
+    _mount(None, root, None, MS_REMOUNT | MS_BIND | MS_RDONLY | _locked_flags(root))
 
 
 def _build_dev(dev: str, shm: int) -> None:
@@ -239,16 +214,16 @@ def _build_dev(dev: str, shm: int) -> None:
     _mount(None, dev, None, MS_REMOUNT | MS_RDONLY | MS_NOSUID, "mode=755,size=65536")
 
 
-def _drop_privileges(cell: Cell) -> None:
+def _drop_privileges(spec: ContainerSpec, user_namespace: bool) -> None:
     for capability in range(64):
         if _prctl(PR_CAPBSET_DROP, capability) != 0:
             break
-    if not cell.private:
+    if not user_namespace:
         os.setgroups([])
-        os.setresgid(cell.gid, cell.gid, cell.gid)
-        os.setresuid(cell.uid, cell.uid, cell.uid)
+        os.setresgid(spec.gid, spec.gid, spec.gid)
+        os.setresuid(spec.uid, spec.uid, spec.uid)
     _check(_prctl(PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
-    # Changing the user has taken it away.
+    # Changing the user has cleared it.
     _check(_prctl(PR_SET_PDEATHSIG, signal.SIGKILL), "prctl")
 
 

@@ -1,4 +1,4 @@
-"""Which runtimes this machine has, and why not the others."""
+"""Which runtimes work on this machine, and why the others do not."""
 
 from __future__ import annotations
 
@@ -6,53 +6,56 @@ from dataclasses import dataclass
 
 from clustrix_containers.errors import ClusterError
 
-from .process import Runtime
+from .container import Runtime
 
 ORDER = ("docker", "apptainer", "sandbox")
-MEANS = ("bubblewrap", "namespaces")
-"""The sandbox by one of its ways in particular."""
+METHODS = ("bubblewrap", "namespaces")
+"""Names that select the sandbox with one of its methods."""
 
 
 @dataclass(frozen=True, slots=True)
-class Available:
-    """Whether a runtime can be used here; ``reason`` is a sentence either way."""
+class Availability:
+    """Whether a runtime works here; ``reason`` is a sentence either way.
+
+    ``method``: how the sandbox makes its containers.
+    """
 
     runtime: str
     ok: bool
     reason: str
-    means: str = ""
+    method: str = ""
+
+    @property
+    def gpus(self) -> bool:
+        """Whether it can pass GPUs to containers."""
+        return self.runtime != "sandbox"
 
 
-def check(runtime: str) -> Available:
-    """Try one runtime out. ``ClusterError`` for a name that is none."""
+def check(runtime: str) -> Availability:
+    """Try one runtime. ``ClusterError`` for an unknown name."""
     if runtime == "docker":
         from . import docker
 
         why = docker.unusable()
-        return Available(runtime, why is None, why or "the engine answers")
+        return Availability(runtime, why is None, why or "the engine responds")
     if runtime == "apptainer":
         from . import apptainer
 
         why = apptainer.unusable()
-        return Available(runtime, why is None, why or "it starts")
-    if runtime in ("sandbox", *MEANS):
+        return Availability(runtime, why is None, why or "it is installed")
+    if runtime in ("sandbox", *METHODS):
         from . import sandbox
 
-        means, reason = sandbox.means(runtime if runtime in MEANS else None)
-        return Available("sandbox", means is not None, reason, means or "")
-    known = ", ".join(("auto", *ORDER, *MEANS))
-    raise ClusterError(f"unknown runtime {runtime!r}", hint=f"It is one of {known}.")
+        method, reason = sandbox.find_method(runtime if runtime in METHODS else None)
+        return Availability("sandbox", method is not None, reason, method or "")
+    known = ", ".join(("auto", *ORDER, *METHODS))
+    raise ClusterError(f"unknown runtime {runtime!r}", hint=f"Expected one of {known}.")
 
 
-def available() -> list[Available]:
-    """All runtimes, in the order in which ``auto`` takes the first that works."""
-    return [check(runtime) for runtime in ORDER]
-
-
-def choose(runtime: str) -> Available:
+def choose(runtime: str) -> Availability:
     """The runtime by name, or the first that works for ``auto``.
 
-    ``ClusterError`` with the way out if it, or none at all, can be used here.
+    ``ClusterError`` if it, or none at all, works here.
     """
     tried = []
     for name in ORDER if runtime == "auto" else (runtime,):
@@ -72,11 +75,11 @@ def choose(runtime: str) -> Available:
             " kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu 24.04). Or install Docker"
             " or Apptainer."
         )
-    raise ClusterError(f"no container can be run on this machine: {reasons}", hint=hint)
+    raise ClusterError(f"this machine cannot run containers: {reasons}", hint=hint)
 
 
-def open_runtime(runtime: str, means: str) -> Runtime:
-    """What starts containers, for the supervisor. The choice has been made before."""
+def open_runtime(runtime: str, method: str) -> Runtime:
+    """What starts containers, once :func:`choose` has chosen."""
     if runtime == "docker":
         from .docker import Docker
 
@@ -87,4 +90,4 @@ def open_runtime(runtime: str, means: str) -> Runtime:
         return Apptainer()
     from .sandbox import Sandbox
 
-    return Sandbox(means)
+    return Sandbox(method)

@@ -10,17 +10,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from clustrix_containers.clusters.local.plan import Mount, Plan
 from clustrix_containers.remote import shell
 
-from .process import Container, ProcessContainer
+from .container import HOSTNAME, Container, ContainerSpec, ProcessContainer
 
 CAP_SYS_ADMIN = 21
 PACKAGE = str(Path(shell.__file__).resolve().parents[2])
 
 
 def is_full_root() -> bool:
-    """Whether this process may make mounts without a user namespace."""
+    """Whether this process may mount without a user namespace."""
     if os.geteuid() != 0:
         return False
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -30,8 +29,8 @@ def is_full_root() -> bool:
 
 
 @lru_cache
-def means(wanted: str | None = None) -> tuple[str | None, str]:
-    """``bubblewrap``, ``namespaces`` or ``None``, and why; ``wanted`` restricts it to one."""
+def find_method(wanted: str | None = None) -> tuple[str | None, str]:
+    """``bubblewrap``, ``namespaces`` or ``None``, and why; ``wanted`` allows only that one."""
     reasons = []
     if wanted != "namespaces":
         why = _try_bubblewrap()
@@ -42,7 +41,7 @@ def means(wanted: str | None = None) -> tuple[str | None, str]:
         why = _try_namespaces()
         if why is None:
             return "namespaces", "namespaces, as root" if is_full_root() else "user namespaces work"
-        reasons.append(f"user namespaces cannot be made: {why}{_known_reason()}")
+        reasons.append(f"user namespaces cannot be created: {why}{_sysctl_reason()}")
     return None, "; ".join(reasons)
 
 
@@ -52,25 +51,25 @@ def _try_bubblewrap() -> str | None:
     program = shell.find("bwrap")
     if program is None:
         return "it is not installed"
-    command = [*bubblewrap_command(program, "/", (), 4096, "/", os.getuid(), os.getgid()), "true"]
-    tried = shell.run(command, timeout=20)
+    spec = ContainerSpec("/", ("true",), uid=os.getuid(), gid=os.getgid(), shm=4096)
+    tried = shell.run(bubblewrap_command(program, spec), timeout=20)
     return None if tried.code == 0 else tried.complaint
 
 
 def _try_namespaces() -> str | None:
-    # In a process of its own: it forks, which a client with threads must not.
+    # In a separate process: it forks, which a client with threads must not.
     code = (
         "import sys; sys.path += sys.argv[2:];"
         "from clustrix_containers.containers.namespaces import probe;"
-        "print(probe(sys.argv[1] == 'private') or '', end='')"
+        "print(probe(sys.argv[1] == 'user') or '', end='')"
     )
-    kind = "root" if is_full_root() else "private"
+    kind = "root" if is_full_root() else "user"
     tried = shell.run(shell.python(code, kind, PACKAGE), timeout=20)
     return (tried.text or None) if tried.code == 0 else tried.complaint
 
 
-def _known_reason() -> str:
-    """The setting that forbids user namespaces, if it is one that is known."""
+def _sysctl_reason() -> str:
+    """The setting that forbids user namespaces, if it is a known one."""
     for path, forbids in (
         ("kernel/unprivileged_userns_clone", "0"),
         ("user/max_user_namespaces", "0"),
@@ -85,64 +84,39 @@ def _known_reason() -> str:
     return ""
 
 
-def bubblewrap_command(
-    program: str,
-    root: str,
-    mounts: tuple[Mount, ...],
-    shm: int,
-    workdir: str,
-    uid: int,
-    gid: int,
-) -> list[str]:
-    """The command line up to the container's own command. The environment goes as it is."""
+def bubblewrap_command(program: str, spec: ContainerSpec) -> list[str]:
+    """The command line. The environment is that of the ``bwrap`` process itself."""
+    root = spec.root
     out = [program, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-    out += ["--die-with-parent", "--as-pid-1", "--hostname", "clustrix", "--cap-drop", "ALL"]
-    out += ["--uid", str(uid), "--gid", str(gid), "--ro-bind", root, "/"]
-    out += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(shm)]
+    out += ["--die-with-parent", "--as-pid-1", "--hostname", HOSTNAME, "--cap-drop", "ALL"]
+    out += ["--uid", str(spec.uid), "--gid", str(spec.gid), "--ro-bind", root, "/"]
+    out += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(spec.shm)]
     out += ["--tmpfs", "/dev/shm"]  # noqa: S108
     for name in ("/tmp", "/var/tmp"):  # noqa: S108
         if os.path.isdir(root + name) and not os.path.islink(root + name):
             out += ["--perms", "1777", "--tmpfs", name]
-    for mount in mounts:
+    for mount in spec.mounts:
         out += ["--bind" if mount.writable else "--ro-bind", mount.source, mount.target]
-    return [*out, "--remount-ro", "/dev", "--chdir", workdir, "--"]
+    return [*out, "--remount-ro", "/dev", "--chdir", spec.workdir, "--", *spec.argv]
 
 
 class Sandbox:
     """Runs containers as namespaces of this machine."""
 
-    limits = False
+    enforces_limits = False
 
-    def __init__(self, how: str) -> None:
-        self._bubblewrap = shell.find("bwrap") if how == "bubblewrap" else None
-        self._private = not is_full_root()
+    def __init__(self, method: str) -> None:
+        self._bubblewrap = shell.find("bwrap") if method == "bubblewrap" else None
+        self._user_namespace = not is_full_root()
 
-    def start(
-        self, plan: Plan, element: int, env: dict[str, str], output: int, before: Callable[[], None]
-    ) -> Container:
-        del element
+    def start(self, spec: ContainerSpec, output: int, before_exec: Callable[[], None]) -> Container:
         if self._bubblewrap:
-            command = bubblewrap_command(
-                self._bubblewrap, plan.root, plan.mounts, plan.shm, plan.workdir, plan.uid, plan.gid
-            )
-            process = shell.spawn(
-                [*command, *plan.argv], env=env, output=output, before_exec=before
-            )
-            # Its end is waited for by number, together with all others.
+            command = bubblewrap_command(self._bubblewrap, spec)
+            process = shell.spawn(command, env=spec.env, output=output, before_exec=before_exec)
+            # ProcessContainer waits for it: keep Popen from doing so.
             process.returncode = 0
             return ProcessContainer(process.pid)
         from . import namespaces
 
-        cell = namespaces.Cell(
-            root=plan.root,
-            mounts=plan.mounts,
-            argv=plan.argv,
-            env=env,
-            workdir=plan.workdir,
-            uid=plan.uid,
-            gid=plan.gid,
-            shm=plan.shm,
-            private=self._private,
-        )
-        pid = shell.fork(lambda: namespaces.enter(cell, output, before))
+        pid = shell.fork(lambda: namespaces.enter(spec, self._user_namespace, output, before_exec))
         return ProcessContainer(pid)

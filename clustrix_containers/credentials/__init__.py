@@ -1,1 +1,1 @@
-"""Credentials of the user's own, found where other tools keep them."""
+"""The user's own credentials, from where other tools keep them."""

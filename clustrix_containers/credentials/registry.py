@@ -1,9 +1,9 @@
-"""Credentials for registries, from where Docker, Podman and their helpers keep them.
+"""Credentials for registries, from the files and helpers of Docker and Podman.
 
 Formats: https://docs.docker.com/reference/cli/docker/login/ (config.json, credential
 helpers), https://github.com/containers/image (containers-auth.json(5)).
 
-Files, in this order; the first that knows the registry wins:
+Files, in this order; the first with an entry for the registry wins:
 
 1. ``$REGISTRY_AUTH_FILE``
 2. ``$DOCKER_CONFIG/config.json``, else ``~/.docker/config.json``
@@ -34,10 +34,10 @@ _HELPER_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A user name and a password, or a token instead of them; ``repr`` shows no secret.
+    """A user name and a password, or a token instead; ``repr`` shows no secret.
 
-    ``identity_token`` is an OAuth2 refresh token, ``registry_token`` a bearer token that
-    the registry takes as it is. ``source`` says where all this came from.
+    ``identity_token`` is an OAuth2 refresh token, ``registry_token`` a bearer token for the
+    registry itself. ``source`` is the file or the helper that it came from.
     """
 
     username: str = ""
@@ -48,17 +48,14 @@ class Credential:
 
 
 def lookup(registry: str, repository: str = "") -> Credential | None:
-    """What this user has for ``registry`` (``host[:port]``; ``docker.io`` for Docker Hub), or None.
+    """This user's credential for ``registry`` (``host[:port]``; ``docker.io`` for Docker Hub), or None.
 
-    Raises ConfigError for a file that cannot be read or parsed, and for a credential
-    helper that is missing, fails or does not answer within a minute.
+    ConfigError for a file that cannot be read or parsed, and for a credential helper that is
+    missing, fails or does not answer within a minute.
     """
     for path in _files():
         config = _read(path)
-        if config is None:
-            continue
-        found = _from_config(path, config, registry, repository)
-        if found is not None:
+        if config is not None and (found := _from_config(path, config, registry, repository)):
             return found
     return None
 
@@ -89,13 +86,13 @@ def _read(path: Path) -> Mapping[str, Any] | None:
         line = getattr(error, "lineno", None)
         # The exception's own text may quote the file, and the file holds passwords.
         raise ConfigError(
-            f"the credentials file {path} is not JSON (line {line})",
-            hint="Repair it, or move it away and run docker login again.",
+            f"the credentials file {path} is not valid JSON (line {line})",
+            hint="Fix it, or remove it and run docker login again.",
             path=path,
             line=line,
         ) from None
     if not isinstance(config, dict):
-        raise ConfigError(f"the credentials file {path} holds no JSON object", path=path)
+        raise ConfigError(f"the credentials file {path} is not a JSON object", path=path)
     return config
 
 
@@ -106,16 +103,14 @@ def _from_config(
     helpers = _section(config, "credHelpers", path)
     for key in keys:
         if isinstance(helpers.get(key), str):
-            return _ask_helper(helpers[key], _server(key), path)
+            return _run_helper(helpers[key], _server(key), path)
     auths = _section(config, "auths", path)
-    known = _entry(auths, keys, registry)
-    if known is not None:
-        credential = _from_entry(known, path)
-        if credential is not None:
-            return credential
+    entry = _entry(auths, keys, registry)
+    if entry is not None and (credential := _from_entry(entry, path)):
+        return credential
     store = config.get("credsStore")
     if isinstance(store, str) and store:
-        return _ask_helper(store, _server(registry), path, needed=known is not None)
+        return _run_helper(store, _server(registry), path, required=entry is not None)
     return None
 
 
@@ -127,12 +122,16 @@ def _section(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, A
 
 
 def _keys(registry: str, repository: str) -> Iterator[str]:
-    """Keys that may hold this repository's entry, the most specific first."""
-    names = _HUB_NAMES if registry in _HUB_NAMES else (registry,)
+    """Keys that may have this repository's entry, the most specific first."""
+    names = _hosts(registry)
     parts = repository.split("/") if repository else []
     for count in range(len(parts), -1, -1):
         for name in names:
             yield "/".join([name, *parts[:count]])
+
+
+def _hosts(registry: str) -> tuple[str, ...]:
+    return _HUB_NAMES if registry in _HUB_NAMES else (registry,)
 
 
 def _server(key: str) -> str:
@@ -144,12 +143,10 @@ def _entry(auths: Mapping[str, Any], keys: list[str], registry: str) -> Mapping[
         if isinstance(auths.get(key), dict):
             entry: Mapping[str, Any] = auths[key]
             return entry
-    hosts = _HUB_NAMES if registry in _HUB_NAMES else (registry,)
     for key, entry in auths.items():
-        scheme, found, rest = key.partition("://")
-        # A key that is a URL means the whole host, whatever its path is.
-        is_host = bool(found) and scheme in ("http", "https") and rest.split("/", 1)[0] in hosts
-        if is_host and isinstance(entry, dict):
+        # A key that is a URL is for the whole host, whatever its path.
+        url = re.match(r"https?://([^/]*)", key)
+        if url and url.group(1) in _hosts(registry) and isinstance(entry, dict):
             return entry
     return None
 
@@ -164,7 +161,7 @@ def _from_entry(entry: Mapping[str, Any], path: Path) -> Credential | None:
             decoded = base64.b64decode(str(entry["auth"]), validate=True).decode()
         except (binascii.Error, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"an `auth` entry in {path} is not base64 of user:password",
+                f"an auth entry in {path} is not base64 of user:password",
                 hint="Run docker login again.",
                 path=path,
                 key="auths",
@@ -177,22 +174,23 @@ def _from_entry(entry: Mapping[str, Any], path: Path) -> Credential | None:
     return Credential(username, password, identity, bearer, str(path))
 
 
-def _ask_helper(name: str, server: str, path: Path, *, needed: bool = True) -> Credential | None:
-    """``docker-credential-NAME get``, as https://github.com/docker/docker-credential-helpers has it."""
+def _run_helper(name: str, server: str, path: Path, *, required: bool = True) -> Credential | None:
+    """``docker-credential-NAME get``: https://github.com/docker/docker-credential-helpers."""
+    # Not remote.shell: this folder is below it.
     import shutil
     import subprocess
 
     program = f"docker-credential-{name}"
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-        raise ConfigError(f"{path} names a credential helper that cannot be: {name!r}", path=path)
+        raise ConfigError(f"invalid name of a credential helper in {path}: {name!r}", path=path)
     executable = shutil.which(program)
     if executable is None:
-        if not needed:
-            # A left-over credsStore must not stop an anonymous pull.
+        if not required:
+            # A leftover credsStore must not prevent an anonymous pull.
             return None
         raise ConfigError(
-            f"{path} names the credential helper {program}, which is not on PATH",
-            hint=f"Install it, or take it out of {path} and run docker login again.",
+            f"the credential helper {program} of {path} is not on PATH",
+            hint=f"Install it, or remove it from {path} and run docker login again.",
             path=path,
         )
     try:
@@ -208,25 +206,25 @@ def _ask_helper(name: str, server: str, path: Path, *, needed: bool = True) -> C
             f"{program} did not answer within {_HELPER_SECONDS:.0f} s for {server}", path=path
         ) from error
     except OSError as error:
-        raise ConfigError(f"{executable} cannot be run: {error}", path=path) from error
+        raise ConfigError(f"cannot run {executable}: {error}", path=path) from error
     if done.returncode != 0:
-        said = (done.stdout.strip() or done.stderr.strip()).decode(errors="replace")[:300]
-        if "credentials not found" in said.lower():
+        message = (done.stdout.strip() or done.stderr.strip()).decode(errors="replace")[:300]
+        if "credentials not found" in message.lower():
             return None
         raise ConfigError(
-            f"{program} failed for {server} (exit code {done.returncode}): {said}", path=path
+            f"{program} failed for {server} (exit code {done.returncode}): {message}", path=path
         )
-    return _helper_answer(done.stdout, program, server, path)
+    return _from_output(done.stdout, program, server, path)
 
 
-def _helper_answer(output: bytes, program: str, server: str, path: Path) -> Credential | None:
+def _from_output(output: bytes, program: str, server: str, path: Path) -> Credential | None:
     try:
-        answer = json.loads(output)
-        username, secret = str(answer["Username"]), str(answer["Secret"])
+        parsed = json.loads(output)
+        username, secret = str(parsed["Username"]), str(parsed["Secret"])
     except (ValueError, KeyError, TypeError):
-        # Chained, it would show what the helper said, and that holds the secret.
+        # Not chained: that would show the output, which contains the secret.
         raise ConfigError(
-            f"{program} answered for {server} with something that is not a credential", path=path
+            f"the output of {program} for {server} is not a credential", path=path
         ) from None
     if not secret:
         return None

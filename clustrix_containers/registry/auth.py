@@ -1,11 +1,16 @@
-"""Who we are to a registry: Basic and Bearer, as the registry asks for it.
+"""Authentication: credentials (Basic and Bearer, as a challenge requires), and certificates.
 
 Formats: RFC 9110 section 11 (challenges), https://distribution.github.io/distribution/spec/auth/
 (bearer tokens over GET, and over POST for refresh tokens).
 
-Rules: nothing is sent before the registry asked. A password goes to the registry itself,
-or to the token service (``realm``) that it names; if the registry was asked over https,
-the service must be https too; over plain http only a service on the same machine gets it.
+Rules: no credentials are sent before a challenge. A password goes to the registry itself,
+or to the token service (``realm``) that it names; for a registry over https the service must
+use https too; over plain http only a service on the same machine gets the password.
+
+Certificates are where Docker and Podman expect them
+(https://docs.docker.com/engine/security/certificates/, containers-certs.d(5)): in a directory
+``certs.d/HOST[:PORT]`` each ``*.crt`` is an authority (PEM), and ``NAME.cert`` with ``NAME.key``
+a client certificate.
 """
 
 from __future__ import annotations
@@ -13,22 +18,28 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
 
 from clustrix_containers.credentials.registry import Credential
-from clustrix_containers.errors import RegistryError
+from clustrix_containers.errors import ConfigError, RegistryError
 
-from .responses import Answer, refusal
+from .responses import Response, response_error
+
+if TYPE_CHECKING:
+    import ssl
 
 Lookup = Callable[[str, str], "Credential | None"]
-"""``(registry, repository)`` → what there is for it."""
+"""``(registry, repository)`` → the credential for it."""
 
-Send = Callable[[str, str, Mapping[str, str], bytes], Answer]
+Send = Callable[[str, str, Mapping[str, str], bytes], Response]
 """``(method, url, headers, body)``: one request, no redirects followed, no credentials added."""
 
 _CLIENT = "clustrix-containers"
@@ -73,8 +84,8 @@ def parse_challenges(header: str) -> list[Challenge]:
 class _Token:
     value: str = field(repr=False)
     expires: float
-    life: float = float("inf")
-    """Seconds that it was given for."""
+    seconds: float = float("inf")
+    """How long it is valid after it was issued."""
 
 
 class Auth:
@@ -96,17 +107,17 @@ class Auth:
 
     @property
     def source(self) -> str | None:
-        """Where the credentials that are in use came from; None if there are none."""
+        """Where the credentials in use came from; None if there are none."""
         credential = self._credential
         return (credential.source or "the caller") if credential else None
 
     def header(self, scopes: tuple[str, ...]) -> str | None:
-        """What to send now; None as long as the registry has not asked, or for want of credentials."""
+        """What to send now; None before the first challenge, or without credentials."""
         with self._lock:
             if self._challenge is None:
                 return None
             if self._challenge.scheme == "basic":
-                return _basic(self._known())
+                return _basic(self._current())
             token = self._tokens.get(scopes)
             if token is None or token.expires <= time.monotonic():
                 token = self._fetch(self._challenge, scopes)
@@ -116,7 +127,7 @@ class Auth:
     def challenged(
         self, headers: tuple[str, ...], scopes: tuple[str, ...], sent: str | None
     ) -> bool:
-        """Take in a 401's challenges; whether :meth:`header` has something new to send now."""
+        """Process a 401's challenges; whether :meth:`header` has something new to send now."""
         offered = [it for header in headers for it in parse_challenges(header)]
         chosen = next((it for it in offered if it.scheme == "bearer"), None) or next(
             (it for it in offered if it.scheme == "basic"), None
@@ -126,37 +137,37 @@ class Auth:
         with self._lock:
             self._challenge = chosen
             if chosen.scheme == "basic":
-                if sent is not None and sent == _basic(self._known()):
+                if sent is not None and sent == _basic(self._current()):
                     self._forget()
-                now = _basic(self._known())
+                now = _basic(self._current())
                 return now is not None and now != sent
             self._extra[scopes] = chosen.parameters.get("scope", "")
             token = self._tokens.get(scopes)
             if sent is not None and token is not None and sent == f"Bearer {token.value}":
-                # Refused before its time: the credential may have changed meanwhile, too.
+                # Rejected before it expired: the credential may have changed too.
                 del self._tokens[scopes]
                 self._forget()
             return True
 
-    def lend(self, scope: str) -> tuple[str, float] | None:
-        """A new token for ``scope`` alone, and for how many seconds it is good.
+    def scoped_token(self, scope: str) -> tuple[str, float] | None:
+        """A new token for ``scope`` alone, and for how many seconds it is valid.
 
-        None if the registry has asked for nothing. A RegistryError if all that it takes is the
-        user's own: a password, or a token that was not made for this.
+        None if the registry has sent no challenge. A RegistryError if it only accepts the user's
+        own credentials: a password, or a token that was not issued for this scope.
         """
         with self._lock:
             if self._challenge is None:
                 return None
-            credential = self._known()
+            credential = self._current()
             if self._challenge.scheme == "basic" or (credential and credential.registry_token):
-                raise RegistryError(f"{self._host} gives no tokens for one repository")
+                raise RegistryError(f"{self._host} issues no tokens for a single repository")
             begun = time.monotonic()
-            token = self._ask(self._challenge, [scope])
-            if credential is not None and _tells(token.value, credential):
-                raise RegistryError(f"the token that {self._host} gives is the user's own secret")
-            return token.value, token.life - (time.monotonic() - begun)
+            token = self._request(self._challenge, [scope])
+            if credential is not None and _reveals(token.value, credential):
+                raise RegistryError(f"the token of {self._host} contains the user's own secret")
+            return token.value, token.seconds - (time.monotonic() - begun)
 
-    def _known(self) -> Credential | None:
+    def _current(self) -> Credential | None:
         if not self._looked_up:
             self._credential = self._lookup(self._host, self._repository)
             self._looked_up = True
@@ -167,69 +178,66 @@ class Auth:
         self._refresh_token = ""
 
     def _fetch(self, challenge: Challenge, scopes: tuple[str, ...]) -> _Token:
-        credential = self._known()
+        credential = self._current()
         if credential is not None and credential.registry_token:
             return _Token(credential.registry_token, float("inf"))
         wanted = list(scopes)
         extra = self._extra.get(scopes, "")
         wanted += [scope for scope in extra.split() if not _covered(scope, wanted)]
-        return self._ask(challenge, wanted)
+        return self._request(challenge, wanted)
 
-    def _ask(self, challenge: Challenge, wanted: list[str]) -> _Token:
-        credential = self._known()
+    def _request(self, challenge: Challenge, wanted: list[str]) -> _Token:
+        credential = self._current()
         realm = challenge.parameters.get("realm", "")
         self._check_realm(realm, credential)
         service = challenge.parameters.get("service", "")
         refresh = self._refresh_token or (credential.identity_token if credential else "")
         if refresh:
-            answer = self._by_refresh_token(realm, service, wanted, refresh)
+            response = self._by_refresh_token(realm, service, wanted, refresh)
         else:
-            answer = self._by_password(realm, service, wanted, credential)
-        if answer.status != 200:
+            response = self._by_password(realm, service, wanted, credential)
+        if response.status != 200:
             action = f"a token to use {self._repository} on {self._host}"
             host = urlsplit(realm).netloc
-            raise refusal(answer, host, action, self.source, login=self._host)
-        return self._token(answer, realm)
+            raise response_error(response, host, action, self.source, login=self._host)
+        return self._token(response, realm)
 
     def _by_password(
         self, realm: str, service: str, scopes: list[str], credential: Credential | None
-    ) -> Answer:
-        query = [("scope", scope) for scope in scopes]
-        if service:
-            query.insert(0, ("service", service))
+    ) -> Response:
+        query = [("service", service)] if service else []
+        query += [("scope", scope) for scope in scopes]
         headers = {}
         basic = _basic(credential)
         if basic is not None and credential is not None:
             query.append(("account", credential.username))
             headers["Authorization"] = basic
-        joint = "&" if urlsplit(realm).query else "?"
-        return self._send("GET", f"{realm}{joint}{urlencode(query)}", headers, b"")
+        separator = "&" if urlsplit(realm).query else "?"
+        return self._send("GET", f"{realm}{separator}{urlencode(query)}", headers, b"")
 
     def _by_refresh_token(
         self, realm: str, service: str, scopes: list[str], refresh: str
-    ) -> Answer:
-        form = urlencode(
-            {
-                "grant_type": "refresh_token",
-                "service": service,
-                "client_id": _CLIENT,
-                "scope": " ".join(scopes),
-                "refresh_token": refresh,
-            }
-        )
+    ) -> Response:
+        form = {
+            "grant_type": "refresh_token",
+            "service": service,
+            "client_id": _CLIENT,
+            "scope": " ".join(scopes),
+            "refresh_token": refresh,
+        }
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        return self._send("POST", realm, headers, form.encode())
+        return self._send("POST", realm, headers, urlencode(form).encode())
 
-    def _token(self, answer: Answer, realm: str) -> _Token:
+    def _token(self, response: Response, realm: str) -> _Token:
         try:
-            reply = json.loads(answer.body)
+            reply = json.loads(response.body)
             value = reply.get("token") or reply["access_token"]
-            # 60 s is what the specification says for a token that does not say it.
+            # 60 s is the specification's default.
             seconds = float(reply.get("expires_in") or 60)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RegistryError(
-                f"{urlsplit(realm).netloc} answered with no token for {self._host}",
-                status=answer.status,
+                f"the response of {urlsplit(realm).netloc} has no token for {self._host}",
+                status=response.status,
                 host=self._host,
             ) from error
         if isinstance(reply.get("refresh_token"), str) and self._credential is not None:
@@ -245,12 +253,12 @@ class Auth:
             host = None
         if not host or service.scheme not in ("http", "https"):
             raise RegistryError(
-                f"{self._host} asks for a token and names no service that gives one: {realm!r}",
+                f"the challenge of {self._host} has no valid realm (token service): {realm!r}",
                 host=self._host,
             )
         if registry.scheme == "https" and service.scheme != "https":
             raise RegistryError(
-                f"{self._host} is asked over https and names a token service without it: {realm}",
+                f"{self._host} uses https, its token service does not: {realm}",
                 hint="Nothing was sent there. Its administrator must give the service a certificate.",
                 host=self._host,
             )
@@ -259,8 +267,8 @@ class Auth:
         same = host == registry.hostname or (is_loopback(host) and is_loopback(registry.hostname))
         if not same:
             raise RegistryError(
-                f"{self._host} is asked over plain http and sends us to {host} for a token",
-                hint="No password goes there: use https for this registry.",
+                f"{self._host} uses plain http, and its token service is another host: {host}",
+                hint="No password is sent there: use https for this registry.",
                 host=self._host,
             )
 
@@ -286,15 +294,15 @@ def _basic(credential: Credential | None) -> str | None:
     return "Basic " + base64.b64encode(pair).decode()
 
 
-def _tells(token: str, credential: Credential) -> bool:
-    """Whether a token is, or encodes, the secret that it was given for: some services do that."""
+def _reveals(token: str, credential: Credential) -> bool:
+    """Whether a token is, or encodes, the user's own secret: some services issue such tokens."""
     secrets = [it.encode() for it in (credential.password, credential.identity_token) if it]
     forms = [token.encode()]
     with contextlib.suppress(ValueError):
         forms.append(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     with contextlib.suppress(ValueError):
         forms.append(base64.b64decode(token + "=" * (-len(token) % 4)))
-    # A short one may be in there by chance.
+    # A short one may be contained by chance.
     return any(
         secret == form or (len(secret) >= 8 and secret in form)
         for secret in secrets
@@ -303,10 +311,94 @@ def _tells(token: str, credential: Credential) -> bool:
 
 
 def _covered(scope: str, scopes: list[str]) -> bool:
-    """Whether ``repository:name:actions`` asks for nothing that ``scopes`` do not ask for."""
+    """Whether ``scopes`` include ``scope`` (``repository:name:actions``)."""
     name, _, actions = scope.rpartition(":")
-    for other in scopes:
-        other_name, _, other_actions = other.rpartition(":")
-        if name == other_name and set(actions.split(",")) <= set(other_actions.split(",")):
-            return True
-    return False
+    others = (other.rpartition(":") for other in scopes)
+    return any(
+        name == other and set(actions.split(",")) <= set(granted.split(","))
+        for other, _, granted in others
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Authorities (PEM files) besides the system's, and the client's certificate with its key."""
+
+    authorities: tuple[Path, ...] = ()
+    client: tuple[Path, Path] | None = None
+
+    @property
+    def empty(self) -> bool:
+        return not self.authorities and self.client is None
+
+    def context(self) -> ssl.SSLContext:
+        """The system's authorities (``SSL_CERT_FILE``, ``SSL_CERT_DIR``) and these."""
+        import ssl
+
+        context = ssl.create_default_context()
+        for path in self.authorities:
+            try:
+                context.load_verify_locations(path)
+            except (OSError, ssl.SSLError) as error:  # noqa: PERF203 - one or two files
+                raise ConfigError(
+                    f"cannot read the certificates in {path}: {error}",
+                    hint="Expected a PEM file of the authority that signed the registry's"
+                    " certificate.",
+                    path=path,
+                ) from error
+        if self.client is not None:
+            certificate, key = self.client
+            try:
+                context.load_cert_chain(certificate, key)
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(
+                    f"cannot use the client certificate {certificate}: {error}",
+                    hint=f"Expected a PEM file, and its key without a password in {key}.",
+                    path=certificate,
+                ) from error
+        return context
+
+
+def find_trust(host: str) -> Trust:
+    """The certificates in the first ``certs.d/host`` that has any; ``host`` is ``name[:port]``."""
+    for parent in _certificate_directories():
+        directory = parent / host
+        try:
+            names = sorted(directory.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the registry certificates in {directory}: {error.strerror}",
+                path=directory,
+            ) from error
+        authorities = tuple(path for path in names if path.suffix == ".crt")
+        trust = Trust(authorities, next(_client_pairs(names), None))
+        if not trust.empty:
+            return trust
+    return Trust()
+
+
+def _certificate_directories() -> Iterator[Path]:
+    """``certs.d`` of this user (Podman, rootless Docker, Docker) and of the machine."""
+    config = os.environ.get("XDG_CONFIG_HOME")
+    own = Path(config) if config else Path("~/.config").expanduser()
+    docker = os.environ.get("DOCKER_CONFIG")
+    yield own / "containers" / "certs.d"
+    yield own / "docker" / "certs.d"
+    yield (Path(docker) if docker else Path("~/.docker").expanduser()) / "certs.d"
+    yield Path("/etc/containers/certs.d")
+    yield Path("/etc/docker/certs.d")
+
+
+def _client_pairs(names: list[Path]) -> Iterator[tuple[Path, Path]]:
+    for path in names:
+        if path.suffix == ".cert":
+            key = path.with_suffix(".key")
+            if key not in names:
+                raise ConfigError(
+                    f"the client certificate {path} has no key beside it",
+                    hint=f"Put it there: {key.name}.",
+                    path=path,
+                )
+            yield path, key

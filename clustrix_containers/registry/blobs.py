@@ -1,82 +1,89 @@
-"""A directory of blobs named by their sha256: ``blobs/sha256/<hex>`` of an image layout."""
+"""Blobs: a directory of them (``blobs/sha256/<hex>`` of an image layout), and verified streams."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from clustrix_containers.errors import DigestMismatch, ImageError
 from clustrix_containers.oci.model import Descriptor, check_digest, sha256
+from clustrix_containers.storage import atomic
 
-from .stream import BLOCK
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+BLOCK = 1 << 20
+"""Bytes that are read and written at once."""
+
+ProgressCallback = Callable[[Descriptor, int], None]
+"""``(blob, bytes of it that have been transferred)``; called from several threads."""
 
 _ABANDONED = 600.0
-"""Seconds after which a temporary file that nobody writes to belongs to nobody."""
+"""Seconds without a write after which a temporary file belongs to no living process."""
 
-_NO_ROOM = {
+_DISK_FULL = {
     errno.ENOSPC: "no space left",
-    errno.EDQUOT: "the quota is used up",
-    errno.EFBIG: "the file would be larger than this process may write",
+    errno.EDQUOT: "disk quota exceeded",
+    errno.EFBIG: "the file exceeds this process's file size limit",
 }
 
 
 @contextlib.contextmanager
-def clear_disk_errors(what: str, directory: Path) -> Iterator[None]:
-    """A full, read-only or forbidden disk becomes one ImageError that says so."""
+def disk_errors(what: str, directory: Path) -> Iterator[None]:
+    """OSErrors of a disk that is full, read-only or forbidden become ImageErrors."""
     try:
         yield
     except OSError as error:
-        reason = _NO_ROOM.get(error.errno or 0)
-        if reason is not None:
-            raise ImageError(
-                f"cannot write {what} to {directory}: {reason}",
-                hint="Free some space (clustrix-containers prune), or choose another directory.",
-                path=directory,
-                errno=error.errno,
-            ) from error
+        reason = _DISK_FULL.get(error.errno or 0)
+        hint = "Free some space (clustrix-containers prune), or choose another directory."
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR):
-            raise ImageError(
-                f"cannot write {what} to {directory}: {error.strerror} ({error.filename})",
-                hint="Choose a directory of your own, or have its permissions changed.",
-                path=directory,
-                errno=error.errno,
-            ) from error
-        raise
+            reason = f"{error.strerror} ({error.filename})"
+            hint = "Choose a directory of your own, or have its permissions changed."
+        if reason is None:
+            raise
+        raise ImageError(
+            f"cannot write {what} to {directory}: {reason}",
+            hint=hint,
+            path=directory,
+            errno=error.errno,
+        ) from error
 
 
-def write_atomically(path: Path, data: bytes, temporary: Path) -> None:
-    """``data`` under ``path`` by way of a new file in ``temporary`` (same file system)."""
-    with _new_file(temporary) as (name, file):
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        name.chmod(0o644)
-        name.replace(path)
-
-
-@contextlib.contextmanager
-def _new_file(directory: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file that is gone afterwards, unless it was renamed."""
-    directory.mkdir(parents=True, exist_ok=True)
-    handle, text = tempfile.mkstemp(dir=directory)
-    name = Path(text)
+def check_size(descriptor: Descriptor, path: Path) -> None:
+    """ImageError if the blob's file does not exist, DigestMismatch if its size is wrong."""
     try:
-        with open(handle, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
-            yield name, file
-    finally:
-        name.unlink(missing_ok=True)
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise ImageError(
+            f"the blob {descriptor.digest} no longer exists at {path}",
+            hint="Build the image again.",
+            path=path,
+            digest=descriptor.digest,
+        ) from error
+    if size != descriptor.size:
+        raise _damaged(descriptor, path, f"has {size:,} bytes, expected {descriptor.size:,}")
+
+
+def _damaged(descriptor: Descriptor, path: Path, why: str) -> DigestMismatch:
+    return DigestMismatch(
+        f"{path} {why} (blob {descriptor.digest})",
+        hint="Delete the file and build the image again.",
+        path=path,
+        digest=descriptor.digest,
+    )
 
 
 class Blobs:
-    """The blobs below ``root``; temporary files live in ``root/.tmp``.
+    """The blobs below ``root``; unfinished files are in ``root/.tmp``.
 
     The age of a blob is that of its inode's last change (ctime): a hard link and
     :meth:`touch` renew it, and neither changes the mtime that others may compare.
@@ -91,7 +98,7 @@ class Blobs:
         return self.directory / check_digest(digest).removeprefix("sha256:")
 
     def holds(self, descriptor: Descriptor) -> bool:
-        """Whether the blob is there with the right size; one of another size is thrown away."""
+        """Whether the blob exists with the right size; one of another size is removed."""
         path = self.path(descriptor.digest)
         try:
             size = path.stat().st_size
@@ -103,9 +110,9 @@ class Blobs:
         return True
 
     def discard(self, digest: str) -> None:
-        """Throw away a blob whose bytes are wrong, and empty its other hard links.
+        """Remove a damaged blob, and truncate its other hard links.
 
-        A cache that holds the same file finds its size wrong, and makes it again.
+        A cache that shares the file then finds its size wrong, and makes it again.
         """
         path = self.path(digest)
         with contextlib.suppress(OSError):
@@ -113,7 +120,7 @@ class Blobs:
         path.unlink(missing_ok=True)
 
     def touch(self, digest: str) -> bool:
-        """Make a blob young again; False if it is gone or belongs to somebody else."""
+        """Renew a blob's age; False if it does not exist or belongs to another user."""
         path = self.path(digest)
         try:
             now = path.stat()
@@ -122,43 +129,28 @@ class Blobs:
             return False
         return True
 
+    def write(self, path: Path, data: bytes) -> None:
+        """A file of the layout, durable and atomic."""
+        atomic.write(path, data, mode=0o644, durable=True, partial=self.temporary)
+
     def add_bytes(self, digest: str, data: bytes) -> None:
         found = sha256(data)
         if found != digest:
             raise DigestMismatch(
                 f"a blob of {len(data):,} bytes has the digest {found}, not {digest}"
             )
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path(digest), data, self.temporary)
+        self.write(self.path(digest), data)
 
     def add_file(self, descriptor: Descriptor, source: Path) -> None:
-        """A hard link to ``source`` where that is possible, else a copy that is verified."""
-        self._check_size(descriptor, source)
+        """A hard link to ``source`` where the file system allows it, else a verified copy."""
+        check_size(descriptor, source)
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self._link(descriptor, source):
             self._copy(descriptor, source)
 
-    def _check_size(self, descriptor: Descriptor, source: Path) -> None:
-        try:
-            size = source.stat().st_size
-        except FileNotFoundError as error:
-            raise ImageError(
-                f"the blob {descriptor.digest} is not at {source} any more",
-                hint="Build the image again.",
-                path=source,
-                digest=descriptor.digest,
-            ) from error
-        if size != descriptor.size:
-            raise DigestMismatch(
-                f"{source} has {size:,} bytes, its blob {descriptor.digest} has {descriptor.size:,}",
-                hint="Delete the file and build the image again.",
-                path=source,
-                digest=descriptor.digest,
-            )
-
     def _link(self, descriptor: Descriptor, source: Path) -> bool:
         self.temporary.mkdir(parents=True, exist_ok=True)
-        # A link has no exclusive temporary name of its own, so it gets a directory.
+        # In a directory of its own, whose age is the push's: the link's mtime is the source's.
         with tempfile.TemporaryDirectory(dir=self.temporary) as directory:
             name = Path(directory) / "link"
             try:
@@ -172,26 +164,23 @@ class Blobs:
 
     def _copy(self, descriptor: Descriptor, source: Path) -> None:
         digest = hashlib.sha256()
-        with _new_file(self.temporary) as (name, file), source.open("rb") as data:
+        path = self.path(descriptor.digest)
+        with (
+            source.open("rb") as data,
+            atomic.replacing(path, mode=0o644, durable=True, partial=self.temporary) as file,
+        ):
             while block := data.read(BLOCK):
                 digest.update(block)
                 file.write(block)
-            if f"sha256:{digest.hexdigest()}" != descriptor.digest:
-                raise DigestMismatch(
-                    f"{source} has the digest sha256:{digest.hexdigest()}, not {descriptor.digest}",
-                    hint="Delete the file and build the image again.",
-                    path=source,
-                    digest=descriptor.digest,
-                )
-            file.flush()
-            os.fsync(file.fileno())
-            name.chmod(0o644)
-            name.replace(self.path(descriptor.digest))
+            found = f"sha256:{digest.hexdigest()}"
+            if found != descriptor.digest:
+                raise _damaged(descriptor, source, f"has the digest {found}")
 
     def sweep(self, referenced: set[str], grace: float) -> int:
-        """Remove blobs that nothing refers to and that are ``grace`` seconds old, and left-overs.
+        """Remove unreferenced blobs older than ``grace`` seconds; the bytes freed.
 
-        A temporary file is one once nobody has written to it for ten minutes. The bytes that this gives back: a blob that a cache holds by a hard link counts nothing.
+        Also removes abandoned temporary files (not written to for ten minutes). A blob that a
+        cache shares by a hard link frees nothing.
         """
         now = self.now()
         freed = 0
@@ -212,7 +201,7 @@ class Blobs:
         return list(directory.iterdir()) if directory.is_dir() else []
 
     def now(self) -> float:
-        """The time as the file system's own clock has it: on NFS, the server's."""
+        """The time by the file system's own clock: on NFS, the server's."""
         if not self.root.is_dir():
             return time.time()
         self.temporary.mkdir(parents=True, exist_ok=True)
@@ -227,3 +216,84 @@ def _remove(path: Path) -> int:
     status = path.stat()
     path.unlink()
     return status.st_size if status.st_nlink == 1 else 0
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+def verified(
+    source: Readable,
+    descriptor: Descriptor,
+    where: str,
+    on_mismatch: Callable[[], None] | None = None,
+) -> BinaryIO:
+    """``source`` as a buffered stream that raises DigestMismatch before its end if it is damaged."""
+    reader = _VerifiedReader(source, descriptor, where, on_mismatch)
+    return cast("BinaryIO", io.BufferedReader(reader, BLOCK))
+
+
+class _VerifiedReader(io.RawIOBase):
+    """Reads a blob and checks its size and digest.
+
+    The block with the last byte is returned only after the check, so a caller that
+    reads exactly ``descriptor.size`` bytes and stops has verified bytes too.
+    """
+
+    def __init__(
+        self,
+        source: Readable,
+        descriptor: Descriptor,
+        where: str,
+        on_mismatch: Callable[[], None] | None,
+    ) -> None:
+        self._source = source
+        self._descriptor = descriptor
+        self._where = where
+        self._on_mismatch = on_mismatch
+        self._left = descriptor.size
+        self._hash = hashlib.sha256()
+        self._checked = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        if self._left == 0:
+            self._check()
+            return 0
+        data = self._source.read(min(len(view), self._left))
+        if not data:
+            self._fail(f"ends {self._left:,} bytes early")
+        self._hash.update(data)
+        self._left -= len(data)
+        if self._left == 0:
+            self._check()
+        view[: len(data)] = data
+        return len(data)
+
+    def _check(self) -> None:
+        if self._checked:
+            return
+        if self._source.read(1):
+            self._fail(f"is longer than {self._descriptor.size:,} bytes")
+        found = f"sha256:{self._hash.hexdigest()}"
+        if found != self._descriptor.digest:
+            self._fail(f"has the digest {found}")
+        self._checked = True
+
+    def _fail(self, why: str) -> None:
+        if self._on_mismatch is not None:
+            self._on_mismatch()
+        raise DigestMismatch(
+            f"blob {self._descriptor.digest} ({self._descriptor.size:,} bytes) from {self._where} {why}",
+            digest=self._descriptor.digest,
+        )
+
+    def close(self) -> None:
+        if not self.closed:
+            self._source.close()
+        super().close()

@@ -1,31 +1,24 @@
-"""One blob out of a registry: streamed, verified, going on where the connection broke off."""
+"""A blob's bytes out of a registry, resumed where the connection was lost."""
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+import time
+from typing import TYPE_CHECKING
 
 from clustrix_containers.errors import RegistryError
 from clustrix_containers.oci.model import Descriptor
 
-from .blobs import clear_disk_errors
-from .failures import network_errors
-from .responses import Answer
-from .stream import BLOCK, verified
+from .blobs import BLOCK
+from .responses import Response, network_errors
 from .transport import Transport
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
-Progress = Callable[[Descriptor, int], None]
-
 
 class RangeReader:
-    """A blob's bytes from ``offset`` on, as they come; asks for the rest when they stop coming."""
+    """A blob's bytes from ``offset`` on, not verified."""
 
     def __init__(self, transport: Transport, descriptor: Descriptor, offset: int = 0) -> None:
         self._transport = transport
@@ -58,97 +51,62 @@ class RangeReader:
         assert response is not None
         with network_errors(self._url):
             data: bytes = response.read(size)
-        if (
-            not data
-            and self._at < self._descriptor.size
-            and not response.headers.get("Content-Length")
-        ):
-            # Without a length nothing else tells a broken connection from the end.
-            raise RegistryError(
-                f"{self._transport.host} ended a blob early", temporary=True, early=True
-            )
+        complete = self._at >= self._descriptor.size
+        if not data and not complete and not response.headers.get("Content-Length"):
+            # Without a length a lost connection looks like the end.
+            raise self._ended_early()
         return data
+
+    def _ended_early(self) -> RegistryError:
+        return RegistryError(f"{self._transport.host} ended a blob early", temporary=True)
 
     def _wait(self, error: RegistryError) -> None:
         self.close()
+        # Not Retry.run: a read that gets further starts the count again.
         self._failures += 1
         delay = self._transport.retry.delay(self._failures, error)
         if delay is None:
             raise error
-        import time
-
         time.sleep(delay)
 
     def _open(self) -> None:
         repository, digest = self._transport.repository, self._descriptor.digest
-        headers = {"Range": f"bytes={self._at}-"} if self._at else {}
-        answer = self._transport.send(
+        response = self._transport.send(
             "GET",
             f"/v2/{repository}/blobs/{digest}",
             action=f"reading the blob {digest} of {repository}",
-            scopes=(f"repository:{repository}:pull",),
+            scopes=self._transport.scopes("pull"),
             ok=(200, 206),
-            headers=headers,
+            headers={"Range": f"bytes={self._at}-"} if self._at else {},
             stream=True,
         )
-        assert answer.stream is not None
-        self._response, self._url = answer.stream, answer.url
-        self._skip(_begins(answer))
+        assert response.stream is not None
+        self._response, self._url = response.stream, response.url
+        self._skip(_start_of(response))
 
-    def _skip(self, begin: int) -> None:
-        """A registry that knows no Range sends all of it again."""
-        if begin > self._at:
+    def _skip(self, start: int) -> None:
+        """A registry that does not support Range sends the whole blob again."""
+        if start > self._at:
             self.close()
             raise RegistryError(f"{self._transport.host} left out a part of a blob")
-        left = self._at - begin
+        left = self._at - start
         while left:
             data = self._read(min(left, BLOCK))
             if not data:
-                raise RegistryError(f"{self._transport.host} ended a blob early", temporary=True)
+                raise self._ended_early()
             left -= len(data)
 
     def close(self) -> None:
         if self._response is not None:
-            # Closed and not given back: unread bytes may still be in the connection.
+            # Closed and not returned to the pool: it may have unread bytes.
             self._response.close()
             self._response = None
 
 
-def _begins(answer: Answer) -> int:
-    if answer.status == 200:
+def _start_of(response: Response) -> int:
+    if response.status == 200:
         return 0
-    match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     if match is None:
-        raise RegistryError("a registry answered 206 without Content-Range", status=206)
+        raise RegistryError("the 206 response has no Content-Range header", status=206)
     return int(match.group(1))
-
-
-def open_blob(transport: Transport, descriptor: Descriptor) -> BinaryIO:
-    """A verified stream of a blob."""
-    return verified(RangeReader(transport, descriptor), descriptor, transport.host)
-
-
-def fetch_blob(
-    transport: Transport,
-    descriptor: Descriptor,
-    destination: Path,
-    progress: Progress | None = None,
-) -> None:
-    """A blob into the file ``destination``, which is there whole and verified, or not at all."""
-    with clear_disk_errors(f"the blob {descriptor.digest}", destination.parent):
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=destination.parent, prefix=".fetch-")
-        try:
-            done = 0
-            with os.fdopen(handle, "wb") as file, open_blob(transport, descriptor) as blob:
-                while block := blob.read(BLOCK):
-                    file.write(block)
-                    done += len(block)
-                    if progress is not None:
-                        progress(descriptor, done)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(destination)
-        finally:
-            Path(name).unlink(missing_ok=True)

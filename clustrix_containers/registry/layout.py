@@ -1,45 +1,42 @@
-"""An OCI image layout directory: the registry that needs no server.
+"""An OCI image layout directory: a registry without a server.
 
 Format: https://github.com/opencontainers/image-spec/blob/main/image-layout.md.
-Beside ``oci-layout``, ``index.json`` and ``blobs/`` there are ``.lock`` and ``.tmp/``.
+Besides ``oci-layout``, ``index.json`` and ``blobs/`` it has ``.lock`` and ``.tmp/``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from clustrix_containers.errors import DigestMismatch, ImageError
 from clustrix_containers.oci.model import (
-    DOCKER_INDEX,
     INDEX,
     Descriptor,
     Image,
     Layer,
     Platform,
     canonical,
-    check_digest,
 )
 from clustrix_containers.storage.locks import locked
 
-from .blobs import Blobs, clear_disk_errors, write_atomically
-from .index import LARGEST_MANIFEST, choose, config_of, media_type, this_platform
-from .protocol import digest_tag
-from .stream import BLOCK, verified
+from .blobs import Blobs, disk_errors, verified
+from .manifests import MAX_MANIFEST, config_of, digest_tag, resolve
 
 REF_NAME = "org.opencontainers.image.ref.name"
 
 Fetch = Callable[[Layer], Path]
-"""Brings a layer by reference to this machine: the file that holds its blob."""
+"""Downloads a layer that is known by reference; the file with its blob."""
 
 
 class Layout:
-    """The image layout in ``directory``, which is made by the first push.
+    """The image layout in ``directory``, which the first push creates.
 
-    Safe for many processes and threads at once, on NFS too.
+    Safe for concurrent processes and threads, on NFS too.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -54,51 +51,36 @@ class Layout:
     def push(
         self, image: Image, tag: str | None = None, *, fetch: Fetch | None = None
     ) -> Descriptor:
-        """Store what is lacking of ``image``; its manifest's descriptor.
+        """Store what is missing of ``image``; its manifest's descriptor.
 
         It gets the tag :func:`digest_tag` of its digest, and ``tag`` if given. Blobs are
-        hard links to the layers' files where the file system allows, else copies.
-        A layout holds every blob, or no other tool could read it: for a layer by
-        reference that it lacks, ``fetch(layer)`` gives the file; without ``fetch``
-        that is an ImageError. Bytes that are not their digest's: DigestMismatch.
+        hard links to the layers' files where the file system allows it, else copies.
+        A layout holds every blob, or other tools could not read it: for a missing layer that
+        is known by reference, ``fetch(layer)`` gives the file; without ``fetch`` that is an
+        ImageError. A blob that does not match its digest is a DigestMismatch.
         """
         manifest = image.manifest
         descriptor = Descriptor(image.media_type, image.digest, len(manifest))
         names = [digest_tag(image.digest), *([tag] if tag is not None else [])]
-        with clear_disk_errors(f"the image {image.digest}", self.directory):
+        with disk_errors(f"the image {image.digest}", self.directory):
             self._prepare()
             self._write(image, fetch)
             with self._locked():
-                # A prune may have taken an old blob between the look and the lock.
+                # A prune may have removed an old blob between the check and the lock.
                 if not self._complete(image):
                     self._write(image, fetch)
                 self._name(descriptor, names)
         return descriptor
 
-    def delete(self, reference: str) -> None:
-        """Forget a tag, or with a digest the image and all its tags; blobs go with :meth:`prune`."""
-        with clear_disk_errors("index.json", self.directory), self._locked():
-            index = self._index()
-            entries = index["manifests"]
-            if reference.startswith("sha256:"):
-                check_digest(reference)
-                kept = [entry for entry in entries if entry.get("digest") != reference]
-            else:
-                kept = [entry for entry in entries if _ref_name(entry) != reference]
-            if len(kept) == len(entries):
-                raise self._unknown(reference)
-            self._write_index({**index, "manifests": kept})
-
     def prune(self, keep: Collection[str] | None = None, *, grace: float = 3600.0) -> int:
-        """Remove the blobs that no image needs; the bytes that this gave back.
+        """Remove the blobs that no image refers to; the bytes freed.
 
-        ``keep``: tags and digests; images that are none of these go too (``None``: all
-        images stay). What was pushed or written in the last ``grace`` seconds stays in
-        any case, so a push at the same time is safe.
+        ``keep``: tags and digests; other images are removed too (``None``: no image is).
+        Whatever was pushed in the last ``grace`` seconds stays, so a concurrent push is safe.
         """
         if not self.directory.is_dir():
             return 0
-        with clear_disk_errors("index.json", self.directory), self._locked():
+        with disk_errors("index.json", self.directory), self._locked():
             index = self._index()
             entries = [entry for entry in index["manifests"] if self._present(entry)]
             if keep is not None:
@@ -115,19 +97,12 @@ class Layout:
     def image(self, reference: str, platform: Platform | None = None) -> Image:
         """The image under a tag or a digest; its layers' ``blob`` are files in this layout.
 
-        ``platform`` chooses from an index; ``None`` is this machine's own. A blob of the
-        wrong size is thrown away and is an ImageError, like one that is missing.
+        ``platform`` selects from an index; ``None`` is this machine's own. A missing blob is an
+        ImageError, and so is one of the wrong size, which is removed.
         """
         name = f"{self.directory} {reference}"
-        descriptor = self._find(reference)
-        manifest = self._read(descriptor)
-        for _ in range(3):
-            if media_type(manifest, name) not in (INDEX, DOCKER_INDEX):
-                break
-            descriptor = choose(manifest, platform or this_platform(), name)
-            manifest = self._read(descriptor)
-        else:
-            raise ImageError(f"{name} is an index of indexes of indexes")
+        manifest = self._read(self._find(reference))
+        manifest, _ = resolve(manifest, platform, name, self._read)
         config = self._read(config_of(manifest, name))
         image = Image.read(manifest, config)
         for layer in image.layers:
@@ -141,14 +116,14 @@ class Layout:
         )
 
     def blob(self, digest: str) -> Path:
-        """The file of a blob, as it lies there; ImageError if it does not."""
+        """The file of a blob, not verified; ImageError if it does not exist."""
         path = self._blobs.path(digest)
         if not path.is_file():
             raise self._missing(digest)
         return path
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """A blob's bytes. Wrong ones are thrown away and raise DigestMismatch before their end."""
+        """A blob's bytes. A damaged blob raises DigestMismatch before its end, and is removed."""
         path = self.blob(descriptor.digest)
 
         def discard() -> None:
@@ -157,37 +132,27 @@ class Layout:
         return verified(path.open("rb"), descriptor, str(self.directory), discard)
 
     def has(self, digest: str) -> bool:
-        """Whether a blob or a manifest is there."""
+        """Whether a blob or a manifest exists."""
         return self._blobs.path(digest).is_file()
 
     def tags(self) -> list[str]:
         """All tags, sorted; also those that are derived from a digest."""
         return sorted({name for entry in self._index()["manifests"] if (name := _ref_name(entry))})
 
-    def find(self, start: str) -> list[str]:
-        """The digests of the images here that start with ``start`` (``sha256:3fa9…``), sorted."""
+    def find(self, prefix: str) -> list[str]:
+        """The digests of the images here that start with ``prefix`` (``sha256:3fa9…``), sorted."""
         digests = {str(entry.get("digest")) for entry in self._index()["manifests"]}
-        return sorted(digest for digest in digests if digest.startswith(start))
+        return sorted(digest for digest in digests if digest.startswith(prefix))
 
-    def verify(self, reference: str, platform: Platform | None = None) -> Image:
-        """Like :meth:`image`, after reading and hashing every byte of it."""
-        image = self.image(reference, platform)
-        for layer in image.layers:
-            with self.open_blob(layer.descriptor) as blob:
-                while blob.read(BLOCK):
-                    pass
-        return image
-
-    # Inside
+    # Internals
 
     def _prepare(self) -> None:
         marker = self.directory / "oci-layout"
         if not marker.exists():
             self.directory.mkdir(parents=True, exist_ok=True)
-            version = canonical({"imageLayoutVersion": "1.0.0"})
-            write_atomically(marker, version, self._blobs.temporary)
+            self._blobs.write(marker, canonical({"imageLayoutVersion": "1.0.0"}))
 
-    def _locked(self) -> Any:
+    def _locked(self) -> AbstractContextManager[None]:
         return locked(self.directory / ".lock")
 
     def _write(self, image: Image, fetch: Fetch | None) -> None:
@@ -205,15 +170,15 @@ class Layout:
         self._blobs.add_bytes(image.digest, image.manifest)
 
     def _fetched(self, layer: Layer, fetch: Fetch | None) -> Path:
-        # Somebody else's blob cannot be made young again, but it can be linked anew.
+        # Another user's blob cannot be touched, but it can be linked anew.
         if self._blobs.holds(layer.descriptor):
             return self._blobs.path(layer.digest)
         if fetch is None:
             origin = f" of {layer.origin}" if layer.origin else ""
             raise ImageError(
                 f"the layer {layer.digest}{origin} is known by reference only,"
-                f" and the layout {self.directory} does not hold it",
-                hint="Push to a registry, or let the push fetch it (fetch=…).",
+                f" and the layout {self.directory} does not contain it",
+                hint="Push to a registry, or pass fetch=… to download it.",
                 digest=layer.digest,
             )
         return fetch(layer)
@@ -246,7 +211,7 @@ class Layout:
         return dict(index)
 
     def _write_index(self, index: dict[str, Any]) -> None:
-        write_atomically(self.directory / "index.json", canonical(index), self._blobs.temporary)
+        self._blobs.write(self.directory / "index.json", canonical(index))
 
     def _find(self, reference: str) -> Descriptor:
         tag, _, digest = reference.rpartition("@") if "@" in reference else (reference, "", "")
@@ -263,7 +228,7 @@ class Layout:
         raise self._unknown(reference)
 
     def _read(self, descriptor: Descriptor) -> bytes:
-        if descriptor.size > LARGEST_MANIFEST:
+        if descriptor.size > MAX_MANIFEST:
             raise ImageError(f"{descriptor.digest} is too large for a manifest or a config")
         with self.open_blob(descriptor) as blob:
             return blob.read()
@@ -286,7 +251,7 @@ class Layout:
             return False
 
     def _reaches(self, descriptor: Descriptor) -> Iterator[str]:
-        """The digest itself and all that its manifest refers to."""
+        """The digest itself and everything that its manifest refers to."""
         yield descriptor.digest
         try:
             parsed = json.loads(self._read(descriptor))
@@ -297,7 +262,7 @@ class Layout:
             for part in [*filter(None, [parsed.get("config")]), *(parsed.get("layers") or ())]:
                 yield Descriptor.from_json(part).digest
         except (ValueError, AttributeError, DigestMismatch):
-            # Not a manifest, or a broken one that has just been thrown away.
+            # Not a manifest, or a damaged one that has just been removed.
             return
 
     def _missing(self, digest: str) -> ImageError:
@@ -311,7 +276,7 @@ class Layout:
     def _unknown(self, reference: str) -> ImageError:
         return ImageError(
             f"no image {reference} in {self.directory}",
-            hint="Layout.tags() names those that are there." if self.directory.is_dir() else None,
+            hint="Build the image again: it may have been pruned.",
             reference=reference,
             path=self.directory,
         )

@@ -1,29 +1,64 @@
-"""The blobs of one image into a repository, several at a time, with the fewest requests."""
+"""The blobs of one image into a repository: several at a time, with the fewest requests.
+
+A blob is mounted, sent in one PUT, or in PATCHes that resume where the connection was lost.
+Protocol: https://github.com/opencontainers/distribution-spec ("Pushing blobs").
+"""
 
 from __future__ import annotations
 
+import io
+import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO
+from urllib.parse import quote
 
-from clustrix_containers.errors import RegistryError
-from clustrix_containers.oci.model import Image, Layer, Reference
+from clustrix_containers.errors import DigestMismatch, RegistryError
+from clustrix_containers.oci.model import Descriptor, Image, Layer, Reference
 from clustrix_containers.worker import contract
 
+from .blobs import ProgressCallback, Readable, check_size
 from .download import RangeReader
+from .responses import Response
 from .transport import Transport
-from .upload import Limits, Progress, Source, Uploads, from_bytes, from_file
 
 _WORKERS = 6
 _SMALL = 64 << 10
-"""Bytes up to which sending a blob costs less than asking whether it is there."""
+"""Bytes up to which sending a blob costs less than asking whether it exists."""
+
+_MIN_CHUNK = 4 << 20
+_SESSION_LOST = (400, 404, 405, 409, 410, 416, 501)
+_UPLOADED = (200, 201, 204)
+_HINT_CHANGED = "The file has changed since it was made: build the image again."
+
+
+_Source = Callable[[int], Readable]
+"""``source(offset)`` gives a blob's bytes from there on, as often as needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Blobs above ``chunk_above`` bytes go in PATCHes of ``chunk`` bytes; ``chunk`` None: never."""
+
+    chunk_above: int = 64 << 20
+    chunk: int | None = 32 << 20
+
+    @classmethod
+    def of(cls, host: str) -> Limits:
+        """Known limits of a registry: ECR loses PATCHes after the first, GHCR caps them at 4 MiB."""
+        if re.fullmatch(r"(.+\.dkr\.ecr[a-z-]*\..+|public\.ecr\.aws)", host):
+            return cls(chunk=None)
+        if host == "ghcr.io":
+            return cls(chunk=4 << 20)
+        return cls()
 
 
 class Push:
     """What a push of ``image`` over ``transport`` has to send.
 
-    ``mount_from``: repositories of the same registry that may hold blobs;
-    ``neighbours(digest)``: those that are known to. ``origin(reference)``: the transport
-    to read a layer by reference from.
+    ``neighbours(digest)``: repositories of the same registry that are known to hold a blob.
+    ``origin(reference)``: the transport to read a layer by reference from.
     """
 
     def __init__(
@@ -32,21 +67,17 @@ class Push:
         transport: Transport,
         limits: Limits,
         *,
-        mount_from: list[str],
         neighbours: Callable[[str], list[str]],
         origin: Callable[[Reference], Transport],
-        progress: Progress | None,
+        progress: ProgressCallback | None,
     ) -> None:
         self._transport = transport
-        self._mount_from = mount_from
         self._neighbours = neighbours
         self._origin = origin
-        self._progress = progress
-        self._stop = threading.Event()
-        self._uploads = Uploads(transport, limits, progress, self._stop)
+        self._uploads = _Uploads(transport, limits, progress)
         config = Layer(image.config_descriptor, "", image.config)
         by_digest = {layer.digest: layer for layer in (config, *image.layers)}
-        # The largest first: the others fit beside it.
+        # The largest first: the others are sent while it is under way.
         self._layers = sorted(by_digest.values(), key=lambda layer: -layer.size)
 
     @property
@@ -54,77 +85,377 @@ class Push:
         return [layer.digest for layer in self._layers]
 
     def blobs(self, known: set[str]) -> None:
-        """Send all that is not ``known`` to be there; the first error ends the others."""
-        self._report(layer for layer in self._layers if layer.digest in known)
-        lacking = [layer for layer in self._layers if layer.digest not in known]
-        if len(lacking) <= 1:
-            for layer in lacking:
+        """Send all that are not ``known`` to exist there; the first error stops the others."""
+        missing = []
+        for layer in self._layers:
+            if layer.digest in known:
+                self._uploads.report(layer.descriptor, layer.size)
+            else:
+                missing.append(layer)
+        if len(missing) <= 1:
+            for layer in missing:
                 self._blob(layer)
             return
         from concurrent.futures import ThreadPoolExecutor, as_completed
 
-        with ThreadPoolExecutor(min(_WORKERS, len(lacking)), "push") as threads:
-            futures = [threads.submit(self._blob, layer) for layer in lacking]
+        with ThreadPoolExecutor(min(_WORKERS, len(missing)), "push") as threads:
+            futures = [threads.submit(self._blob, layer) for layer in missing]
             try:
                 for future in as_completed(futures):
                     future.result()
             except BaseException:
-                self._stop.set()
+                self._uploads.stop.set()
                 for future in futures:
                     future.cancel()
                 raise
 
-    def _report(self, layers: Iterable[Layer]) -> None:
-        if self._progress is not None:
-            for layer in layers:
-                self._progress(layer.descriptor, layer.size)
-
     def _blob(self, layer: Layer) -> None:
-        # Opened first: a damaged file is an error before anything is asked.
+        # Opened first: a damaged file is an error before any request.
         source = self._source(layer)
         uploads, session = self._uploads, None
         if not _is_new(layer):
-            for repository in self._mounts(layer)[:1]:
+            for repository in self._mount_candidates(layer)[:1]:
                 session = uploads.mount(layer.descriptor, repository)
                 if session is None:
-                    self._report([layer])
+                    uploads.report(layer.descriptor, layer.size)
                     return
-            if uploads.has(layer.digest):
+            if uploads.exists(layer.digest):
                 if session is not None:
                     uploads.cancel(session)
-                self._report([layer])
+                uploads.report(layer.descriptor, layer.size)
                 return
-        uploads.put(source, session)
+        _Upload(uploads, layer.descriptor, source, session or uploads.start()).run()
 
-    def _mounts(self, layer: Layer) -> list[str]:
-        """Repositories of this registry to take the blob over from, the surest first."""
+    def _mount_candidates(self, layer: Layer) -> list[str]:
+        """Repositories of this registry to mount the blob from, the most certain first."""
         candidates = self._neighbours(layer.digest)
         if layer.origin is not None and layer.origin.registry == self._transport.host:
             candidates.insert(0, layer.origin.repository)
-        candidates += self._mount_from
         return [name for name in candidates if name != self._transport.repository]
 
-    def _source(self, layer: Layer) -> Source:
-        if isinstance(layer.blob, bytes):
-            return from_bytes(layer.descriptor, layer.blob)
-        if layer.blob is not None:
-            return from_file(layer.descriptor, layer.blob)
-        origin = layer.origin
+    def _source(self, layer: Layer) -> _Source:
+        blob, origin = layer.blob, layer.origin
+        if isinstance(blob, bytes):
+            return lambda offset: _seek(io.BytesIO(blob), offset)
+        if blob is not None:
+            check_size(layer.descriptor, blob)
+            return lambda offset: _seek(blob.open("rb"), offset)
         if origin is None:
             raise RegistryError(
-                f"the layer {layer.digest} is by reference and does not say to where",
-                digest=layer.digest,
+                f"the layer {layer.digest} has neither a blob nor an origin", digest=layer.digest
             )
 
-        def start(offset: int) -> RangeReader:
+        def read(offset: int) -> RangeReader:
             same = origin.registry == self._transport.host
             transport = self._transport.beside(origin.repository) if same else self._origin(origin)
             return RangeReader(transport, layer.descriptor, offset)
 
-        return Source(layer.descriptor, start)
+        return read
+
+
+def _seek(stream: BinaryIO, offset: int) -> BinaryIO:
+    stream.seek(offset)
+    return stream
 
 
 def _is_new(layer: Layer) -> bool:
     """Known to be new, or so small that asking costs as much as sending."""
     kind = layer.descriptor.annotations.get(contract.LAYER_KIND)
     return layer.blob is not None and (kind in ("code", "call") or layer.size <= _SMALL)
+
+
+class _Uploads:
+    """Requests about uploads to one repository; ``stop`` ends those of other threads."""
+
+    def __init__(
+        self, transport: Transport, limits: Limits, progress: ProgressCallback | None
+    ) -> None:
+        self.transport = transport
+        self.limits = limits
+        self.stop = threading.Event()
+        self._progress = progress
+        self._base = f"/v2/{transport.repository}/blobs"
+        self._scopes = transport.scopes("pull,push")
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        ok: tuple[int, ...],
+        *,
+        scopes: tuple[str, ...] = (),
+        headers: dict[str, str] | None = None,
+        body: Callable[[], Readable] | None = None,
+        length: int = 0,
+        retry: bool = True,
+    ) -> Response:
+        return self.transport.send(
+            method,
+            url,
+            action=f"pushing {self.transport.repository}",
+            scopes=(*self._scopes, *scopes),
+            ok=ok,
+            headers=headers,
+            body=body,
+            length=length,
+            retry=retry,
+        )
+
+    def report(self, blob: Descriptor, done: int) -> None:
+        if self._progress is not None:
+            self._progress(blob, done)
+
+    def exists(self, digest: str) -> bool:
+        return self.send("HEAD", f"{self._base}/{digest}", (200, 404)).status == 200
+
+    def mount(self, descriptor: Descriptor, repository: str) -> Response | None:
+        """Mount the blob from ``repository``: None if that worked, else an upload session.
+
+        A registry that does not reveal what another repository holds (401, 403, 404 …) is asked
+        for a plain session.
+        """
+        source = quote(repository, safe="/")
+        url = f"{self._base}/uploads/?mount={descriptor.digest}&from={source}"
+        scopes = (f"repository:{repository}:pull",)
+        try:
+            response = self.send("POST", url, (201, 202), scopes=scopes)
+        except RegistryError as error:
+            if error.status not in (400, 401, 403, 404, 405):
+                raise
+            return self.start()
+        return None if response.status == 201 else response
+
+    def start(self) -> Response:
+        """A new upload session."""
+        return self.send("POST", f"{self._base}/uploads/", (202,))
+
+    def cancel(self, session: Response) -> None:
+        """Close a session that is not needed; whether that works does not matter."""
+        try:
+            location = self.transport.resolve(session.headers.get("Location", ""))
+            self.send("DELETE", location, (204,), retry=False)
+        except RegistryError:
+            pass
+
+
+class _Upload:
+    """The state of one upload: its session's location, and the bytes that the registry has."""
+
+    def __init__(
+        self, uploads: _Uploads, blob: Descriptor, source: _Source, session: Response
+    ) -> None:
+        self.uploads = uploads
+        self.host = uploads.transport.host
+        self.blob = blob
+        self.source = source
+        self.chunk = uploads.limits.chunk
+        self.chunked = self.chunk is not None and blob.size > uploads.limits.chunk_above
+        self.restarts = 0
+        self.restart = False
+        self._adopt(session)
+
+    def run(self) -> None:
+        failures = furthest = 0
+        while True:
+            try:
+                self._send_rest()
+                return
+            except DigestMismatch:
+                raise
+            except RegistryError as error:
+                if self.offset > furthest:
+                    failures, furthest = 0, self.offset
+                failures += 1
+                self._recover(error, failures)
+            if self._resume():
+                return
+
+    def _adopt(self, session: Response) -> None:
+        self.offset = 0
+        if not session.headers.get("Location"):
+            raise RegistryError(
+                f"the upload response of {self.host} has no Location header", host=self.host
+            )
+        self._move(session)
+        minimum = session.headers.get("OCI-Chunk-Min-Length", "")
+        if minimum.isdigit() and self.chunk is not None:
+            self.chunk = max(self.chunk, int(minimum))
+
+    def _move(self, response: Response) -> None:
+        """The session's location may change with each response."""
+        if location := response.headers.get("Location"):
+            self.location = self.uploads.transport.resolve(location)
+
+    def _send_rest(self) -> None:
+        if self.chunked or self.offset:
+            while self.offset < self.blob.size:
+                self._patch()
+            self._commit(0)
+        else:
+            self._commit(self.blob.size)
+
+    def _patch(self) -> None:
+        length = min(self.chunk or self.blob.size, self.blob.size - self.offset)
+        end = self.offset + length
+        content_range = f"{self.offset}-{end - 1}"
+        response = self._send("PATCH", self.location, length, (201, 202, 204), content_range)
+        self._move(response)
+        received = _received(response)
+        if received is None:
+            received = end
+        if not self.offset < received <= end:
+            raise RegistryError(
+                f"{self.host} lost a part of the blob {self.blob.digest}",
+                status=416,
+                host=self.host,
+            )
+        self.offset = received
+
+    def _commit(self, length: int) -> None:
+        separator = "&" if "?" in self.location else "?"
+        url = f"{self.location}{separator}digest={quote(self.blob.digest, safe='')}"
+        response = self._send("PUT", url, length, _UPLOADED)
+        stored = response.headers.get("Docker-Content-Digest")
+        if stored and stored != self.blob.digest:
+            raise DigestMismatch(
+                f"{self.host} stored {self.blob.digest} as {stored}",
+                digest=self.blob.digest,
+                host=self.host,
+            )
+        self.uploads.report(self.blob, self.blob.size)
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        length: int,
+        ok: tuple[int, ...],
+        content_range: str | None = None,
+    ) -> Response:
+        offset = self.offset
+        headers = {"Content-Type": "application/octet-stream"}
+        if content_range is not None:
+            headers["Content-Range"] = content_range
+
+        def body() -> Readable:
+            return _Part(self.source(offset), self.blob, offset, length, self.uploads)
+
+        return self.uploads.send(
+            method,
+            url,
+            ok,
+            headers=headers,
+            body=body if length else None,
+            length=length,
+            retry=False,
+        )
+
+    def _recover(self, error: RegistryError, failures: int) -> None:
+        """Wait, and decide how to continue; raises ``error`` if that is impossible."""
+        if self.uploads.stop.is_set():
+            raise error
+        if error.temporary:
+            delay = self.uploads.transport.retry.delay(failures, error)
+            if delay is None:
+                raise error
+            self.uploads.stop.wait(delay)
+            return
+        self.restart = True
+        self.restarts += 1
+        if self.restarts > 2:
+            raise error
+        if error.status == 413 and self._shrink():
+            return
+        if error.status in _SESSION_LOST and (self.chunked or self.offset):
+            # Chunks do not work here, or were lost: one PUT from the start.
+            self.chunked, self.chunk = False, None
+            return
+        if "DIGEST_INVALID" in error.codes:
+            raise DigestMismatch(
+                f"{self.host} rejects the blob {self.blob.digest}: its bytes have another digest",
+                hint=_HINT_CHANGED,
+                digest=self.blob.digest,
+                status=error.status,
+                codes=error.codes,
+            ) from error
+        if error.status not in (404, 410):
+            raise error
+
+    def _shrink(self) -> bool:
+        """Use smaller chunks; False if they are small already."""
+        if self.chunk is None or (self.chunked and self.chunk <= _MIN_CHUNK):
+            return False
+        self.chunked, self.chunk = True, min(self.chunk, _MIN_CHUNK)
+        return True
+
+    def _resume(self) -> bool:
+        """Find out what the registry has; True if that is the whole blob, committed."""
+        if not self.restart and self.chunk is not None and self._query():
+            return False
+        self.restart = False
+        # Perhaps only the response to the commit was lost.
+        if self.uploads.exists(self.blob.digest):
+            self.uploads.report(self.blob, self.blob.size)
+            return True
+        self._adopt(self.uploads.start())
+        self.uploads.report(self.blob, 0)
+        return False
+
+    def _query(self) -> bool:
+        """Query the session's state; False if it cannot be resumed."""
+        try:
+            response = self.uploads.send("GET", self.location, (200, 202, 204))
+        except RegistryError as error:
+            if error.status is None:
+                raise
+            return False
+        received = _received(response)
+        if received is None or received > self.blob.size:
+            return False
+        self._move(response)
+        self.offset = received
+        return True
+
+
+def _received(response: Response) -> int | None:
+    """How many bytes a session has by its ``Range: 0-N``; None without that header."""
+    match = re.fullmatch(r"(?:bytes=)?0-(\d+)", response.headers.get("Range", "").strip())
+    if match is None:
+        return None
+    last = int(match.group(1))
+    # An empty session has 0-0 too; counting one byte as none only sends it again.
+    return last + 1 if last else 0
+
+
+class _Part:
+    """A part of a blob as a request's body: reports progress, and ends when the push stops."""
+
+    def __init__(
+        self, source: Readable, blob: Descriptor, offset: int, length: int, uploads: _Uploads
+    ) -> None:
+        self._source = source
+        self._blob = blob
+        self._at = offset
+        self._left = length
+        self._uploads = uploads
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._uploads.stop.is_set():
+            raise RegistryError("the upload was cancelled, since another one failed")
+        if self._left == 0:
+            return b""
+        wanted = self._left if size < 0 else min(size, self._left)
+        data = self._source.read(wanted)
+        if not data:
+            raise DigestMismatch(
+                f"the blob {self._blob.digest} ends {self._left:,} bytes early",
+                hint=_HINT_CHANGED,
+                digest=self._blob.digest,
+            )
+        self._left -= len(data)
+        self._at += len(data)
+        self._uploads.report(self._blob, self._at)
+        return data
+
+    def close(self) -> None:
+        self._source.close()

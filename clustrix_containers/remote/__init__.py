@@ -1,1 +1,1 @@
-"""Starting programs and talking to other machines."""
+"""Starting programs, and retrying what may succeed later."""

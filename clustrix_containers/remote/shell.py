@@ -1,6 +1,6 @@
-"""Processes on this machine: the only module that starts any.
+"""Programs on this machine: the one module that starts them.
 
-An executable that is missing, or a command that does not end, is told in the user's words.
+A missing executable and a command that exceeds its timeout are ClusterErrors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A command that ended: ``code`` is negative where a signal ended it."""
+    """A command that has exited; ``code`` is negative if a signal ended it."""
 
     argv: tuple[str, ...]
     code: int
@@ -35,7 +35,7 @@ class Completed:
 
     @property
     def complaint(self) -> str:
-        """The last line that it wrote to standard error, or how it ended."""
+        """The last line of its standard error, else its exit code."""
         lines = self.stderr.decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit code {self.code}"
 
@@ -56,8 +56,8 @@ def run(
 ) -> Completed:
     """Run a command to its end, whatever its exit code.
 
-    ``timeout`` in seconds; ``env`` replaces the environment; ``hint`` says how to get the
-    program. ``ClusterError`` if it is missing, may not be run, or does not end in time.
+    ``timeout`` in seconds; ``env`` replaces the environment; ``hint`` is for the error of a
+    missing program. ``ClusterError`` if it is missing, may not be run, or does not end in time.
     """
     import subprocess
 
@@ -81,9 +81,9 @@ def spawn(
     before_exec: Callable[[], None] | None = None,
     hint: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own; ``output`` takes its standard output and error.
+    """Start a command in a new session; ``output`` gets its standard output and error.
 
-    ``before_exec`` runs in the new process; only a program without threads may give it.
+    ``before_exec`` runs in the new process; only a program without threads may use it.
     """
     import subprocess
 
@@ -103,7 +103,7 @@ def spawn(
 
 
 def fork(target: Callable[[], NoReturn]) -> int:
-    """A copy of this process that runs ``target`` and never returns; its process id.
+    """Fork a process that runs ``target``, which never returns; its process id.
 
     Only a program without threads may do this.
     """
@@ -126,7 +126,7 @@ def tree(pid: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """The direct children of a process; none if it is gone."""
+    """The direct children of a process; none if it has exited."""
     out: list[int] = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -135,7 +135,7 @@ def children(pid: int) -> list[int]:
 
 
 def send(pid: int, number: int) -> None:
-    """Send a signal to a process that may be gone."""
+    """Send a signal to a process that may have exited."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
 
@@ -145,11 +145,11 @@ def _not_started(program: str, error: OSError, hint: str | None) -> ClusterError
         return ClusterError(
             f"the program {program!r} is not installed, or not on PATH", hint=hint, program=program
         )
-    return ClusterError(f"the program {program!r} cannot be started: {error}", hint=hint)
+    return ClusterError(f"cannot start the program {program!r}: {error}", hint=hint)
 
 
 def python(code: str, *arguments: str) -> list[str]:
-    """A command line of this interpreter: isolated, without ``site``, quick to start."""
+    """A command line for this interpreter: isolated, without ``site``, fast to start."""
     if not sys.executable:
-        raise ClusterError("this Python does not know its own executable (sys.executable)")
+        raise ClusterError("sys.executable is empty: this Python has no executable to start")
     return [sys.executable, "-I", "-S", "-c", code, *arguments]

@@ -43,7 +43,7 @@ def open_store(
     """
     remote = _remote(repository)
     try:
-        loan = remote.lend()
+        loan = remote.scoped_token()
     except RegistryError as error:
         if error.status is not None or error.temporary:
             raise

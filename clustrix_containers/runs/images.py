@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from clustrix_containers.clusters import staging
-from clustrix_containers.config.file import paths
+from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.worker.contract import ENTRY

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clustrix_containers.api.options import Options
 from clustrix_containers.capture.bundle import Bundle, Distribution, Note
 from clustrix_containers.config import file as configuration
+from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import DependencyError, ImageError
 from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.oci.progress import Progress, silent
@@ -99,7 +100,7 @@ def _plan(
     locked = lock.lock(
         resolution.distributions,
         wheels=wheels.locate(
-            resolution.distributions, cache=configuration.paths().cache, progress=progress
+            resolution.distributions, cache=paths().cache, progress=progress
         ),
         base=_name(options.base, base),
         python=_PYTHON,
@@ -139,7 +140,7 @@ def _check_packages(locked: Lock, needed: Collection[Distribution]) -> None:
     from clustrix_containers.packages import lock, wheels
     from clustrix_containers.packages.installed import index
 
-    cache = configuration.paths().cache
+    cache = paths().cache
     wheels.obtain(locked.packages, cache=cache)
     located: Mapping[str, Wheel] = wheels.locate(tuple(needed), cache=cache, fetch=False)
 
@@ -195,7 +196,7 @@ def find_base(base: str | None, *, python: str | None = None) -> Image:
     from clustrix_containers.image import base as bases
     from clustrix_containers.image import interpreter
 
-    cache = configuration.paths().cache
+    cache = paths().cache
     if base is None:
         return interpreter.packed(cache)
     if Path(base).is_file():
@@ -230,6 +231,6 @@ def build(plan: ImagePlan, *, progress: Progress = silent) -> Image:
         plan.lock,
         plan.base,
         plan.resolution.distributions,
-        cache=configuration.paths().cache,
+        cache=paths().cache,
         progress=progress,
     )

@@ -21,7 +21,7 @@ from typing import Any
 from clustrix_containers.api.options import Resources
 from clustrix_containers.api.status import State
 from clustrix_containers.clusters.task import Handle, Task
-from clustrix_containers.config.file import paths
+from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import ClusterError
 
 from .handles import pack

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from clustrix_containers.api.options import Options
-from clustrix_containers.config.file import paths
+from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.progress import shown

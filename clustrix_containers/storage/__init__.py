@@ -1,1 +1,1 @@
-"""Files of ours: locks between processes and atomic writes."""
+"""Files on this machine: locks and atomic writes."""

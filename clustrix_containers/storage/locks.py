@@ -1,45 +1,110 @@
-"""A lock between processes that also works on NFS, and between the threads of one process."""
+"""Locks between processes, and between the threads of one: a moment's mutex, and a sign of life.
+
+Both are ``flock`` on a file of their own. It belongs to the open file and not to the process, so
+two threads exclude each other too, and the kernel frees it when its holder dies. On NFS, Linux
+turns it into a lock of the whole file at the server, which wants the file open for writing.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-import threading
-from collections import defaultdict
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# POSIX locks belong to the process, so its own threads need one more.
-_threads: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-_guard = threading.Lock()
+_mutexes: set[int] = set()
+"""Files of the mutexes that this process holds or waits for."""
 
 
-def _renew_after_fork() -> None:
-    global _guard
-    _guard = threading.Lock()
-    _threads.clear()
+def _leave_to_parent() -> None:
+    # A forked child shares the parent's open files: it must neither free nor prolong a mutex.
+    for file in _mutexes:
+        os.close(file)
+    _mutexes.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_after_fork)
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` (made if it is not there) exclusively; freed too when the process dies.
+def locked(path: Path, *, mode: int = 0o666, remove: bool = False) -> Iterator[None]:
+    """Hold the file ``path`` exclusively for the block; waits for whoever holds it.
 
-    ``fcntl.lockf`` and not ``flock``: NFS clients pass it on to the server.
+    The file and its parent directory are created if they do not exist (``mode`` is subject to the
+    umask). ``remove`` deletes the file at the end of the block: for locks of many short-lived
+    things, on a local file system. Not reentrant. A child forked in the block does not hold it.
     """
-    import fcntl
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _guard:
-        mine = _threads[str(path.resolve())]
-    with mine:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    file = _acquire(path, mode)
+    try:
+        yield
+    finally:
+        if file in _mutexes:
+            if remove:
+                path.unlink(missing_ok=True)
+            # Explicitly: the copy of a child that was forked just now may still be open.
+            fcntl.flock(file, fcntl.LOCK_UN)
+            _close(file)
+
+
+def _acquire(path: Path, mode: int) -> int:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+        _mutexes.add(file)
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            # Closing any descriptor of the file frees the process's lock.
-            os.close(handle)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # The previous holder may have removed it, and another one may have created it anew.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(file)):
+                    return file
+        except BaseException:
+            _close(file)
+            raise
+        _close(file)
+
+
+def _close(file: int) -> None:
+    _mutexes.discard(file)
+    os.close(file)
+
+
+def hold(path: Path, *, patience: float = 1.0) -> int | None:
+    """Hold ``path`` as a sign of life; an open file number, or ``None`` if another process holds it.
+
+    It is held until that number is closed here and in every forked child (a program that is
+    started does not inherit it), or until all of them have died. Never waits for another holder
+    longer than ``patience`` seconds: :func:`is_held` may hold the file for a moment.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # noqa: PERF203 - it is a loop of attempts
+            if time.monotonic() > deadline:
+                os.close(file)
+                return None
+            time.sleep(0.01)
+        except BaseException:
+            os.close(file)
+            raise
+        else:
+            return file
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds ``path`` by :func:`hold`; False if the file does not exist."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(file)

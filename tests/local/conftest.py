@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from clustrix_containers.api.options import Resources
 from clustrix_containers.api.status import State, Status
 from clustrix_containers.clusters.local import LocalCluster
-from clustrix_containers.clusters.task import Task
+from clustrix_containers.clusters.task import Handle, Task
 from clustrix_containers.results.directory import collect
 from clustrix_containers.results.outcome import load
 from tests.bare_worker import unpickle
@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
     return value
 
@@ -50,7 +50,7 @@ class Bench:
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     tag: str = field(default_factory=lambda: secrets.token_hex(4))
     """Ends the names of this test's runs: other tests run at the same time."""
-    started: list[Sequence[str]] = field(default_factory=list)
+    started: list[Sequence[Handle]] = field(default_factory=list)
 
     def task(
         self,
@@ -61,6 +61,7 @@ class Bench:
         attempt: int = 0,
         max_parallel: int | None = None,
         image: str | None = None,
+        options: Mapping[str, Any] | None = None,
         **resources: Any,
     ) -> Task:
         directory = self.directory / f"{name} 'of\" söme\nuser, #1"
@@ -77,22 +78,25 @@ class Bench:
             directory=directory,
             attempt=attempt,
             max_parallel=max_parallel,
+            options=options or {},
         )
 
-    def submit(self, task: Task) -> Sequence[str]:
-        ids = self.cluster.submit(task)
-        self.started.append(ids)
-        return ids
+    def submit(self, task: Task) -> Sequence[Handle]:
+        handles = self.cluster.submit(task)
+        self.started.append(handles)
+        return handles
 
-    def wait(self, ids: Sequence[str], *states: State, seconds: float = 60.0) -> list[Status]:
+    def wait(
+        self, handles: Sequence[Handle], *states: State, seconds: float = 60.0
+    ) -> list[Status]:
         """Until all are in one of these states (else: terminal)."""
 
         def done() -> bool:
-            now = self.cluster.states(ids).values()
+            now = self.cluster.states(handles).values()
             return all(s.state in states if states else s.state.terminal for s in now)
 
         wait_for(done, seconds)
-        return list(self.cluster.states(ids).values())
+        return list(self.cluster.states(handles).values())
 
     def run(self, task: Task) -> list[Status]:
         return self.wait(self.submit(task))
@@ -102,13 +106,13 @@ class Bench:
         assert outcome is not None, "no mark"
         return load(outcome, unpickle=unpickle, status=status)
 
-    def output(self, ids: Sequence[str]) -> str:
-        return b"".join(self.cluster.logs(ids[0])).decode()
+    def output(self, handles: Sequence[Handle]) -> str:
+        return b"".join(piece for _, piece in self.cluster.logs(handles[:1])).decode()
 
     def close(self) -> None:
-        for ids in self.started:
-            self.cluster.cancel(ids)
-            self.wait(ids)
+        for handles in self.started:
+            self.cluster.cancel(handles)
+            self.wait(handles)
 
 
 @pytest.fixture(autouse=True)

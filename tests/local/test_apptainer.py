@@ -38,19 +38,19 @@ def bench(
 def test_values_errors_and_output(bench: Bench) -> None:
     code = "def f(x):\n    print('say', x)\n    return 1 / x"
     task = bench.task(code, [(2,), (0,)])
-    ids = bench.submit(task)
-    first, second = bench.wait(ids)
-    assert (first.state, second.state) == (State.SUCCEEDED, State.FAILED), bench.output(ids)
+    handles = bench.submit(task)
+    first, second = bench.wait(handles)
+    assert (first.state, second.state) == (State.SUCCEEDED, State.FAILED), bench.output(handles)
     assert second.message == "ZeroDivisionError: division by zero"
     assert bench.value(task) == 0.5
-    assert bench.output(ids) == "say 2\n"
+    assert bench.output(handles) == "say 2\n"
 
 
-def test_the_container_is_shut(bench: Bench) -> None:
+def test_the_container_is_isolated(bench: Bench) -> None:
     task = bench.task(INSPECT, [(sys.prefix,)], env={"MINE": "a 'b\"\n"})
-    ids = bench.submit(task)
-    status = bench.wait(ids)[0]
-    assert status.state is State.SUCCEEDED, bench.output(ids)
+    handles = bench.submit(task)
+    status = bench.wait(handles)[0]
+    assert status.state is State.SUCCEEDED, bench.output(handles)
     value = bench.value(task)
     assert value["uid"] == (os.geteuid() or 65534)
     assert value["caps"] == {0}
@@ -70,26 +70,26 @@ def test_limits(bench: Bench) -> None:
 
 def test_cancel(bench: Bench) -> None:
     name = unique()
-    ids = bench.submit(bench.task(TREE, [(name,)]))
+    handles = bench.submit(bench.task(TREE, [(name,)]))
     wait_for(lambda: f"sleep {name}" in commands())
-    bench.cluster.cancel(ids)
-    assert bench.wait(ids)[0].state is State.CANCELLED
+    bench.cluster.cancel(handles)
+    assert bench.wait(handles)[0].state is State.CANCELLED
     wait_for(lambda: f"sleep {name}" not in commands())
     wait_for(lambda: nothing_left(bench))
 
 
 def test_a_killed_supervisor_takes_its_containers_along(bench: Bench) -> None:
     name = unique()
-    ids = bench.submit(bench.task(TREE, [(name,)]))
+    handles = bench.submit(bench.task(TREE, [(name,)]))
     wait_for(lambda: f"sleep {name}" in commands())
-    os.kill(supervisor(ids), signal.SIGKILL)
-    status = bench.wait(ids)[0]
+    os.kill(supervisor(handles), signal.SIGKILL)
+    status = bench.wait(handles)[0]
     assert (status.state, status.cause) == (State.FAILED, Cause.DIED)
     wait_for(lambda: f"sleep {name}" not in commands())
     wait_for(lambda: nothing_left(bench))
 
 
-def test_no_apptainer_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_apptainer_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ClusterError, match="neither apptainer nor singularity is on PATH"):
         bench.cluster.submit(bench.task("def f(): pass"))

@@ -141,11 +141,11 @@ def test_running_here_fetches_the_layers_once_and_works(
     fetched = calls(registry_token, repository, "GET")
     for layer in plain.layers:
         assert fetched.count(f"GET blobs/{layer.digest}") == 1
-    said = stranger.python(
+    done = stranger.python(
         "import work; from clustrix_containers.runs import plan;"
         "f = work.where; print(plan.plan(f.__clustrix_function__, f._options).lock.base)"
     )
-    assert said.stdout.strip() == f"{registry_token.address}/{repository}@{digest}"
+    assert done.stdout.strip() == f"{registry_token.address}/{repository}@{digest}"
     # What has run is in the layout; pushed from there, it takes its base from where that lies.
     image = json.loads(stranger.cxc("ps", "--json").stdout)[0]["image"]
     stranger.cxc("push", image, f"{registry_token.address}/{repository}/runs")

@@ -54,10 +54,10 @@ def test_what_is_pushed_is_pulled_by_other_tools(
     digest = author.cxc("build", "work.py:square").stdout.strip()
     assert pushed == f"{name}@{digest}"
     assert author.cxc("push", digest, f"{name}/other").stdout.strip() == f"{name}/other@{digest}"
-    said = author.python(
+    output = author.python(
         f"import work; print(work.square.push({name + '/third'!r}))"
     ).stdout.strip()
-    assert said == f"{name}/third@{author.cxc('build', 'work:square').stdout.strip()}"
+    assert output == f"{name}/third@{author.cxc('build', 'work:square').stdout.strip()}"
     root = unpacked(pushed, service, author, tmp_path)
     assert "return x * x" in (root / "opt/clustrix/code/work.py").read_text()
 

@@ -145,10 +145,10 @@ def test_the_disk_is_full_in_the_middle_of_a_push(small: Registries, author: Use
         name = f"{relay.address}/team/runs"
         failed = author.cxc("push", "work.py:square", name, code=1)
         assert (relay.waiting, relay.failures) == (0, [])
-        said = failed.stderr.partition("error: ")[2]
-        assert relay.address in said
-        assert "500 Internal Server Error" in said
-        assert "no space left on device" in said.lower()
+        message = failed.stderr.partition("error: ")[2]
+        assert relay.address in message
+        assert "500 Internal Server Error" in message
+        assert "no space left on device" in message.lower()
         assert failed.stdout == ""
         assert author.remains() == []
         disk.free()
@@ -163,9 +163,9 @@ def test_storage_that_is_read_only(small: Registries, author: User, stranger: Us
     disk.protect()
     author.write("def other(x):\n    return x\n")
     failed = author.cxc("push", "work.py:other", name, code=1)
-    said = failed.stderr.partition("error: ")[2]
-    assert small.open.address in said
-    assert "read-only file system" in said.lower()
+    message = failed.stderr.partition("error: ")[2]
+    assert small.open.address in message
+    assert "read-only file system" in message.lower()
     assert author.remains() == []
     stranger.cxc("rerun", "--detach", "--trust", first)
     disk.protect(False)

@@ -104,7 +104,7 @@ def test_a_token_that_lives_too_short(tmp_path: Path, registry_token: Service) -
 
 
 def test_a_registry_with_a_password_alone_is_refused(tmp_path: Path, registry_tls: Service) -> None:
-    with pytest.raises(ClusterError, match="gives no tokens for one repository") as caught:
+    with pytest.raises(ClusterError, match="issues no tokens for a single repository") as caught:
         store.open_store(remote(registry_tls, tmp_path), RUN, SUBJECT, seconds=1)
     assert "never leave this machine" in str(caught.value)
     assert "S3" in str(caught.value)
@@ -193,6 +193,6 @@ def test_a_token_that_is_the_password_in_disguise_is_not_handed_on(
             credentials=lambda *_: Credential("alice", password, source="the test"),
             cache=tmp_path / "cache",
         )
-        with pytest.raises(ClusterError, match="is the user's own secret") as caught:
+        with pytest.raises(ClusterError, match="contains the user's own secret") as caught:
             store.open_store(where, RUN, SUBJECT, seconds=1)
     assert password not in str(caught.value)

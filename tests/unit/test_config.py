@@ -14,7 +14,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustrix_containers.config.file import Config, load, parse_duration, parse_size, paths
+from clustrix_containers.api.quantities import parse_duration, parse_size
+from clustrix_containers.config.file import Config, load
+from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import ConfigError
 
 EXAMPLE = """\
@@ -138,7 +140,7 @@ class TestReading:
 
     def test_an_unknown_target(self, user: Path) -> None:
         written(user, EXAMPLE)
-        with pytest.raises(ConfigError, match="there is no target 'locl'") as caught:
+        with pytest.raises(ConfigError, match="no such target: 'locl'") as caught:
             load().target("locl")
         assert "Did you mean 'local'? The targets are: big, local." in str(caught.value)
 
@@ -157,12 +159,12 @@ class TestReading:
         assert load().target("a39").type == "x"
 
     @pytest.mark.parametrize(
-        ("text", "line", "key", "said"),
+        ("text", "line", "key", "message"),
         [
             ("defualt: local", 1, "defualt", "Did you mean 'default'?"),
-            ("default: local\ndefault: local", 2, "default", "stands here twice"),
-            ("targets:\n  a: {type: x}\n  a: {type: y}", 3, "a", "stands here twice"),
-            ("targets:\n  a:\n    type: x\n    o: {p: 1, p: 2}", 4, "p", "stands here twice"),
+            ("default: local\ndefault: local", 2, "default", "duplicate key"),
+            ("targets:\n  a: {type: x}\n  a: {type: y}", 3, "a", "duplicate key"),
+            ("targets:\n  a:\n    type: x\n    o: {p: 1, p: 2}", 4, "p", "duplicate key"),
             ("a:\n\tb: 1", 2, None, "Indent with spaces, not with tabs."),
             ("default: [", 1, None, "not YAML"),
             ("default: 'x", 1, None, "not YAML"),
@@ -174,9 +176,9 @@ class TestReading:
             ("targets: [local]", 1, "targets", "targets is not a mapping"),
             ("\ntargets:\n  a: local", 3, "targets.a", "targets.a is not a mapping"),
             ("targets:\n  a: {runtime: x}", 2, "targets.a", "has no type"),
-            ("targets:\n  a:\n    type: 3", 3, "targets.a.type", "not a text"),
+            ("targets:\n  a:\n    type: 3", 3, "targets.a.type", "expected a string"),
             ("targets:\n  on: {type: x}", 2, "on", 'Quote it: "on".'),
-            ("targets:\n  ? [a]\n  : {type: x}", 2, "a sequence", "is not text"),
+            ("targets:\n  ? [a]\n  : {type: x}", 2, "a sequence", "is not a string"),
             ("targets:\n  a: &a {type: x}\n  b:\n    <<: *a", 4, "<<", "Merge keys"),
             (
                 "targets:\n  a: {type: x, o: !!python/name:os.system }",
@@ -187,30 +189,30 @@ class TestReading:
             ("targets:\n  a: {type: x, o: !mine {}}", 2, "targets.a.o", "could not determine"),
             ("targets:\n  a: {type: x, o: 2026-99-99}", 2, "targets.a.o", "month must be"),
             ("targets:\n  a: {type: x, o: &o {p: *o}}", 2, "targets.a.o.p", "contains itself"),
-            ("default: big", 1, "default", "there is no target 'big'"),
-            ("default: 3", 1, "default", "default is '3', not a text"),
-            ("registry: ''", 1, "registry", "not a text"),
-            ("registry: https://x/y", 1, "registry", "without https://"),
-            ("registry: x y", 1, "registry", "not a repository"),
+            ("default: big", 1, "default", "no such target: 'big'"),
+            ("default: 3", 1, "default", "default: expected a string, not '3'"),
+            ("registry: ''", 1, "registry", "expected a string"),
+            ("registry: https://x/y", 1, "registry", "expected host[:port]/name"),
+            ("registry: x y", 1, "registry", "expected host[:port]/name"),
             ("resources: 3", 1, "resources", "not a mapping"),
             ("resources:\n  memroy: 1", 2, "resources.memroy", "Did you mean 'memory'?"),
             ("resources:\n  cpus: 1\n  memory: 2 bananas", 3, "resources.memory", "not a size"),
             ("resources: {timeout: -3}", 1, "resources.timeout", "not a time"),
-            ("resources: {cpus: 0}", 1, "resources.cpus", "number of cores"),
-            ("resources: {cpus: .nan}", 1, "resources.cpus", "number of cores"),
-            ("resources: {cpus: two}", 1, "resources.cpus", "number of cores"),
-            ("resources: {gpus: 0.5}", 1, "resources.gpus", "number of GPUs"),
+            ("resources: {cpus: 0}", 1, "resources.cpus", "expected a number of cores"),
+            ("resources: {cpus: .nan}", 1, "resources.cpus", "expected a number of cores"),
+            ("resources: {cpus: two}", 1, "resources.cpus", "expected a number of cores"),
+            ("resources: {gpus: 0.5}", 1, "resources.gpus", "expected a number of GPUs"),
             ("resources: {env: {A: 1}}", 1, "resources.env", "Quote numbers"),
             ("resources: {env: [A]}", 1, "resources.env", "Quote numbers"),
         ],
     )
     def test_what_is_wrong_has_file_line_and_key(
-        self, user: Path, text: str, line: int, key: str | None, said: str
+        self, user: Path, text: str, line: int, key: str | None, message: str
     ) -> None:
         file = written(user, text)
         with pytest.raises(ConfigError) as caught:
             load()
-        assert said in str(caught.value)
+        assert message in str(caught.value)
         assert (caught.value.path, caught.value.line, caught.value.key) == (str(file), line, key)
         assert str(caught.value).startswith(f"{file}:{line}: ")
 

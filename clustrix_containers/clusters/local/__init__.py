@@ -1,9 +1,9 @@
 """The local target: a real container of the image on this machine.
 
-The client prepares (unpacks the image, writes the plan) and starts a *supervisor*, which
-runs the elements and outlives it. Everything that is known lies in the run's directory:
-``local/ATTEMPT/`` (see :mod:`.journal`), ``logs/ELEMENT.ATTEMPT.log``, ``results/``.
-Ids read ``DIRECTORY#ATTEMPT.ELEMENT``, so any process can use them.
+The client prepares (unpacks the image, writes the attempt's specification) and starts a
+*supervisor*, which runs the elements and outlives it. All state is in the run's directory:
+``local/ATTEMPT/`` (see :mod:`.journal`), ``logs/ELEMENT.ATTEMPT.log``, ``results/``. So a
+handle's ``id`` is that directory, and any process can use it.
 """
 
 from __future__ import annotations
@@ -13,29 +13,45 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from clustrix_containers.api.status import Cause, State, Status
-from clustrix_containers.clusters import Tell
-from clustrix_containers.clusters.task import Task
+from clustrix_containers.api.status import State, Status
+from clustrix_containers.clusters import Notify
+from clustrix_containers.clusters.task import Capabilities, Fetched, Handle, Task
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.remote import shell
+from clustrix_containers.storage.locks import locked
 
 from . import journal
-from .plan import Plan, control, log
+from .attempt import AttemptSpec, control_directory, log_file
+
+if TYPE_CHECKING:
+    from clustrix_containers.containers.runtimes import Availability
+    from clustrix_containers.oci.model import Image
+    from clustrix_containers.oci.progress import Progress
 
 START_TIMEOUT = 60.0
+
+_AT_THE_CALL: Mapping[str, tuple[Any, str]] = {
+    "network": (str, "a network mode of Docker"),
+    "grace": (int | float, "seconds between SIGTERM and SIGKILL"),
+}
+"""The options at the call: their types, and what they are."""
 
 
 class LocalCluster:
     """Runs tasks on this machine.
 
     ``runtime``: ``auto`` (the first that works of docker, apptainer, sandbox), or one by name;
-    ``bubblewrap`` or ``namespaces`` for one way of the sandbox's.
-    ``cache``: where unpacked images lie (the user's cache directory if not given).
-    ``max_parallel``: elements at once (as many as fit into cores and memory if not given).
-    ``network``: Docker's network mode. ``limits``: ``auto``, or ``sample`` to leave cgroups
-    alone. ``grace``: seconds between SIGTERM and SIGKILL.
+    ``bubblewrap`` or ``namespaces`` for one method of the sandbox.
+    ``cache``: where images are unpacked (default: the user's cache directory).
+    ``max_parallel``: elements at once (default: as many as fit into cores and memory).
+    ``network``: Docker's network mode. ``limits``: ``auto``, or ``sample`` to use no cgroups.
+    ``grace``: seconds between SIGTERM and SIGKILL.
+
+    Options at the call: ``network`` and ``grace``.
     """
 
     def __init__(
@@ -49,217 +65,234 @@ class LocalCluster:
         grace: float = 5.0,
     ) -> None:
         if limits not in ("auto", "sample"):
-            raise ClusterError(f"limits is {limits!r}", hint="It is auto or sample.")
+            raise ClusterError(f"invalid limits: {limits!r}", hint="Expected auto or sample.")
         if max_parallel is not None and max_parallel < 1:
-            raise ClusterError(f"max_parallel is {max_parallel}: at least 1 element must run")
+            raise ClusterError(f"max_parallel must be at least 1, not {max_parallel}")
         self.runtime = runtime
         self.cache = Path(cache).expanduser() if cache is not None else None
         self.max_parallel = max_parallel
         self.network = network
         self.limits = limits
         self.grace = grace
+        # Used by several threads at once: only with operations that are atomic.
         self._readers: dict[Path, journal.Reader] = {}
 
-    poll_interval = (0.01, 0.25)
-    pulls = False
+    @cached_property
+    def chosen(self) -> Availability:
+        """The runtime that is used. ``ClusterError`` if it does not work, which is not cached."""
+        from clustrix_containers.containers.runtimes import choose
+
+        return choose(self.runtime)
+
+    @property
+    def unpacked(self) -> Path:
+        """The directory of unpacked images."""
+        from clustrix_containers.config.file import paths
+
+        return (self.cache or paths().cache).resolve()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Never raises: runs can be watched where their runtime does not work (any more)."""
+        try:
+            gpus = self.chosen.gpus
+        except ClusterError:
+            gpus = True
+        return Capabilities(images="layout", gpus=gpus, poll_interval=(0.01, 0.25))
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """``ClusterError`` for a wrong option, or if no runtime works here."""
+        runtime = self.chosen.runtime
+        for name, value in options.items():
+            kind, expected = _AT_THE_CALL.get(name, (None, f"one of {', '.join(_AT_THE_CALL)}"))
+            if kind is None:
+                problem = f"the local target has no option {name!r} at the call"
+            elif not isinstance(value, kind) or (name == "grace" and value < 0):
+                problem = f"invalid {name}: {value!r}"
+            elif name == "network" and runtime != "docker":
+                problem, expected = f"the {runtime} runtime has no network modes", "runtime docker"
+            else:
+                continue
+            raise ClusterError(problem, hint=f"Expected {expected}.", option=name)
 
     def check(self) -> Sequence[tuple[str, bool, str]]:
-        """The runtimes; one that is not there is all right as long as the chosen one is."""
-        from clustrix_containers.containers.runtimes import available, choose
+        """The runtimes; one that is missing is no problem as long as the chosen one works."""
+        from clustrix_containers.containers.runtimes import ORDER, check
 
         try:
-            chosen = choose(self.runtime).runtime
+            chosen = self.chosen.runtime
         except ClusterError as error:
             return [("runtime", False, str(error))]
-        found = available()
+        found = map(check, ORDER)
         return [
             ("runtime", True, chosen),
-            *(
-                (item.runtime, True, item.reason if item.ok else f"no: {item.reason}")
-                for item in found
-            ),
+            *((it.runtime, True, it.reason if it.ok else f"no: {it.reason}") for it in found),
         ]
 
-    def describe(self) -> str:
-        """Which runtime is taken here, and why not those before it. One sentence each."""
-        from clustrix_containers.containers.runtimes import ORDER, check, choose
+    def stage(self, image: Image, *, repository: str | None, progress: Progress) -> str:  # noqa: ARG002
+        """Store the image in this user's layout."""
+        from clustrix_containers.clusters.staging import to_layout
 
-        chosen = choose(self.runtime)
-        lines = [f"{chosen.runtime}: {chosen.reason}"]
-        if self.runtime == "auto":
-            before = ORDER[: ORDER.index(chosen.runtime)]
-            lines += [f"not {name}: {check(name).reason}" for name in before]
-        return "\n".join(lines)
+        return to_layout(image)
 
-    def choices(self, task: Task) -> str:  # noqa: ARG002
-        """Nothing that changes from task to task."""
-        return ""
+    def describe(self, task: Task) -> str:  # noqa: ARG002
+        """Which runtime is used here, and why not those before it. One line each."""
+        return self._description
+
+    @cached_property
+    def _description(self) -> str:
+        from clustrix_containers.containers.runtimes import ORDER, check
+
+        chosen = self.chosen
+        before = ORDER[: ORDER.index(chosen.runtime)] if self.runtime == "auto" else ()
+        reasons = [f"not {name}: {check(name).reason}" for name in before]
+        return "\n".join([f"{chosen.runtime}: {chosen.reason}", *reasons])
 
     def preview(self, task: Task) -> str:
-        """ClusterError: nothing is made here that a person could write."""
+        """ClusterError: nothing that a person could write is created here."""
         raise ClusterError(
             f"{task.name} would run on this machine: a dry run has nothing to show",
             hint="Name a target that has manifests (--on).",
         )
 
-    def submit(self, task: Task) -> Sequence[str]:
-        """Start the task's supervisor, unless this run and attempt has had one."""
-        if task.retries:
-            raise ClusterError(
-                "the local target does not run a call again that failed",
-                hint="Leave retries out, or submit to a target that has them (kubernetes).",
-            )
+    def submit(self, task: Task) -> Sequence[Handle]:
+        """Start the attempt's supervisor, unless there has been one."""
         directory = task.directory.resolve()
-        place = control(directory, task.attempt)
-        known = _read_plan(place)
-        if known is None:
-            from .staging import prepare
+        control = control_directory(directory, task.attempt)
+        with locked(directory / "local" / "lock"):
+            spec = AttemptSpec.read(control)
+            if spec is None:
+                from .staging import prepare
 
-            known = prepare(self, task, directory)
-        elif (known.run, known.image, list(known.elements)) != (
-            task.run,
-            task.image,
-            list(task.elements),
-        ):
-            raise ClusterError(
-                f"attempt {task.attempt} of the run {task.run} was submitted with another image"
-                " or other elements",
-                hint="Submit it as another attempt.",
-            )
-        reader = self._reader(place)
-        reader.update()
-        if reader.started is None:
-            _start_supervisor(place)
-        return [_id(directory, task.attempt, element) for element in task.elements]
+                prepare(self, task, directory, self.chosen)
+            elif (spec.run, spec.image, list(spec.elements)) != (
+                task.run,
+                task.image,
+                list(task.elements),
+            ):
+                raise ClusterError(
+                    f"attempt {task.attempt} of the run {task.run} was submitted with another"
+                    " image or other elements",
+                    hint="Submit it as another attempt.",
+                )
+            if not journal.has_started(control):
+                _start_supervisor(control)
+        return tuple(
+            Handle(task.run, task.attempt, element, str(directory)) for element in task.elements
+        )
 
-    def states(self, ids: Sequence[str]) -> Mapping[str, Status]:
-        """Reads only what the supervisors have written since the last time."""
-        checked: dict[Path, journal.Reader] = {}
-        out = {}
-        for name in ids:
-            directory, attempt, element = _parse(name)
-            place = control(directory, attempt)
-            reader = checked.get(place)
-            if reader is None:
-                reader = checked[place] = self._reader(place)
-                self._refresh(reader)
-            out[name] = self._status(reader, element)
-        return out
+    def states(self, handles: Sequence[Handle]) -> Mapping[Handle, Status]:
+        """Reads only what the supervisors have written since the last call."""
+        attempts = {key: self._statuses(*key) for key in {(it.id, it.attempt) for it in handles}}
+        return {it: attempts[it.id, it.attempt](it.element) for it in handles}
 
-    def subscribe(self, run: str, tell: Tell) -> Callable[[], None]:  # noqa: ARG002
-        """Asking costs next to nothing here."""
+    def subscribe(self, run: str, notify: Notify) -> Callable[[], None]:  # noqa: ARG002
+        """Does nothing: polling is cheap here."""
         return lambda: None
 
-    def fetch(self, id: str, directory: Path, image: str) -> None:  # noqa: A002
-        """They are there: the directory is mounted."""
+    def fetch(self, task: Task, handles: Sequence[Handle]) -> Mapping[Handle, Fetched]:  # noqa: ARG002
+        """The directory is shared, and a mark is there before its container ends."""
+        return dict.fromkeys(handles, Fetched(grace=0.0))
 
-    def find(self, run: str) -> None:  # noqa: ARG002
-        """Nothing is kept but in the user's own directories."""
-        return
+    def find(self, run: str) -> None:
+        """Nothing is kept outside of the user's own directories."""
 
-    def logs(self, id: str, *, follow: bool = False) -> Iterator[bytes]:  # noqa: A002
-        """What the element has printed, as pieces of at most 64 KiB."""
-        directory, attempt, element = _parse(id)
-        path = log(directory, element, attempt)
+    def logs(
+        self, handles: Sequence[Handle], *, follow: bool = False
+    ) -> Iterator[tuple[Handle, bytes]]:
+        """What the elements printed, in pieces of at most 64 KiB."""
+        for handle in handles:
+            for piece in self._log(handle, follow):
+                yield handle, piece
+
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        """Ask the supervisors; returns before the containers have ended."""
+        attempts: dict[tuple[str, int], set[int]] = {}
+        for handle in handles:
+            attempts.setdefault((handle.id, handle.attempt), set()).add(handle.element)
+        for (directory, attempt), elements in attempts.items():
+            control = control_directory(Path(directory), attempt)
+            spec = AttemptSpec.read(control)
+            if spec is not None:
+                everything = len(elements) == len(spec.elements)
+                journal.request_cancel(control, None if everything else elements)
+
+    def prune_cache(self, older_than: float) -> None:
+        """Remove unpacked images that were not used lately."""
+        from clustrix_containers.containers import rootfs
+
+        rootfs.prune(self.unpacked, older_than)
+
+    def _log(self, handle: Handle, follow: bool) -> Iterator[bytes]:
+        path = log_file(Path(handle.id), handle.attempt, handle.element)
         offset, wait = 0, 0.02
         while True:
-            over = not follow or self.states([id])[id].state.terminal
+            state = self.states([handle])[handle].state if follow else State.SUCCEEDED
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
                 file.seek(offset)
                 while data := file.read(1 << 16):
                     offset += len(data)
                     wait = 0.02
                     yield data
-            if over:
+            if state.terminal or state is State.ABSENT:
                 return
             time.sleep(wait)
             wait = min(0.5, wait * 1.5)
 
-    def cancel(self, ids: Sequence[str]) -> None:
-        """Ask the supervisors; returns before the containers have ended."""
-        by_place: dict[Path, list[int]] = {}
-        for name in ids:
-            directory, attempt, element = _parse(name)
-            by_place.setdefault(control(directory, attempt), []).append(element)
-        for place, elements in by_place.items():
-            plan = _read_plan(place)
-            if plan is None:
-                raise ClusterError(f"there is no run in {place.parent.parent}")
-            everything = len(set(elements)) == len(plan.elements)
-            journal.request_cancel(place, None if everything else elements)
-
-    def tidy(self, older_than: float) -> None:
-        """Remove unpacked images that were not used lately."""
-        from clustrix_containers.containers import rootfs
-
-        from .staging import cache_of
-
-        rootfs.prune(cache_of(self), older_than)
-
-    def _reader(self, place: Path) -> journal.Reader:
-        return self._readers.setdefault(place, journal.Reader(place))
-
-    def _refresh(self, reader: journal.Reader) -> None:
+    def _statuses(self, directory: str, attempt: int) -> Callable[[int], Status]:
+        """The current status of each element of an attempt."""
+        control = control_directory(Path(directory), attempt)
+        reader = self._readers.setdefault(control, journal.Reader(control))
         reader.update()
-        if reader.started is None or reader.ended or journal.is_locked(reader.control):
-            return
-        # It may have written its last lines between the two looks.
-        reader.update()
-        if not reader.ended:
-            from .cleanup import clean_up
+        if not reader.ended and not journal.is_alive(control):
+            # It may have written its last lines between the two looks.
+            reader.update()
+            if reader.started is None or not control.is_dir():
+                missing = _missing(control)
+                return lambda element: _terminal(reader, element) or missing
+            if not reader.ended:
+                return _orphaned(reader)
+        if reader.ended:
+            # Nothing more is to be read; this object may live for long.
+            self._readers.pop(control, None)
+        return lambda element: reader.statuses.get(element, journal.PENDING)
 
-            clean_up(reader)
 
-    def _status(self, reader: journal.Reader, element: int) -> Status:
-        status = reader.statuses.get(element, journal.PENDING)
-        if status.state.terminal:
-            return status
-        if reader.started is None and _abandoned(reader.control):
-            return _NOT_STARTED
-        if not reader.control.is_dir():
-            return Status(State.FAILED, Cause.DIED, None, "the run's directory is gone")
-        if reader.started is None or reader.ended or journal.is_locked(reader.control):
-            return status
-        from .cleanup import orphaned
+def _terminal(reader: journal.Reader, element: int) -> Status | None:
+    status = reader.statuses.get(element)
+    return status if status is not None and status.state.terminal else None
 
-        reader.statuses[element] = orphaned(reader, element, status)
+
+def _missing(control: Path) -> Status:
+    """The status of an element of which no supervisor has written anything."""
+    if not control.is_dir():
+        return Status(State.ABSENT, message="the run's directory no longer exists")
+    try:
+        age = time.time() - (control / "attempt.json").stat().st_mtime
+    except FileNotFoundError:
+        return journal.PENDING
+    if age < START_TIMEOUT or journal.has_started(control):
+        return journal.PENDING
+    return Status(State.PENDING, message="its client died before it was started: submit it again")
+
+
+def _orphaned(reader: journal.Reader) -> Callable[[int], Status]:
+    """The statuses of elements whose supervisor is dead; removes what it left behind."""
+    from .outcome import clean_up, orphaned
+
+    spec = AttemptSpec.read(reader.control)
+    if spec is None:
+        return lambda _element: _missing(reader.control)
+    clean_up(spec)
+
+    def status(element: int) -> Status:
+        reader.statuses[element] = _terminal(reader, element) or orphaned(spec, reader, element)
         return reader.statuses[element]
 
-
-_NOT_STARTED = Status(
-    State.PENDING, message="the client ended before the run was started: submit it again"
-)
+    return status
 
 
-def _abandoned(place: Path) -> bool:
-    """Whether a plan has been there for long, and nobody has begun with it."""
-    try:
-        age = time.time() - (place / "plan.json").stat().st_mtime
-    except FileNotFoundError:
-        return False
-    return age > START_TIMEOUT and not journal.has_started(place)
-
-
-def _id(directory: Path, attempt: int, element: int) -> str:
-    return f"{directory}#{attempt}.{element}"
-
-
-def _parse(name: str) -> tuple[Path, int, int]:
-    directory, _, numbers = name.rpartition("#")
-    attempt, _, element = numbers.partition(".")
-    if not (directory and attempt.isdigit() and element.isdigit()):
-        raise ClusterError(f"not an id of the local target: {name!r}")
-    return Path(directory), int(attempt), int(element)
-
-
-def _read_plan(place: Path) -> Plan | None:
-    try:
-        return Plan.from_json((place / "plan.json").read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def _start_supervisor(place: Path) -> None:
+def _start_supervisor(control: Path) -> None:
     """Returns when a supervisor holds the lock: the one started here or another."""
     from .supervisor import BOOT, TAKEN
 
@@ -267,7 +300,8 @@ def _start_supervisor(place: Path) -> None:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
     }
-    done = shell.run(shell.python(BOOT, str(place), *path), timeout=START_TIMEOUT, env=environment)
+    command = shell.python(BOOT, str(control), *path)
+    done = shell.run(command, timeout=START_TIMEOUT, env=environment)
     if done.code not in (0, TAKEN):
         raise ClusterError(
             f"the run's supervisor cannot be started: {done.complaint}",

@@ -1,31 +1,32 @@
-"""What became of an element, in a status and a sentence."""
+"""How elements ended, as statuses; and what remains to be done after a supervisor was killed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 from clustrix_containers.api.status import Cause, State, Status
 
 from . import journal
-from .plan import Plan
+from .attempt import LABEL_ATTEMPT, AttemptSpec
 
-ENDED = Status(State.FAILED, Cause.DIED, None, "the run's supervisor was told to end (SIGTERM)")
+CANCELLED = Status(State.CANCELLED, message="cancelled")
+TERMINATED = Status(State.FAILED, Cause.DIED, None, "the run's supervisor received SIGTERM")
+LAST_LINE = 500
+"""Characters of an element's last line of output that its status carries."""
 
 
-def cancelled() -> Status:
-    return Status(State.CANCELLED, message="cancelled")
-
-
-def over_time(plan: Plan) -> Status:
-    message = f"ended at its time limit of {plan.timeout:g} s"
+def over_time(timeout: float) -> Status:
+    message = f"ended at its time limit of {timeout:g} s"
     return Status(State.FAILED, Cause.TIME_LIMIT, 124, message)
 
 
 def over_memory(limit: int, peak: int, code: int | None = None) -> Status:
-    used = f"; it held {_size(peak)}" if peak > limit else ""
-    message = f"ended because it needed more than its memory limit of {_size(limit)}{used}"
+    used = f"; it used {_size(peak)}" if peak > limit else ""
+    message = f"ended because it used more than its memory limit of {_size(limit)}{used}"
     return Status(State.FAILED, Cause.MEMORY_LIMIT, code, message)
 
 
@@ -35,33 +36,31 @@ def _size(number: int) -> str:
     return f"{number / (1 << 20):.4g} MiB"
 
 
-def not_started(error: Exception) -> str:
-    return f"the container cannot be started: {error}"
+def not_started(error: Exception) -> Status:
+    return Status(State.FAILED, Cause.REFUSED, None, f"the container cannot be started: {error}")
 
 
-def explain(plan: Plan, element: int, code: int | None) -> Status:
+def status_of(spec: AttemptSpec, element: int, code: int | None) -> Status:
     """The status of an element whose container ended by itself; its mark counts most."""
-    mark = _mark(plan, element)
-    message = str(mark.get("message", ""))
-    if mark.get("outcome") == "ok":
-        # Its result was complete; what came after it (an exit handler, a late kill) is no failure.
+    mark = _mark(spec.mark(element))
+    outcome, message = mark.get("outcome"), str(mark.get("message", ""))
+    if outcome == "ok":
+        # Its result was complete; what came later (an exit handler, a late kill) is no failure.
         return journal.SUCCEEDED
-    if mark.get("outcome") == "timeout":
+    if outcome == "timeout":
         return Status(State.FAILED, Cause.TIME_LIMIT, code, message)
-    if mark.get("outcome") == "died":
+    if outcome == "died":
         return Status(State.FAILED, Cause.DIED, code, message)
     if mark:
-        lines = message.strip().splitlines() or [""]
-        kind = str(mark.get("type") or "")
-        return Status(State.FAILED, Cause.NONE, code, f"{kind}: {lines[0]}" if kind else lines[0])
-    said = _last_line(plan.log(element))
+        words = (str(mark.get("type") or ""), message.strip().partition("\n")[0])
+        return Status(State.FAILED, Cause.NONE, code, ": ".join(filter(None, words)))
     message = f"the container ended with exit code {code} and no completion mark"
-    return Status(State.FAILED, Cause.DIED, code, f"{message}: {said}" if said else message)
+    last = _last_line(spec.log(element))
+    return Status(State.FAILED, Cause.DIED, code, f"{message}: {last}" if last else message)
 
 
-def _mark(plan: Plan, element: int) -> dict[str, object]:
-    """The worker's mark, for its words only: whoever takes the result verifies it."""
-    path = plan.directory / "results" / f"{element}.{plan.attempt}.mark"
+def _mark(path: Path) -> dict[str, object]:
+    """The worker's mark, only for its message: whoever takes the result verifies it."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -82,4 +81,37 @@ def _last_line(log: Path) -> str:
             lines = file.read().decode(errors="replace").strip().splitlines()
     except OSError:
         return ""
-    return lines[-1][:500] if lines else ""
+    return lines[-1][:LAST_LINE] if lines else ""
+
+
+# --- after a supervisor was killed --------------------------------------------------------------
+
+
+def orphaned(spec: AttemptSpec, reader: journal.Reader, element: int) -> Status:
+    """The status of an element whose supervisor is dead: its mark counts, if there is one."""
+    running = reader.statuses.get(element) == journal.RUNNING
+    if running and spec.mark(element).exists():
+        return status_of(spec, element, None)
+    started = reader.started or {}
+    when = "while it ran" if running else "before it was started"
+    return Status(
+        State.FAILED,
+        Cause.DIED,
+        None,
+        f"the run's supervisor (process {started.get('pid')} on {started.get('host')}) was killed"
+        f" {when}, or the machine was restarted",
+    )
+
+
+def clean_up(spec: AttemptSpec) -> None:
+    """Remove what the kernel does not: cgroups, an engine's containers, scratch directories."""
+    from clustrix_containers.containers import limits
+
+    shutil.rmtree(spec.control / "scratch", ignore_errors=True)
+    if spec.runtime == "docker":
+        from clustrix_containers.containers import docker
+
+        with contextlib.suppress(Exception):
+            docker.remove_all(LABEL_ATTEMPT, spec.tag)
+    elif spec.limits != "sample" and (tree := limits.find()):
+        limits.remove_all(tree, f"{spec.tag}.")

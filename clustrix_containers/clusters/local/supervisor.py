@@ -1,8 +1,8 @@
-"""Runs one attempt's elements and outlives the client: a process with a session of its own.
+"""Runs one attempt's elements and outlives the client: a process in a session of its own.
 
-It holds the attempt's lock, starts containers as far as there is room, enforces limits, and
-appends what happens to the journal. What it starts dies with it. See :func:`main` for how it
-is started; :mod:`.journal` for how others see what it does.
+It holds the attempt's lock, starts containers as far as resources allow, enforces limits, and
+appends events to the journal. What it starts dies with it. See :func:`main` for how it is
+started; :mod:`.journal` for how others follow it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from clustrix_containers.api.status import Cause, State, Status
-from clustrix_containers.containers import cgroup
-from clustrix_containers.containers.process import Container, Runtime
-from clustrix_containers.worker import contract
+from clustrix_containers.api.status import Status
+from clustrix_containers.containers import limits
+from clustrix_containers.containers.container import Container, ContainerSpec
+from clustrix_containers.containers.environment import outer_limit, worker_environment
+from clustrix_containers.containers.runtimes import open_runtime
 
 from . import journal
-from .outcome import ENDED, cancelled, explain, not_started, over_memory, over_time
-from .plan import Plan
-from .pool import Room
+from .attempt import LABEL_ATTEMPT, LABEL_ELEMENT, LABEL_RUN, AttemptSpec
+from .outcome import CANCELLED, TERMINATED, not_started, over_memory, over_time, status_of
+from .pool import ResourcePool
 
 BOOT = (
     "import sys; sys.path += [p for p in sys.argv[2:] if p not in sys.path];"
@@ -35,16 +37,13 @@ BOOT = (
 """For ``python -I -S -c``: this, the control directory, then the client's ``sys.path``."""
 
 TAKEN = 3
-"""Exit code: another supervisor holds the lock, or has been here before."""
+"""Exit code: another supervisor holds the lock, or has run this attempt before."""
 
-SAMPLE = 0.1
-"""Seconds between two looks at memory where no cgroup does it."""
+SAMPLE_INTERVAL = 0.1
+"""Seconds between two samples of memory use where no cgroup limits it."""
 
-LOOK = 2.0
-"""Seconds between two looks for what a client on another host wants cancelled."""
-
-MARGIN = 5.0
-"""Seconds after the worker's own time limit and grace before the container is ended from here."""
+CANCEL_INTERVAL = 2.0
+"""Seconds between two reads of the cancel requests: a client on another host cannot wake it."""
 
 
 def main(control: str) -> None:
@@ -53,10 +52,10 @@ def main(control: str) -> None:
     The caller waits only until the lock is taken: exit code 0, or :data:`TAKEN`.
     """
     directory = Path(control)
-    plan = Plan.from_json((directory / "plan.json").read_bytes())
+    spec = AttemptSpec.read(directory)
     os.umask(0o077)
-    lock = journal.take_lock(directory)
-    if lock is None or journal.has_started(directory):
+    lock = journal.hold(directory)
+    if spec is None or lock is None or journal.has_started(directory):
         sys.exit(TAKEN)
     wake = journal.open_wake(directory)
     writer = journal.Writer(directory)
@@ -65,68 +64,62 @@ def main(control: str) -> None:
     os.setsid()
     os.chdir("/")
     _redirect(directory / "supervisor.log")
-    writer.note(event="start", pid=os.getpid(), host=os.uname().nodename)
-    Supervisor(plan, writer, wake).run()
-    writer.note(event="end")
+    writer.started(os.getpid(), os.uname().nodename)
+    Supervisor(spec, writer, wake).run()
+    writer.ended()
     sys.stdout.flush()
     os._exit(0)
 
 
 def _redirect(log: Path) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, number in ((null, 0), (file, 1), (file, 2)):
-        os.dup2(source, number)
-    os.close(file)
-    os.close(null)
+    with log.open("ab") as file, Path(os.devnull).open("rb") as null:
+        for source, number in ((null, 0), (file, 1), (file, 2)):
+            os.dup2(source.fileno(), number)
 
 
 @dataclass(slots=True)
 class Running:
-    """One element's container. Times are of the monotonic clock, ``peak`` is in bytes."""
+    """One element's container. Times are of the monotonic clock."""
 
     element: int
-    slot: int
     container: Container
-    group: cgroup.Group | None
+    cgroup: limits.Cgroup | None
     deadline: float | None
-    peak: int = 0
-    why: Status | None = None
-    """Set when it is being ended from here: what it will be reported as."""
+    reason: Status | None = None
+    """Set when the supervisor ends it: what it will be reported as."""
     kill_at: float | None = None
 
 
 @dataclass
 class Supervisor:
-    """The loop. ``wake`` is the FIFO through which clients make it look."""
+    """The loop. ``wake`` is the FIFO through which clients wake it."""
 
-    plan: Plan
+    spec: AttemptSpec
     writer: journal.Writer
     wake: int
     running: dict[int, Running] = field(default_factory=dict)
-    told_to_end: bool = False
+    terminated: bool = False
 
     def __post_init__(self) -> None:
-        self.requests = journal.Requests(self.plan.control)
-        self.runtime = _open_runtime(self.plan)
-        self.groups = None
-        if not self.runtime.limits and self.plan.limits != "sample":
-            self.groups = cgroup.find()
-        self.sampling = (
-            self.plan.memory is not None and self.groups is None and not self.runtime.limits
-        )
-        self.free = list(range(self.plan.max_parallel - 1, -1, -1))
+        spec, container = self.spec, self.spec.container
+        self.requests = journal.CancelRequests(spec.control)
+        self.runtime = open_runtime(spec.runtime, spec.method)
+        self.cgroups = None
+        if not self.runtime.enforces_limits and spec.limits != "sample":
+            self.cgroups = limits.find()
+        limited = self.runtime.enforces_limits or self.cgroups is not None
+        self.sampling = container.memory is not None and not limited
         self.signals = self._catch_signals()
-        self.next_look = 0.0
-        self.room = Room(self.plan.room, self.plan.control, self.plan.cpus, self.plan.memory)
+        self.next_read = 0.0
+        self.pool = ResourcePool(spec.pool, spec.control, container.cpus, container.memory)
         self.next: int | None = None
 
     def run(self) -> None:
-        todo = self.plan.ids()
+        todo = iter(self.spec.elements)
         more = True
         while more or self.running:
             self._read_requests()
-            self._end_what_is_due()
+            self._enforce()
             self._collect()
             more = self._fill(todo) if more else False
             if more or self.running:
@@ -135,113 +128,111 @@ class Supervisor:
     # --- starting --------------------------------------------------------------------------
 
     def _fill(self, todo: Iterator[int]) -> bool:
-        """Start elements while there is room; whether there may be more to start."""
-        while self.free:
+        """Start elements while resources allow; whether there may be more to start."""
+        while len(self.running) < self.spec.max_parallel:
             if self.next is None:
                 self.next = next(todo, None)
             if self.next is None:
                 return False
-            if self.told_to_end:
-                self._report(self.next, ENDED)
+            if self.terminated:
+                self.writer.status(self.next, TERMINATED)
             elif self.next in self.requests:
-                self._report(self.next, cancelled())
+                self.writer.status(self.next, CANCELLED)
             else:
-                if self.room.look_at is not None and time.monotonic() < self.room.look_at:
+                if self.pool.retry_at is not None and time.monotonic() < self.pool.retry_at:
                     return True
-                cores = self._take_room(self.next)
+                cores = self._acquire(self.next)
                 if cores is None:
                     return True
                 self._start(self.next, cores)
             with contextlib.suppress(OSError):
-                self.room.leave_line()
+                self.pool.leave_queue()
             self.next = None
         return True
 
-    def _take_room(self, element: int) -> frozenset[int] | None:
+    def _acquire(self, element: int) -> frozenset[int] | None:
         try:
-            return self.room.take(element)
+            return self.pool.acquire(element)
         except OSError as error:
-            # A full disk must not end the run: it goes on without regard to others.
-            print(f"the machine's room cannot be shared: {error}", flush=True)
-            self.room.look_at = None
-            return frozenset(self.room.machine.cores)
+            # A full disk must not end the run: it continues without sharing.
+            print(f"the machine's resources cannot be shared: {error}", flush=True)
+            self.pool.retry_at = None
+            return frozenset(self.pool.machine.cores)
 
-    def _give_room_back(self, element: int) -> None:
+    def _release(self, element: int) -> None:
         with contextlib.suppress(OSError):
-            self.room.give_back(element)
+            self.pool.release(element)
 
     def _start(self, element: int, cores: frozenset[int]) -> None:
-        plan, slot = self.plan, self.free.pop()
+        spec = self.spec
         try:
-            group = self._group(element)
-            with _log(plan.log(element)) as output:
-                container = self.runtime.start(
-                    plan, element, self._env(element), output, self._before(cores, group)
-                )
+            cgroup = self._create_cgroup(element)
+            # With a quota by the kernel or an engine, the cores need not be fixed.
+            quota = self.runtime.enforces_limits or (cgroup is not None and cgroup.cpu is not None)
+            confine = partial(_confine, cgroup, frozenset() if quota else cores)
+            with spec.log(element).open("ab", buffering=0) as log:
+                container = self.runtime.start(self._container(element), log.fileno(), confine)
         except Exception as error:
-            # One element that cannot be started must not take the others along.
-            self.free.append(slot)
-            self._give_room_back(element)
-            self._report(element, Status(State.FAILED, Cause.REFUSED, None, not_started(error)))
+            # An element that cannot be started must not end the others.
+            self._release(element)
+            self.writer.status(element, not_started(error))
             return
-        limit = plan.timeout
-        deadline = None if limit is None else time.monotonic() + limit + plan.grace + MARGIN
-        self.running[element] = Running(element, slot, container, group, deadline)
+        limit = outer_limit(spec.timeout, spec.grace)
+        deadline = None if limit is None else time.monotonic() + limit
+        self.running[element] = Running(element, container, cgroup, deadline)
         self.writer.status(element, journal.RUNNING)
 
-    def _group(self, element: int) -> cgroup.Group | None:
-        if self.groups is None:
+    def _create_cgroup(self, element: int) -> limits.Cgroup | None:
+        if self.cgroups is None:
             return None
-        name = f"{self.plan.tag}.{element}"
-        return cgroup.create(self.groups, name, memory=self.plan.memory, cpus=self.plan.cpus)
+        container, name = self.spec.container, f"{self.spec.tag}.{element}"
+        return self.cgroups.create(name, memory=container.memory, cpus=container.cpus)
 
-    def _before(self, cores: frozenset[int], group: cgroup.Group | None) -> _Before:
-        """With a quota by the kernel, or by an engine, the cores need not be fixed."""
-        fixed = (group is None or group.cpu is None) and not self.runtime.limits
-        return _Before(group, cores if fixed else frozenset())
-
-    def _env(self, element: int) -> dict[str, str]:
-        plan = self.plan
-        env = {
-            **plan.env,
-            contract.ENV_RUN: plan.run,
-            contract.ENV_ELEMENT: str(element),
-            contract.ENV_ATTEMPT: str(plan.attempt),
-            contract.ENV_CPUS: f"{plan.cpus:g}",
-            contract.ENV_GRACE: f"{plan.grace:g}",
-        }
-        if plan.timeout is not None:
-            env[contract.ENV_TIMEOUT] = f"{plan.timeout:g}"
-        return env
+    def _container(self, element: int) -> ContainerSpec:
+        spec = self.spec
+        worker = worker_environment(
+            run=spec.run,
+            attempt=spec.attempt,
+            element=element,
+            cpus=spec.container.cpus,
+            timeout=spec.timeout,
+            grace=spec.grace,
+        )
+        return replace(
+            spec.container,
+            env={**spec.container.env, **worker},
+            scratch=str(spec.control / "scratch" / str(element)),
+            labels={LABEL_ATTEMPT: spec.tag, LABEL_RUN: spec.run, LABEL_ELEMENT: str(element)},
+        )
 
     # --- ending ----------------------------------------------------------------------------
 
     def _read_requests(self) -> None:
         now = time.monotonic()
-        if now < self.next_look:
+        if now < self.next_read:
             return
-        self.next_look = now + LOOK
-        if self.requests.update():
-            for running in self.running.values():
-                if running.element in self.requests:
-                    self._end(running, cancelled())
-        if self.told_to_end:
-            for running in self.running.values():
-                self._end(running, ENDED)
+        self.next_read = now + CANCEL_INTERVAL
+        self.requests.update()
+        for running in self.running.values():
+            if running.element in self.requests:
+                self._end(running, CANCELLED)
+            if self.terminated:
+                self._end(running, TERMINATED)
 
-    def _end(self, running: Running, why: Status, *, at_once: bool = False) -> None:
-        if running.why is None:
-            running.why = why
-            running.kill_at = time.monotonic() + (0.0 if at_once else self.plan.grace)
-            if not at_once:
+    def _end(self, running: Running, reason: Status, *, now: bool = False) -> None:
+        if running.reason is None:
+            running.reason = reason
+            running.kill_at = time.monotonic() + (0.0 if now else self.spec.grace)
+            if not now:
                 running.container.terminate()
 
-    def _end_what_is_due(self) -> None:
+    def _enforce(self) -> None:
+        """End what is over a limit, kill what has not ended in its grace."""
         now = time.monotonic()
         for running in self.running.values():
             if running.deadline is not None and now >= running.deadline:
                 running.deadline = None
-                self._end(running, over_time(self.plan), at_once=True)
+                self._end(running, over_time(self.spec.timeout or 0.0), now=True)
             if self.sampling:
                 self._sample(running)
             if running.kill_at is not None and now >= running.kill_at:
@@ -249,15 +240,12 @@ class Supervisor:
                 running.container.kill()
 
     def _sample(self, running: Running) -> None:
-        from clustrix_containers.containers import sampling
-
-        limit, pid = self.plan.memory, running.container.pid
+        limit, pid = self.spec.container.memory, running.container.pid
         if limit is None or pid is None:
             return
-        held = sampling.held(pid, limit)
-        running.peak = max(running.peak, held)
-        if held > limit:
-            self._end(running, over_memory(limit, held), at_once=True)
+        used = limits.memory_in_use(pid, limit)
+        if used > limit:
+            self._end(running, over_memory(limit, used), now=True)
             running.container.kill()
 
     def _collect(self) -> None:
@@ -265,31 +253,27 @@ class Supervisor:
             code = running.container.ended()
             if code is None:
                 continue
-            status = self._judge(running, code)
+            status = self._status(running, code)
             running.container.close()
-            if running.group:
-                running.group.remove()
+            if running.cgroup:
+                running.cgroup.remove()
             del self.running[element]
-            self._give_room_back(element)
-            self.free.append(running.slot)
-            self._report(element, status)
+            self._release(element)
+            self.writer.status(element, status)
 
-    def _judge(self, running: Running, code: int) -> Status:
-        """What became of an element whose container has ended."""
+    def _status(self, running: Running, code: int) -> Status:
+        """The status of an element whose container has ended."""
         if code == 0:
             # It may have been done before a request or a limit reached it.
             return journal.SUCCEEDED
-        if running.why is not None:
-            return Status(running.why.state, running.why.cause, code, running.why.message)
-        group, limit = running.group, self.plan.memory
-        if limit is not None and group is not None and group.oom_kills():
-            return over_memory(limit, group.peak(), code)
+        if running.reason is not None:
+            return replace(running.reason, exit_code=code)
+        cgroup, limit = running.cgroup, self.spec.container.memory
+        if limit is not None and cgroup is not None and cgroup.oom_kills():
+            return over_memory(limit, cgroup.peak(), code)
         if limit is not None and running.container.out_of_memory():
             return over_memory(limit, 0, code)
-        return explain(self.plan, running.element, code)
-
-    def _report(self, element: int, status: Status) -> None:
-        self.writer.status(element, status)
+        return status_of(self.spec, running.element, code)
 
     # --- waiting ---------------------------------------------------------------------------
 
@@ -299,63 +283,42 @@ class Supervisor:
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _ignore)
-        signal.signal(signal.SIGTERM, self._told)
+        signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return reader
 
-    def _told(self, _number: int, _frame: FrameType | None) -> None:
-        self.told_to_end = True
-        self.next_look = 0.0
+    def _terminate(self, _number: int, _frame: FrameType | None) -> None:
+        self.terminated = True
+        self.next_read = 0.0
 
     def _sleep(self) -> None:
         """Until something happens, or is due."""
-        times = [self.next_look]
-        if self.room.look_at is not None and self.free:
-            times.append(self.room.look_at)
+        times = [self.next_read]
+        if self.pool.retry_at is not None and len(self.running) < self.spec.max_parallel:
+            times.append(self.pool.retry_at)
         for running in self.running.values():
             times += [at for at in (running.deadline, running.kill_at) if at is not None]
         wait = max(0.0, min(times) - time.monotonic())
         if self.sampling:
-            wait = min(wait, SAMPLE)
+            wait = min(wait, SAMPLE_INTERVAL)
         ready, _, _ = select.select([self.wake, self.signals], [], [], wait)
         if self.wake in ready:
-            self.next_look = 0.0
-            self.room.look_now()
+            self.next_read = 0.0
+            self.pool.retry_now()
         for file in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(file, 4096)
 
 
-class _Before:
+def _confine(cgroup: limits.Cgroup | None, cores: frozenset[int]) -> None:
     """What the new process does before it becomes the container."""
-
-    def __init__(self, group: cgroup.Group | None, cores: frozenset[int]) -> None:
-        self.group = group
-        self.cores = cores
-
-    def __call__(self) -> None:
-        if self.group:
-            self.group.join()
-        if self.cores:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, self.cores)
+    if cgroup:
+        cgroup.join()
+    if cores:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cores)
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """Its arrival is seen through the wake-up file."""
-
-
-def _open_runtime(plan: Plan) -> Runtime:
-    from clustrix_containers.containers.runtimes import open_runtime
-
-    return open_runtime(plan.runtime, plan.means)
-
-
-@contextlib.contextmanager
-def _log(path: Path) -> Iterator[int]:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        yield file
-    finally:
-        os.close(file)
+    """It arrives through the wake-up descriptor."""

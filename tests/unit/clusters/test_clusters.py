@@ -1,9 +1,7 @@
-"""Opening targets, starting processes, unpacking layers: what goes wrong is said."""
+"""Opening targets, starting programs, and the files of the local target."""
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -12,10 +10,9 @@ import pytest
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters import open_cluster
 from clustrix_containers.clusters.local import LocalCluster, journal
-from clustrix_containers.clusters.local.plan import Mount, Plan
-from clustrix_containers.containers.apptainer import mount_option
+from clustrix_containers.clusters.local.attempt import AttemptSpec
+from clustrix_containers.containers.container import ContainerSpec, Mount
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.remote import shell
 
 
 def test_local_is_known() -> None:
@@ -31,80 +28,74 @@ def test_an_unknown_target_names_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"runtme": "docker"}, "runtme"),
-        ({"limits": "none"}, "auto or sample"),
+        ({"limits": "none"}, "invalid limits"),
         ({"max_parallel": 0}, "at least 1"),
     ],
 )
-def test_a_wrong_option_is_said(options: dict[str, object], says: str) -> None:
-    with pytest.raises(ClusterError, match=says):
+def test_a_wrong_option_is_reported(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ClusterError, match=message):
         open_cluster("local", options)
 
 
-def test_an_unknown_runtime_is_said() -> None:
+def test_an_unknown_runtime_is_reported() -> None:
     with pytest.raises(ClusterError, match="unknown runtime 'podman'"):
-        LocalCluster(runtime="podman").describe()
+        LocalCluster(runtime="podman").check_options({})
 
 
-@pytest.mark.parametrize("name", ["", "x", "/run#", "/run#0", "/run#a.b", "#0.0", "/run#-1.0"])
-def test_ids_that_are_none_are_refused(name: str) -> None:
-    with pytest.raises(ClusterError, match="not an id"):
-        LocalCluster().states([name])
+def test_options_at_the_call_are_checked() -> None:
+    cluster = LocalCluster(runtime="namespaces")
+    cluster.check_options({})
+    cluster.check_options({"grace": 0})
+    for options, message in (
+        ({"partition": "x"}, "no option 'partition'"),
+        ({"grace": "long"}, "invalid grace: 'long'"),
+        ({"grace": -1}, "invalid grace: -1"),
+        ({"network": "host"}, "the sandbox runtime has no network modes"),
+    ):
+        with pytest.raises(ClusterError, match=message) as caught:
+            cluster.check_options(options)
+        assert caught.value.option == next(iter(options))
 
 
-def test_a_missing_program_is_said() -> None:
-    with pytest.raises(ClusterError, match="'no-such-program' is not installed") as caught:
-        shell.run(["no-such-program"], hint="apt install it")
-    assert caught.value.hint == "apt install it"
+def test_capabilities_depend_on_the_runtime() -> None:
+    capabilities = LocalCluster(runtime="namespaces").capabilities
+    assert (capabilities.images, capabilities.gpus, capabilities.retries) == (
+        "layout",
+        False,
+        False,
+    )
+    # Runs can be watched where their runtime does not work.
+    assert LocalCluster(runtime="podman").capabilities.images == "layout"
 
 
-def test_a_program_that_may_not_run_is_said(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("")
-    with pytest.raises(ClusterError, match=r"cannot be started: .*Permission denied"):
-        shell.run([tmp_path / "x"])
-
-
-def test_a_program_that_does_not_end_is_ended() -> None:
-    before = time.monotonic()
-    with pytest.raises(ClusterError, match=r"did not end within 0\.1 s"):
-        shell.run(["sleep", "100"], timeout=0.1)
-    assert time.monotonic() - before < 20
-
-
-def test_a_program_gets_its_words_as_they_are() -> None:
-    words = ["a b", "'", '"', "\n", "$HOME", "ü", "*"]
-    done = shell.run([sys.executable, "-c", "import sys; print(sys.argv[1:])", *words])
-    assert eval(done.text) == words
-
-
-def plan(**changes: object) -> Plan:
+def spec(**changes: object) -> AttemptSpec:
     values: dict[str, object] = {
-        "run": "r", "name": "n", "attempt": 0, "image": "i", "elements": range(10),
-        "directory": Path("/d"), "runtime": "sandbox", "means": "namespaces", "root": "/r",
-        "argv": ("a",), "workdir": "/", "env": {"A": "ü\n"}, "mounts": (Mount("/s", "/t", True),),
-        "uid": 1, "gid": 2, "cpus": 0.5, "memory": None, "timeout": 1.5, "shm": 4, "gpus": 0,
-        "max_parallel": 2, "room": Path("/room"),
+        "run": "r", "attempt": 0, "image": "i", "elements": range(10), "directory": Path("/d"),
+        "runtime": "sandbox", "method": "namespaces", "timeout": 1.5, "max_parallel": 2,
+        "container": ContainerSpec("/r", ("a",), {"A": "ü\n"}, (Mount("/s", "/t", True),)),
+        "pool": Path("/pool"),
     }  # fmt: skip
-    return Plan(**{**values, **changes})  # type: ignore[arg-type]
+    return AttemptSpec(**{**values, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("elements", [range(10_000), range(0, 9, 2), (5, 1)])
-def test_a_plan_survives_its_file(elements: object) -> None:
-    made = plan(elements=elements)
+def test_a_specification_survives_its_file(elements: object) -> None:
+    made = spec(elements=elements)
     data = made.to_json()
-    assert Plan.from_json(data) == made
+    assert AttemptSpec.from_json(data) == made
     assert len(data) < 1000
-    with pytest.raises(ClusterError, match="plan cannot be read"):
-        Plan.from_json(data[:-1])
+    with pytest.raises(ClusterError, match="is damaged"):
+        AttemptSpec.from_json(data[:-1])
 
 
 def test_a_journal_is_read_bit_by_bit(tmp_path: Path) -> None:
     writer, reader = journal.Writer(tmp_path), journal.Reader(tmp_path)
     reader.update()
     assert reader.started is None
-    writer.note(event="start", pid=1, host="h")
+    writer.started(1, "h")
     writer.status(3, journal.RUNNING)
     reader.update()
     assert reader.statuses == {3: journal.RUNNING}
@@ -118,30 +109,16 @@ def test_a_journal_is_read_bit_by_bit(tmp_path: Path) -> None:
         file.write(b': "succeeded"}\n')
     reader.update()
     assert reader.statuses[4] is journal.SUCCEEDED
-    writer.note(event="end")
+    writer.ended()
     reader.update()
     assert reader.ended
 
 
-def test_one_lock_at_a_time(tmp_path: Path) -> None:
-    assert not journal.is_locked(tmp_path)
-    lock = journal.take_lock(tmp_path)
-    assert lock is not None
-    assert journal.is_locked(tmp_path)
-    assert journal.take_lock(tmp_path, patience=0.05) is None
-    os.close(lock)
-    assert not journal.is_locked(tmp_path)
-
-
 def test_every_attempt_has_a_tag_of_its_own() -> None:
     places = [Path("/a/b"), Path("/a/B"), Path("/a/ü\n")]
-    tags = {plan(directory=place, attempt=i).tag for place in places for i in range(2)}
+    tags = {spec(directory=place, attempt=i).tag for place in places for i in range(2)}
     assert len(tags) == 6
     assert all(tag.isascii() and "/" not in tag for tag in tags)
-
-
-def test_mounts_are_quoted() -> None:
-    assert mount_option(Mount('/a,b"c', "/t")) == 'type=bind,"source=/a,b""c",destination=/t,ro'
 
 
 def test_a_journal_is_read_by_several_threads_and_no_line_is_lost(tmp_path: Path) -> None:

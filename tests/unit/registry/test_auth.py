@@ -116,7 +116,8 @@ def test_a_mount_asks_for_both_repositories_in_one_token(
 ) -> None:
     bearer = server.auth = Bearer(server, password=SECRET)
     it = image(layer({"data": noise(100_000)}, "wheel", tmp_path))
-    connect(server, credentials=mine).push(it, mount_from=["lib/base"])
+    connect(server, "lib/base", credentials=mine).push(it)
+    connect(server, credentials=mine).push(it)
     scopes = [asked["scope"][:2] for asked in bearer.asked]
     assert ["repository:team/runs:pull,push", "repository:lib/base:pull"] in scopes
 
@@ -204,7 +205,7 @@ def test_a_realm_that_is_none(
     server: FaultServer, connect: Connect, sample: Image, realm: str
 ) -> None:
     server.auth = Bearer(server, realm=realm)
-    with pytest.raises(RegistryError, match="names no service"):
+    with pytest.raises(RegistryError, match="has no valid realm"):
         connect(server, credentials=mine).push(sample)
 
 
@@ -214,7 +215,7 @@ def test_a_token_service_that_gives_none(
 ) -> None:
     server.auth = Bearer(server)
     server.on("GET", "/token", answer(200, body), times=9)
-    with pytest.raises(RegistryError, match="answered with no token"):
+    with pytest.raises(RegistryError, match="has no token for"):
         connect(server).push(sample)
 
 
@@ -248,7 +249,7 @@ def test_an_upload_to_another_host_carries_no_credentials(
     server.on("POST", "", answer(202, Location=f"{other.url}/somewhere"), times=9, after=1)
     other.on("PUT", "/somewhere", answer(201), times=9)
     with pytest.raises(RegistryError, match="404"):
-        # The registry itself has no such blob, and says so.
+        # The registry itself has no such blob: 404.
         there.push(sample)
     assert other.seen
     assert authorizations(other) == []
@@ -266,7 +267,7 @@ def test_a_challenge_by_a_redirects_target_is_not_answered(
 
 def test_redirects_in_circles_end(server: FaultServer, connect: Connect) -> None:
     server.on("GET", "", answer(307, Location="/v2/again"), times=99)
-    with pytest.raises(RegistryError, match="round in circles"):
+    with pytest.raises(RegistryError, match="redirect loop"):
         connect(server).image("v1")
     assert len(server.seen) == 6
 
@@ -281,7 +282,7 @@ def test_from_https_nothing_goes_to_http(
         with pytest.raises(RegistryError, match="over plain http"):
             there.image("v1")
     secure.auth = Bearer(secure, realm=f"{other.url}/token", password=SECRET)
-    with pytest.raises(RegistryError, match="names a token service without it"):
+    with pytest.raises(RegistryError, match="its token service does not"):
         there.push(sample)
     assert other.seen == []
 
@@ -305,7 +306,7 @@ def test_over_plain_http_a_foreign_service_gets_no_password(
 ) -> None:
     server.auth = Bearer(server, realm="https://auth.example.org/token")
     with pytest.raises(
-        RegistryError, match=r"sends us to auth\.example\.org for a token"
+        RegistryError, match=r"its token service is another host: auth\.example\.org"
     ) as caught:
         connect(server, credentials=mine).push(sample)
     assert SECRET not in str(caught.value)
@@ -336,7 +337,7 @@ def test_an_address_that_is_none(
     server: FaultServer, connect: Connect, sample: Image, location: str
 ) -> None:
     server.on("POST", "", answer(202, Location=location), times=9)
-    with pytest.raises(RegistryError, match="no web address"):
+    with pytest.raises(RegistryError, match=r"not an http\(s\) URL"):
         connect(server).push(sample)
 
 

@@ -1,4 +1,4 @@
-"""Certificates as Docker and Podman are told of them, and which registries are spoken to in clear."""
+"""Certificates where Docker and Podman have them, and which registries get plain http."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from clustrix_containers.errors import ConfigError, RegistryError
 from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.registry import Remote
-from clustrix_containers.registry.certificates import find
+from clustrix_containers.registry.auth import find_trust
 from clustrix_containers.registry.transport import Transport
 from tests.clusters.certificates import Authority
 from tests.faults import FaultServer
@@ -37,32 +37,32 @@ def put(directory: Path, **files: str) -> None:
         (directory / name.replace("_", ".")).write_text(text)
 
 
-def test_the_users_own_directory_comes_first_and_an_empty_one_says_nothing(own: Path) -> None:
+def test_the_users_own_directory_comes_first_and_an_empty_one_is_skipped(own: Path) -> None:
     host = "registry.example.org:5000"
     put(own / "config" / "containers" / "certs.d" / host, README_txt="")
     put(own / "docker" / "certs.d" / host, b_crt="", a_crt="", me_cert="", me_key="")
 
-    trust = find(host)
+    trust = find_trust(host)
 
     directory = own / "docker" / "certs.d" / host
     assert trust.authorities == (directory / "a.crt", directory / "b.crt")
     assert trust.client == (directory / "me.cert", directory / "me.key")
-    assert find("registry.example.org").empty
+    assert find_trust("registry.example.org").empty
     put(own / "config" / "docker" / "certs.d" / host, c_crt="")
-    assert [it.name for it in find(host).authorities] == ["c.crt"]
+    assert [it.name for it in find_trust(host).authorities] == ["c.crt"]
 
 
 def test_a_client_certificate_without_its_key_is_named(own: Path) -> None:
     put(own / "docker" / "certs.d" / "example.org", me_cert="")
     with pytest.raises(ConfigError, match=r"me\.cert has no key") as caught:
-        find("example.org")
+        find_trust("example.org")
     assert "me.key" in str(caught.value)
 
 
 def test_a_client_certificate_that_is_none_is_named(own: Path) -> None:
     put(own / "docker" / "certs.d" / "example.org", me_cert="x", me_key="y")
     with pytest.raises(ConfigError, match=r"client certificate .*me\.cert"):
-        find("example.org").context()
+        find_trust("example.org").context()
 
 
 def test_a_registry_on_this_machine_that_wants_tls_gets_it(

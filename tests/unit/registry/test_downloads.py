@@ -10,7 +10,7 @@ import pytest
 from clustrix_containers.errors import DigestMismatch, ImageError, RegistryError
 from clustrix_containers.oci.model import Descriptor, Image
 from clustrix_containers.registry import Remote
-from clustrix_containers.registry.upload import Limits
+from clustrix_containers.registry.push import Limits
 from tests.faults import FaultServer, answer, cut
 from tests.unit.registry.conftest import arrived
 
@@ -62,12 +62,10 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(
     blob = large.layers[0].descriptor
     server.seen.clear()
     server.on("GET", "/blobs/", cut(after=100_000), times=8)
-    seen: list[int] = []
-    connect(server).fetch_blob(blob, tmp_path / "blob", lambda _blob, done: seen.append(done))
+    connect(server).fetch_blob(blob, tmp_path / "blob")
     assert (tmp_path / "blob").read_bytes() == server.blobs["team/runs", blob.digest]
     assert len(server.requests("GET")) == 9
     assert server.seen[-1].headers["Range"] == "bytes=800000-"
-    assert seen[-1] == blob.size
 
 
 def test_a_registry_that_knows_no_range_is_read_all_the_same(
@@ -86,7 +84,7 @@ def test_a_download_that_breaks_again_and_again_is_given_up(
 ) -> None:
     connect(server).push(large)
     server.on("GET", "/blobs/", cut(after=0), times=99)
-    with pytest.raises(RegistryError, match="broke off"):
+    with pytest.raises(RegistryError, match="was lost"):
         connect(server).fetch_blob(large.layers[0].descriptor, tmp_path / "d" / "blob")
     assert not list((tmp_path / "d").iterdir())
 
@@ -107,10 +105,3 @@ def test_a_base_is_streamed_from_its_registry_even_over_a_broken_line(
         other.on("PUT", "/uploads/", cut(after=500_000), times=1)
         connect(other, peer=lambda origin: connect(server, origin.repository)).push(base)
         assert arrived(other, base)
-
-
-def test_tags_come_in_pages(server: FaultServer, connect: Connect) -> None:
-    first = answer(200, b'{"tags": ["b"]}', Link='</v2/team/runs/tags/list?last=b&n=1>; rel="next"')
-    server.on("GET", "/tags/list", first)
-    server.on("GET", "last=b", answer(200, b'{"tags": ["a"]}'))
-    assert connect(server).tags() == ["a", "b"]

@@ -24,8 +24,8 @@ from clustrix_containers.oci.model import (
     canonical,
     sha256,
 )
-from clustrix_containers.registry import Layout, Registry, Remote, digest_tag
-from tests.samples import image, layer, noise
+from clustrix_containers.registry import Layout, digest_tag
+from tests.samples import image, layer, noise, read_all
 
 
 @pytest.fixture
@@ -96,11 +96,10 @@ def test_a_blob_on_another_file_system_is_copied_and_verified(
     try:
         it = image(layer({"base": noise(50_000)}, "base", other))
         layout.push(it)
-        layout.verify(it.digest)
+        read_all(layout, it.digest)
         assert isinstance(it.layers[0].blob, Path)
         it.layers[0].blob.write_bytes(bytes(it.layers[0].size))
-        layout.delete(it.digest)
-        layout.prune(grace=NOW)
+        layout.prune([], grace=NOW)
         with pytest.raises(DigestMismatch) as caught:
             layout.push(it)
         assert caught.value.path == it.layers[0].blob
@@ -139,7 +138,7 @@ def test_a_layer_by_reference_is_refused_or_fetched(
     layout.push(it.configure(Env=["A=1"]), fetch=fetch)
     layout.push(it)
     assert asked == [far]
-    layout.verify(it.digest)
+    read_all(layout, it.digest)
 
 
 def test_a_cached_blob_that_was_cut_short_is_named(layout: Layout, sample: Image) -> None:
@@ -154,7 +153,7 @@ def test_a_cached_blob_that_was_cut_short_is_named(layout: Layout, sample: Image
 def test_a_cached_blob_that_is_gone_is_named(layout: Layout, sample: Image) -> None:
     assert isinstance(sample.layers[0].blob, Path)
     sample.layers[0].blob.unlink()
-    with pytest.raises(ImageError, match=r"is not at .* any more"):
+    with pytest.raises(ImageError, match=r"no longer exists at"):
         layout.push(sample)
 
 
@@ -170,7 +169,7 @@ def test_a_truncated_blob_is_thrown_away_and_the_next_push_makes_it_again(
     assert "Build the image again" in str(caught.value)
     assert not layout.has(digest)
     layout.push(sample)
-    layout.verify("v1")
+    read_all(layout, "v1")
 
 
 def test_a_damaged_blob_is_found_when_it_is_read(layout: Layout, sample: Image) -> None:
@@ -183,7 +182,7 @@ def test_a_damaged_blob_is_found_when_it_is_read(layout: Layout, sample: Image) 
     stream.close()
     assert not layout.has(wanted.digest)
     layout.push(sample)
-    assert layout.verify("v1").digest == sample.digest
+    assert read_all(layout, "v1").digest == sample.digest
 
 
 def test_a_damaged_blob_that_the_cache_shares_is_found_there_too(
@@ -194,7 +193,7 @@ def test_a_damaged_blob_that_the_cache_shares_is_found_there_too(
     assert isinstance(cached, Path)
     cached.write_bytes(bytes(sample.layers[0].size))
     with pytest.raises(DigestMismatch):
-        layout.verify("v1")
+        read_all(layout, "v1")
     with pytest.raises(DigestMismatch, match="has 0 bytes") as caught:
         layout.push(sample)
     assert caught.value.path == cached
@@ -213,8 +212,6 @@ def test_what_is_not_there_is_an_error(layout: Layout, sample: Image) -> None:
     for reference in ("v1", sample.digest):
         with pytest.raises(ImageError, match="no image"):
             layout.image(reference)
-        with pytest.raises(ImageError, match="no image"):
-            layout.delete(reference)
     with pytest.raises(ImageError):
         layout.blob(sample.digest)
     assert layout.tags() == []
@@ -247,8 +244,7 @@ def test_an_index_gives_the_image_of_the_platform(layout: Layout, sample: Image)
     assert layout.image("multi", Platform("linux", "arm64", "v8")).digest == arm.digest
     with pytest.raises(ImageError, match=r"no image for linux/riscv64\n.*linux/amd64, linux/arm64"):
         layout.image("multi", Platform("linux", "riscv64"))
-    layout.delete(digest_tag(arm.digest))
-    layout.prune(grace=NOW)
+    layout.prune(["multi"], grace=NOW)
     assert layout.image("multi", Platform("linux", "arm64")).digest == arm.digest
 
 
@@ -257,15 +253,14 @@ def test_prune_gives_back_what_nothing_needs(layout: Layout, tmp_path: Path) -> 
     gone = image(layer({"b": noise(10_000, 3)}), layer({"shared": noise(10_000, 2)}))
     layout.push(kept, "kept")
     layout.push(gone, "gone")
-    layout.delete(gone.digest)
-    assert layout.prune() == 0
+    assert layout.prune(["kept"]) == 0
     assert layout.has(gone.layers[0].digest)
 
-    freed = layout.prune(grace=NOW)
+    freed = layout.prune(["kept"], grace=NOW)
 
     assert freed == gone.layers[0].size + len(gone.config) + len(gone.manifest)
     assert not layout.has(gone.digest)
-    layout.verify("kept")
+    read_all(layout, "kept")
 
 
 def test_prune_keeps_the_images_that_it_is_told_to(layout: Layout) -> None:
@@ -277,7 +272,7 @@ def test_prune_keeps_the_images_that_it_is_told_to(layout: Layout) -> None:
     layout.prune(["first"], grace=NOW)
     assert layout.tags() == sorted(["first", digest_tag(first.digest)])
     layout.prune([first.digest], grace=NOW)
-    layout.verify("first")
+    read_all(layout, "first")
     layout.prune([], grace=NOW)
     assert layout.tags() == []
 
@@ -286,16 +281,14 @@ def test_bytes_that_the_cache_still_holds_are_not_called_freed(
     layout: Layout, sample: Image
 ) -> None:
     layout.push(sample)
-    layout.delete(sample.digest)
     small = len(sample.config) + len(sample.manifest) + sample.layers[1].size
-    assert layout.prune(grace=NOW) == small
+    assert layout.prune([], grace=NOW) == small
     assert isinstance(sample.layers[0].blob, Path)
     assert sample.layers[0].blob.exists()
 
 
-def test_a_push_makes_an_old_blob_young(layout: Layout, sample: Image) -> None:
+def test_a_push_renews_the_age_of_a_blob(layout: Layout, sample: Image) -> None:
     layout.push(sample)
-    layout.delete(sample.digest)
     blob = layout.blob(sample.layers[0].digest)
     before = blob.stat()
     layout.push(sample)
@@ -355,7 +348,7 @@ def test_many_processes_push_and_prune_at_once_and_nothing_is_lost(layout: Layou
     tags = [f"t{number}-{i}" for number in range(4) for i in range(10)]
     assert [it for it in layout.tags() if not it.startswith("cx-")] == sorted(tags)
     for tag in tags:
-        layout.verify(tag)
+        read_all(layout, tag)
 
 
 def test_many_threads_push_at_once_and_nothing_is_lost(layout: Layout) -> None:
@@ -394,7 +387,7 @@ def test_a_file_too_large_to_write_is_one_error_and_leaves_nothing(layout: Layou
         check=False,
     )
     assert done.returncode == 3, done.stderr
-    assert "larger than this process may write" in done.stdout
+    assert "exceeds this process's file size limit" in done.stdout
     assert not list((layout.directory / ".tmp").iterdir())
     assert not (layout.directory / "index.json").exists()
 
@@ -403,9 +396,3 @@ def test_a_directory_that_is_a_file_is_an_error(tmp_path: Path, sample: Image) -
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ImageError, match="cannot write"):
         Layout(tmp_path / "file").push(sample)
-
-
-def test_both_are_registries() -> None:
-    # For mypy: this assignment is what checks the protocol.
-    kinds: list[type[Registry]] = [Layout, Remote]
-    assert all(callable(kind) for kind in kinds)

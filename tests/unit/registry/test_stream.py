@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clustrix_containers.errors import DigestMismatch
 from clustrix_containers.oci.model import Descriptor, sha256
-from clustrix_containers.registry.stream import verified
+from clustrix_containers.registry.blobs import verified
 
 
 def read(data: bytes, descriptor: Descriptor, sizes: list[int]) -> bytes:
