@@ -18,7 +18,7 @@ from packaging.pylock import Pylock
 from clustrix_containers.capture.bundle import Distribution, Import
 from clustrix_containers.errors import DependencyError
 from clustrix_containers.packages import lock as locking
-from clustrix_containers.packages.installed import recorded
+from clustrix_containers.packages.installed import Installed
 from clustrix_containers.packages.lock import Component, Lock, Package, Wheel
 from clustrix_containers.packages.resolution import resolve
 from tests.installed_tree import install, record_hash, site
@@ -227,9 +227,9 @@ class TestTree:
 
     def test_the_files_of_a_distribution(self, root: Path) -> None:
         distribution = only(root)
-        with_record = {r.path for r in recorded("tool", distribution.info, root)}
+        with_record = set(Installed.of(distribution).rows)
         (distribution.info / "RECORD").unlink()
-        without = {r.path for r in recorded("tool", distribution.info, root)}
+        without = set(Installed.of(distribution).rows)
         assert "tool/data, more.txt" in without
         assert with_record - without == {"tool-1.0.dist-info/RECORD"}
 
