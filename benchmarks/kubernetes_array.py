@@ -1,6 +1,6 @@
 """Kubernetes: what a large array costs its client, beside the official client and a Job per element.
 
-Runs on the played Kubernetes 1.36 of ``tests/kubernetes_server``, in a process of its own. It runs
+Runs on the fake Kubernetes 1.36 of ``tests/fake_kubernetes``, in a process of its own. It runs
 the real worker of each element, but forks it from one that has been imported: no containers. What
 elements take there says nothing of a real cluster; the client's part is the same.
 """
@@ -45,9 +45,9 @@ class Cost:
 
 @functools.cache
 def _server() -> Any:
-    """The played cluster, with a user of one's own who has it as a target."""
+    """The fake cluster, with a user of one's own who has it as a target."""
     from tests.clusters.registry.cluster import Registries
-    from tests.kubernetes_server.alone import alone
+    from tests.fake_kubernetes.process import cluster_process
 
     home = Path(tempfile.mkdtemp(prefix="clustrix-bench-"))
     # Last of all: what is registered later ends before.
@@ -61,7 +61,7 @@ def _server() -> Any:
     registries.up()
     atexit.register(registries.down)
     stack = contextlib.ExitStack()
-    server = stack.enter_context(alone(home / "server"))
+    server = stack.enter_context(cluster_process(home / "cluster"))
     atexit.register(stack.close)
     target = {
         "type": "kubernetes",
@@ -108,7 +108,7 @@ class _Peak:
 def _measured(submit: Callable[[], Callable[[], None]]) -> Cost:
     """The cost of ``submit`` and of what it returns, which waits for the end."""
     server = _server()
-    server.forget()
+    server.forget_requests()
     before = sum(server.counts()[1].values())
     processor, began = time.process_time(), time.perf_counter()
     with _Peak() as peak:
@@ -186,7 +186,7 @@ def _theirs() -> Cost:
 
 
 def _reference(array: Any) -> tuple[str, str]:
-    """The image of a run, and the Secret with its key: what the played nodes can run."""
+    """The image of a run, and the Secret with its key: what the fake nodes can run."""
     from kubernetes.client import CoreV1Api
     from kubernetes.config import new_client_from_config
 
@@ -231,25 +231,25 @@ def _cases(value: Callable[[Cost, int], float]) -> Iterator[Case]:
     yield Case(THEIRS, lambda: value(_theirs(), SMALL))
 
 
-PLAYED = "Kubernetes (played, workers forked), array"
+FAKE = "Kubernetes (fake, workers forked), array"
 
 
-@measurement(f"{PLAYED}: submitting", unit="s", runs=1)
+@measurement(f"{FAKE}: submitting", unit="s", runs=1)
 def submitting() -> Iterator[Case]:
     return _cases(lambda cost, _: cost.submitting)
 
 
-@measurement(f"{PLAYED}: the client's processor time per element", unit="ms", runs=1)
+@measurement(f"{FAKE}: the client's processor time per element", unit="ms", runs=1)
 def processor() -> Iterator[Case]:
     return _cases(lambda cost, count: cost.processor / count * 1000)
 
 
-@measurement(f"{PLAYED}: the client's memory per element, at most", unit="KiB", runs=1)
+@measurement(f"{FAKE}: the client's memory per element, at most", unit="KiB", runs=1)
 def memory() -> Iterator[Case]:
     return _cases(lambda cost, count: cost.memory / count / 1024)
 
 
-@measurement(f"{PLAYED}: requests", unit="", runs=1, target=12)
+@measurement(f"{FAKE}: requests", unit="", runs=1, target=12)
 def requests() -> Iterator[Case]:
     for subject, measured in ((OURS, _ours), (THEIRS, _theirs)):
         asked = measured().requests
@@ -257,6 +257,6 @@ def requests() -> Iterator[Case]:
         yield Case(f"{subject} ({verbs})", functools.partial(sum, asked.values()))
 
 
-@measurement(f"{PLAYED}: bytes to the client per element", unit="KiB", runs=1)
+@measurement(f"{FAKE}: bytes to the client per element", unit="KiB", runs=1)
 def received() -> Iterator[Case]:
     return _cases(lambda cost, count: cost.received / count / 1024)

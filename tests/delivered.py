@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers.results import directory, inline
-from clustrix_containers.results.outcome import Outcome, load
+from clustrix_containers.results import delivery, directory
+from clustrix_containers.results.outcome import Expected, Outcome, load
 from clustrix_containers.worker import contract
 from tests.bare_worker import KEY, RUN, WORKER, Bare, unpickle, write_code
 
@@ -45,15 +45,18 @@ class Delivering:
         (self.bare.root / "run/deliver").write_text(json.dumps(config))
         return self
 
-    def said(self) -> inline.Inline | inline.Stored | inline.Undelivered:
+    def said(self) -> delivery.Inline | delivery.Stored | delivery.Undelivered:
         assert len(self.message.encode()) <= contract.MESSAGE_LIMIT
-        return inline.read(self.message)
+        return delivery.read(self.message)
 
     def put(self, element: int = 0, attempt: int = 0) -> None:
         """What came inline, into the client's directory."""
         said = self.said()
-        assert isinstance(said, inline.Inline), said
-        inline.put(self.mine, element, attempt, said.mark, said.result, key=KEY, run=RUN)
+        assert isinstance(said, delivery.Inline), said
+        delivery.put(self.expected(element, attempt), said)
+
+    def expected(self, element: int = 0, attempt: int = 0) -> Expected:
+        return Expected(self.mine, RUN, element, attempt, KEY)
 
     def outcome(self, element: int = 0, attempt: int = 0) -> Outcome:
         found = directory.collect(self.mine, element, attempt, KEY, run=RUN)
@@ -80,7 +83,7 @@ class Delivering:
         with self.give(element, attempt) as process:
             assert process.stdout is not None and process.stdin is not None
             pieces = iter(lambda: process.stdout.read1(1 << 16) or None, None)  # type: ignore[union-attr]
-            inline.receive(pieces, self.mine, element, attempt, key=KEY, run=RUN)
+            delivery.receive(pieces, self.expected(element, attempt))
             process.stdin.write(b"taken\n")
             process.stdin.close()
             return process.wait(30)

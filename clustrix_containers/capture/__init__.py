@@ -1,1 +1,1 @@
-"""A callable becomes a Bundle; a Bundle's imports become distributions; those become a Lock."""
+"""A callable becomes a Bundle: how it is found, its local files, and what they import."""

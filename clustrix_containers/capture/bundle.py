@@ -1,15 +1,19 @@
-"""What capture hands on: frozen values."""
+"""The values that capture produces, and the files of the code layer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from clustrix_containers.oci import model as oci
+from clustrix_containers.worker import contract
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """How the worker finds the callable again; see ``contract`` for the JSON form."""
+    """How the worker finds the callable; see ``contract`` for the JSON form."""
 
     kind: Literal["module", "script", "value"]
     module: str
@@ -44,7 +48,7 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that could not be resolved statically: the place, what, and how to name it."""
+    """An import or name that could not be resolved statically, and how to declare it."""
 
     where: str
     message: str
@@ -74,7 +78,6 @@ class Distribution:
     ``name`` is normalised (PEP 503). ``reasons`` are sentences, best first:
     ``digits.py:3 imports sklearn.datasets`` or ``scikit-learn 1.7 requires numpy>=1.22``.
     ``location`` is the directory that its RECORD is relative to; ``info`` its ``.dist-info``.
-    ``root`` is the site-packages directory it is in.
     """
 
     name: str
@@ -82,3 +85,17 @@ class Distribution:
     reasons: tuple[str, ...]
     location: Path
     info: Path
+
+
+def bundle_files(bundle: Bundle) -> Iterator[tuple[str, bytes | Path]]:
+    """``(path, content)`` of every file of the code layer, sorted by path.
+
+    Paths are POSIX and relative to :data:`contract.CODE`; a ``Path`` is a local file. Among
+    them are :data:`contract.ENTRY` and, by value, :data:`contract.FUNCTION`.
+    """
+    files: dict[str, bytes | Path] = {file.path: file.content for file in bundle.files}
+    files[contract.ENTRY] = oci.canonical({"version": 1, **asdict(bundle.entry)})
+    if bundle.function is not None:
+        files[contract.FUNCTION] = bundle.function
+    for path in sorted(files):
+        yield path, files[path]

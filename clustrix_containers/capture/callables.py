@@ -1,27 +1,25 @@
-"""capture: a callable becomes a Bundle."""
+"""A callable becomes a Bundle."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import io
 import sys
 import types
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.oci.model import Platform
 from clustrix_containers.worker import contract
 
-from . import compiled, datafiles, scripts, sources
-from . import unpicklable as blame
+from . import datafiles, program, unpicklable
 from .bundle import Bundle, Entry
-from .imports import Walk
+from .imports import ImportWalk
 from .modules import Finder, absolute
-from .secrets import find_secret
+from .secrets import find_secret, secret_error
 
 _FUNCTION = "the function"
 
@@ -37,41 +35,41 @@ def capture(
 ) -> Bundle:
     """Decide how ``function`` travels, and find the local files and imports that it reaches.
 
-    ``modules``: more module names (of a local package, all that is below it). ``files``: data
-    files and directories. ``references``: the modules that pickled arguments refer to.
+    ``modules``: more module names (a local package includes all modules below it). ``files``:
+    data files and directories. ``references``: the modules that pickled arguments refer to.
     ``platform``: what compiled local modules must run on; Linux on this machine's processor
-    by default. Raises CaptureError for what cannot travel (a secret too, unless
-    ``allow_secrets``) and DependencyError for an import that resolves to nothing.
+    by default. Raises CaptureError for what cannot travel (also a secret, unless
+    ``allow_secrets``) and DependencyError for an import that cannot be resolved.
     """
-    found = _find(function)
-    walk = Walk(Finder(), platform or compiled.host_platform(), allow_secrets)
+    found = _locate(function)
+    walk = ImportWalk(Finder(), platform or Platform.host(), allow_secrets)
     pickled: bytes | None = None
     wanted = set(references)
     if found.kind == "value":
-        walk.whole()
+        walk.reach_all()
         pickled, names = _by_value(found.target, walk, allow_secrets)
         for name in sorted(names - {contract.MAIN}):
-            walk.module(name, _FUNCTION, ())
+            walk.add_module(name, _FUNCTION, ())
         wanted |= names & {contract.MAIN}
     else:
-        # What the arguments' modules hold may be called through the arguments.
+        # Functions of the arguments' modules can be called through the arguments.
         if wanted:
-            walk.whole(*wanted)
+            walk.reach_all(*wanted)
         walk.use(found.qualname.split("."))
         _entry_lines(found, walk)
         if found.kind == "module":
-            walk.module(found.module, _FUNCTION, ())
+            walk.add_module(found.module, _FUNCTION, ())
     main = _script(found, wanted)
-    script = None if main is None else walk.script(main, "the script")
+    script = None if main is None else walk.add_script(main, "the script")
     for name in sorted(wanted - {contract.MAIN}):
-        walk.module(name, "the arguments", (), sure=True)
+        walk.add_module(name, "the arguments", (), required=True)
     for name in modules:
-        walk.tree(name, "the argument modules=")
-    for file in datafiles.named(files, _project(found)):
-        walk.add(file)
+        walk.add_package(name, "the argument modules=")
+    for file in datafiles.named_files(files, _project(found)):
+        walk.add_file(file)
     walk.finish()
     return Bundle(
-        Entry(found.kind, found.module, found.qualname, blame.name_of(function), script),
+        Entry(found.kind, found.module, found.qualname, unpicklable.name_of(function), script),
         tuple(walk.files[path] for path in sorted(walk.files)),
         tuple(walk.imports[name] for name in sorted(walk.imports)),
         tuple(walk.notes[key] for key in sorted(walk.notes)),
@@ -80,43 +78,43 @@ def capture(
     )
 
 
-def _script(found: _Found, wanted: set[str]) -> Path | None:
-    """The script that must be there, as the function's own or for what refers to it."""
+def _script(found: _Located, wanted: set[str]) -> Path | None:
+    """The script that the image must carry: the function's own, or one that is referred to."""
     if found.kind != "script" and contract.MAIN not in wanted:
         return None
-    main = found.script or scripts.current().path or scripts.loaded_script(contract.MAIN)
+    main = found.script or program.current_main().path or program.loaded_script(contract.MAIN)
     if main is None:
         raise CaptureError(
-            "the arguments refer to a script, and there is none in this session",
+            "the arguments refer to a script, and this session has no script",
             hint="Pass what the image's own script defines, or move it to a module.",
         )
     return main
 
 
 @dataclass(frozen=True)
-class _Found:
-    kind: Any
+class _Located:
+    kind: Literal["module", "script", "value"]
     module: str
     qualname: str
     target: Any
     script: Path | None = None
 
 
-def _find(function: Callable[..., Any]) -> _Found:
-    """By which name the container finds the callable, if by any."""
+def _locate(function: Callable[..., Any]) -> _Located:
+    """The name by which the container finds the callable; kind ``value`` if there is none."""
     if not callable(function):
         raise CaptureError(
-            f"{blame.name_of(function)!r} is not callable", hint="Hand in a function."
+            f"{unpicklable.name_of(function)!r} is not callable", hint="Pass a function."
         )
     target = _plain(function)
     owner = getattr(target, "__self__", None)
     if isinstance(target, types.MethodType) and isinstance(owner, type):
-        # A classmethod, perhaps an inherited one: found through the class it was taken from.
+        # A classmethod, possibly inherited: found through the class that it is bound to.
         name, qualname = owner.__module__, f"{owner.__qualname__}.{target.__name__}"
     else:
         name = getattr(target, "__module__", None) or ""
         qualname = getattr(target, "__qualname__", None) or ""
-    value = _Found("value", scripts.travel_name(name) or "", qualname, target)
+    value = _Located("value", program.container_name(name) or "", qualname, target)
     if not isinstance(name, str) or not qualname or "<" in qualname:
         return value
     if isinstance(target, types.MethodType) and not isinstance(owner, type):
@@ -124,32 +122,26 @@ def _find(function: Callable[..., Any]) -> _Found:
     return _by_name(name, qualname, target) or value
 
 
-def _by_name(name: str, qualname: str, target: Any) -> _Found | None:
-    from . import reduction
-
+def _by_name(name: str, qualname: str, target: Any) -> _Located | None:
     module = sys.modules.get(name)
-    travel = scripts.travel_name(name)
-    if module is None or travel is None or not reduction.importable(module):
+    if module is None or not _leads_to(program.find_name(module, qualname), target):
         return None
-    if not _leads_to(reduction.find_name(module, qualname), target):
+    remote = program.importable_as(module, qualname.partition(".")[0])
+    if remote is None:
         return None
-    if name in scripts.MAIN_NAMES:
-        names = scripts.bound_names(name)
-        if names is not None and qualname.partition(".")[0] not in names[0]:
-            return None
-    script = scripts.script_of(name) if travel == contract.MAIN else None
-    return _Found("script" if script else "module", travel, qualname, target, script)
+    script = program.script_of(name) if remote == contract.MAIN else None
+    return _Located("script" if script else "module", remote, qualname, target, script)
 
 
 def _plain(function: Any) -> Any:
-    """What our own decorator holds."""
+    """The function below our own decorator."""
     while hasattr(type(function), "__clustrix_function__"):
         function = function.__wrapped__
     return function
 
 
 def _leads_to(found: Any, target: Any) -> bool:
-    """Whether what stands at a name is the target, or wraps it."""
+    """Whether the object of a name is the target, or wraps it."""
     for _ in range(100):
         if found is None:
             return False
@@ -164,122 +156,98 @@ def _code_of(target: Any) -> types.CodeType | None:
     return getattr(getattr(function, "__func__", function), "__code__", None)
 
 
-def _entry_lines(found: _Found, walk: Walk) -> None:
+def _entry_lines(found: _Located, walk: ImportWalk) -> None:
     code = _code_of(found.target)
     if code is not None:
         path = found.script.name if found.script else walk.finder.find(found.module).path
-        walk.entry_lines(path, sources.lines_of(code))
+        walk.add_entry_lines(path, program.lines_of(code))
         _note_guarded(found, code, path, walk)
 
 
-def _note_guarded(found: _Found, code: types.CodeType, path: str, walk: Walk) -> None:
-    """Globals of the function that are set only where the container does not come."""
-    names = scripts.bound_names(getattr(found.target, "__module__", None) or "")
+def _note_guarded(found: _Located, code: types.CodeType, path: str, walk: ImportWalk) -> None:
+    """Note the globals of the function that are set only under the main guard."""
+    names = program.bound_names(getattr(found.target, "__module__", None) or "")
     bound, guarded = names or (frozenset(), frozenset())
-    for variable in dict.fromkeys(blame.globals_used(code)):
+    for variable in dict.fromkeys(program.globals_used(code)):
         if variable in guarded - bound:
-            walk.note(
+            walk.add_note(
                 f"{path}:{code.co_firstlineno}",
-                f"{blame.name_of(found.target)} uses {variable}, which is set only under "
-                'if __name__ == "__main__", and that does not run in the container',
+                f"{unpicklable.name_of(found.target)} uses {variable}, which is set only under "
+                'if __name__ == "__main__", which does not run in the container',
                 "Set it outside, or pass it as an argument.",
             )
 
 
-def _by_value(target: Any, walk: Walk, allow_secrets: bool) -> tuple[bytes, set[str]]:
+def _by_value(target: Any, walk: ImportWalk, allow_secrets: bool) -> tuple[bytes, set[str]]:
     """The normalised pickle, and the modules it refers to; its source goes into ``walk``."""
-    from . import reduction, stable
+    from . import reduction
 
-    places = sources.Sources()
-    file = io.BytesIO()
+    filenames = program.FilenameMap()
     try:
-        pickler = stable.StablePickler(file, places.place)
         try:
-            pickler.dump(target)
+            data, pickler = reduction.dump(reduction.StablePickler, target, filenames)
         except RecursionError:
-            file = io.BytesIO()
-            pickler = reduction.FastPickler(file, places.place)
-            pickler.dump(target)
+            data, pickler = reduction.dump(reduction.FastPickler, target, filenames)
     except Exception as error:
         raise _uncapturable(target, error) from error
-    data = file.getvalue()
     if not allow_secrets:
         _refuse_secret(target, data)
-    for path, content, name in places.cells(pickler.codes):
-        walk.source(path, content, name, f"source of {blame.name_of(target)}, for tracebacks")
+    for path, content, name in filenames.cells(pickler.codes):
+        walk.add_source(
+            path, content, name, f"source of {unpicklable.name_of(target)}, for tracebacks"
+        )
     _follow_codes(pickler.codes, target, walk)
-    return data, set(reduction.third_party_or_local(pickler.references))
+    return data, set(program.third_party_or_local(pickler.references))
 
 
-def _follow_codes(codes: list[types.CodeType], target: Any, walk: Walk) -> None:
-    """The source of by-value code that lies in local modules, and what its bodies import."""
+def _follow_codes(codes: list[types.CodeType], target: Any, walk: ImportWalk) -> None:
+    """The source of by-value code in local modules, and what its bodies import."""
     function = getattr(target, "__func__", target)
-    package = sources.package_of(function if isinstance(function, types.FunctionType) else None)
+    package = program.package_of(function if isinstance(function, types.FunctionType) else None)
     for code in codes:
-        place = sources.known_place(code.co_filename)
-        local = place is not None and place.startswith(contract.CODE + "/")
-        name = place[len(contract.CODE) + 1 :] if local and place else code.co_filename
-        if place is not None and not local:
+        path = program.container_path(code.co_filename)
+        local = path is not None and path.startswith(contract.CODE + "/")
+        if path is not None and not local:
             continue
+        name = path[len(contract.CODE) + 1 :] if path is not None else code.co_filename
         if local and Path(code.co_filename).is_file():
             content = Path(code.co_filename).read_bytes()
-            walk.source(name, content, code.co_filename, "source, for tracebacks")
-        walk.entry_lines(name, sources.lines_of(code))
-        for statement in sources.imports_of(code):
-            walk.statement(statement, package, name, (blame.name_of(target),))
+            walk.add_source(name, content, code.co_filename, "source, for tracebacks")
+        walk.add_entry_lines(name, program.lines_of(code))
+        for statement in program.imports_of(code):
+            walk.add_statement(statement, package, name, (unpicklable.name_of(target),))
 
 
 def _uncapturable(target: Any, error: Exception) -> CaptureError:
-    from . import reduction
-
-    def guilty(value: Any) -> bool:
-        try:
-            reduction.FastPickler(io.BytesIO(), str).dump(value)
-        except Exception:
-            return True
-        return False
-
-    name, culprit = blame.find(target, f"'{blame.name_of(target)}'", guilty)
+    label = f"'{unpicklable.name_of(target)}'"
+    name, part = unpicklable.find_unpicklable(target, label)
     return CaptureError(
-        f"{name} is {reduction.describe(culprit)}, which cannot travel to another machine",
-        hint="Make it inside the function, or pass what it is made from (a path, an address) "
+        f"{name} is {unpicklable.describe(part)}, which cannot travel to another machine",
+        hint="Create it inside the function, or pass what it is made from (a path, an address) "
         f"as an argument. ({type(error).__name__}: {error})",
         variable=name,
     )
 
 
 def _refuse_secret(target: Any, data: bytes) -> None:
-    from . import reduction
-
     kind = find_secret(data)
     if kind is None:
         return
 
-    def guilty(value: Any) -> bool:
-        file = io.BytesIO()
-        try:
-            reduction.FastPickler(file, str).dump(value)
-        except Exception:
-            return False
-        return find_secret(file.getvalue()) is not None
+    def offending(value: Any) -> bool:
+        return find_secret(unpicklable.pickled(value) or b"") is not None
 
-    name, _ = blame.find(target, f"'{blame.name_of(target)}'", guilty)
-    raise CaptureError(
-        f"{name} holds {kind}, and an image can be read by whoever can pull it",
-        hint="Read it from the environment when the function runs. If it is no secret, "
-        "say allow_secrets=True.",
-        variable=name,
-        kind=kind,
-    )
+    name, _ = unpicklable.find_part(target, f"'{unpicklable.name_of(target)}'", offending)
+    raise secret_error(name, kind, variable=name)
 
 
-def _project(found: _Found) -> Path | None:
-    """The directory that is the code root here: the script's, or the one of its package."""
+def _project(found: _Located) -> Path | None:
+    """The local directory that is the code root: the script's, or the top-level package's parent."""
     if found.script is not None:
         return found.script.parent
     target = found.target.func if isinstance(found.target, functools.partial) else found.target
     name = getattr(target, "__module__", None)
-    script = scripts.script_of(name) if isinstance(name, str) else None
+    script = program.script_of(name) if isinstance(name, str) else None
     if script is not None:
         return script.parent
     file = getattr(sys.modules.get(name or ""), "__file__", None)

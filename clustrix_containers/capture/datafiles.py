@@ -1,51 +1,41 @@
-"""Data that travels: what lies in the reached packages, and what the user names with ``files=``."""
+"""Files that travel beside the code: package data, ``files=``, and metadata of editable installs.
+
+Editable installs: https://packaging.python.org/en/latest/specifications/direct-url/
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from clustrix_containers.errors import CaptureError
 
 from .bundle import File
-from .compiled import is_extension
-from .modules import absolute
-from .secrets import environment, locate_secret
+from .modules import Module, absolute, is_extension
+from .secrets import refuse_secret_in, secret_name
 
 LIMIT = 256 << 20
 """Bytes of all data files together."""
 
 _SCANNED = 64 << 20
+_VCS = {".git", ".hg", ".svn"}
 _NOT_DATA = {"__pycache__", "CVS", "node_modules"}
 _CODE = (".py", ".pyi", ".pyx", ".pxd", ".pyc", ".pyo", ".pyd")
-_KEY_NAMES = {"id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"}
-_KEY_SUFFIXES = (".key", ".p12", ".pfx", ".jks", ".keystore", ".ppk")
-_SECRET_FILES = {".netrc", ".pypirc", ".pgpass", ".git-credentials", ".htpasswd"}
+_METADATA = ("METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt")
 
 
-def secret_name(path: Path) -> str | None:
-    """Why a file of this name never travels, or ``None``."""
-    name = path.name
-    if name == ".env" or name.startswith(".env.") or name.endswith(".env"):
-        return "environment files hold secrets"
-    if name in _KEY_NAMES or name.endswith(_KEY_SUFFIXES):
-        return "it is named like a private key"
-    if name in _SECRET_FILES:
-        return "it holds credentials"
-    if ".git" in path.parts or ".hg" in path.parts or ".svn" in path.parts:
-        return "it belongs to a version control system"
-    return None
-
-
-def of_package(directory: Path, path: str, reason: str, *, deep: bool = True) -> Iterator[File]:
+def package_data(directory: Path, path: str, reason: str, *, deep: bool = True) -> Iterator[File]:
     """The files of one package's directory that are not Python source, as ``path``/….
 
     Not those of packages below it, hidden ones, keys and caches; ``deep=False`` leaves out
     all directories below (for a namespace package, which may be anything).
     """
-    for found in _walk(directory, nested_packages=False, deep=deep):
+    for found in _files(directory, nested_packages=False, deep=deep):
         name = found.name
         if name.startswith(".") or name.endswith(_CODE) or secret_name(Path(name)):
             continue
@@ -55,14 +45,14 @@ def of_package(directory: Path, path: str, reason: str, *, deep: bool = True) ->
         yield File(f"{path}/{found.relative_to(directory).as_posix()}", found, reason)
 
 
-def sources_of_package(directory: Path) -> Iterator[Path]:
+def package_sources(directory: Path) -> Iterator[Path]:
     """Every Python file below a package's directory."""
-    for found in _walk(directory, nested_packages=True, deep=True):
+    for found in _files(directory, nested_packages=True, deep=True):
         if found.suffix == ".py":
             yield found
 
 
-def _walk(directory: Path, *, nested_packages: bool, deep: bool) -> Iterator[Path]:
+def _files(directory: Path, *, nested_packages: bool, deep: bool) -> Iterator[Path]:
     seen = set()
     for here, folders, names in os.walk(directory, followlinks=True):
         real = os.path.realpath(here)
@@ -70,15 +60,12 @@ def _walk(directory: Path, *, nested_packages: bool, deep: bool) -> Iterator[Pat
             folders.clear()
             continue
         seen.add(real)
-        kept = [] if not deep else sorted(folders)
-        folders[:] = [f for f in kept if _enters(Path(here) / f, nested_packages)]
-        for name in sorted(names):
-            found = Path(here) / name
-            if _regular(found):
-                yield found
+        kept = sorted(folders) if deep else []
+        folders[:] = [f for f in kept if _is_searched(Path(here) / f, nested_packages)]
+        yield from (found for name in sorted(names) if _is_regular(found := Path(here) / name))
 
 
-def _enters(directory: Path, nested_packages: bool) -> bool:
+def _is_searched(directory: Path, nested_packages: bool) -> bool:
     name = directory.name
     if name.startswith(".") or name in _NOT_DATA or name.endswith((".egg-info", ".dist-info")):
         return False
@@ -87,18 +74,18 @@ def _enters(directory: Path, nested_packages: bool) -> bool:
     return nested_packages or not (directory / "__init__.py").exists()
 
 
-def _regular(path: Path) -> bool:
+def _is_regular(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
         return False
 
 
-def named(files: Iterable[str | Path], root: Path | None) -> Iterator[File]:
-    """What the user names with ``files=``: a file, or a directory and all that is in it.
+def named_files(files: Iterable[str | Path], root: Path | None) -> Iterator[File]:
+    """The files of ``files=``: single files, and directories with all that is in them.
 
-    It goes to the same place relative to the code root as it has relative to ``root`` (the
-    function's project), else to the working directory, else under its own name.
+    A file keeps its path relative to ``root`` (the function's project), else relative to the
+    working directory, else only its name; that is its path below the code root.
     """
     for item in files:
         path = absolute(Path(item).expanduser())
@@ -110,38 +97,38 @@ def named(files: Iterable[str | Path], root: Path | None) -> Iterator[File]:
                 hint=f"Relative names start at the working directory, {Path.cwd()}.",
                 path=str(path),
             )
-        place = _place(path, root)
+        target = _path_in_image(path, root)
         reason = f"files= names {item!s}"
         if not path.is_dir():
-            yield _named_file(path, place, reason)
+            yield _named_file(path, target, reason)
             continue
         for here, folders, names in os.walk(path):
-            folders[:] = sorted(f for f in folders if f not in (".git", ".hg", ".svn", *_NOT_DATA))
+            folders[:] = sorted(set(folders) - _VCS - _NOT_DATA)
             for name in sorted(names):
                 found = Path(here) / name
                 inner = found.relative_to(path).as_posix()
-                yield _named_file(found, f"{place}/{inner}" if place else inner, reason)
+                yield _named_file(found, f"{target}/{inner}" if target else inner, reason)
 
 
-def _named_file(path: Path, place: str, reason: str) -> File:
+def _named_file(path: Path, target: str, reason: str) -> File:
     why = secret_name(path)
-    if why is None and place.split("/")[0] == ".clustrix":
+    if why is None and target.split("/")[0] == ".clustrix":
         why = ".clustrix is this project's own directory in an image"
     if why is not None:
         raise CaptureError(
             f"{path} must not go into an image: {why}",
-            hint="Name the files that the function needs, one by one; give secrets to the "
-            "function as environment variables of the run.",
+            hint="List the files that the function needs one by one; pass secrets as "
+            "environment variables of the run.",
             path=str(path),
         )
-    if not _regular(path):
+    if not _is_regular(path):
         raise CaptureError(
             f"files= names {path}, which is neither a file nor a directory", path=str(path)
         )
-    return File(place, path, reason)
+    return File(target, path, reason)
 
 
-def _place(path: Path, root: Path | None) -> str:
+def _path_in_image(path: Path, root: Path | None) -> str:
     for base in (root, Path.cwd()):
         if base is not None and path.is_relative_to(base):
             relative = path.relative_to(base).as_posix()
@@ -150,52 +137,77 @@ def _place(path: Path, root: Path | None) -> str:
 
 
 def check(files: Iterable[File], *, allow_secrets: bool) -> None:
-    """Raise a CaptureError if the data files are too many bytes, or one holds a secret."""
-    sizes = {}
-    for file in files:
-        if isinstance(file.content, Path):
-            sizes[file.path] = (file.content.stat().st_size, file)
-    total = sum(size for size, _ in sizes.values())
+    """Raise a CaptureError if the data files exceed :data:`LIMIT`, or one holds a secret."""
+    sizes = [
+        (file.content.stat().st_size, file.path, file.content)
+        for file in files
+        if isinstance(file.content, Path)
+    ]
+    total = sum(size for size, _, _ in sizes)
     if total > LIMIT:
-        biggest = sorted(sizes.items(), key=lambda item: (-item[1][0], item[0]))[:3]
-        listed = ", ".join(f"{path} ({size >> 20} MiB)" for path, (size, _) in biggest)
+        biggest = sorted(sizes, key=lambda item: (-item[0], item[1]))[:3]
+        listed = ", ".join(f"{path} ({size >> 20} MiB)" for size, path, _ in biggest)
         raise CaptureError(
             f"the data files beside the code are {total >> 20} MiB, more than "
             f"{LIMIT >> 20} MiB; the biggest: {listed}",
             hint="Move them out of the package's directory and read them from storage, "
-            "or bake them into a base image.",
+            "or put them into a base image.",
             total=total,
         )
-    if allow_secrets:
+    if not allow_secrets:
+        for size, _, content in sizes:
+            if size <= _SCANNED:
+                refuse_secret_in(content)
+
+
+def editable_metadata(modules: list[Module]) -> Iterator[File]:
+    """Metadata of the editable installs of local modules, for ``importlib.metadata``."""
+    roots = [path.resolve() for module in modules for path in _locations(module)]
+    if not roots:
         return
-    for size, file in sizes.values():
-        if size <= _SCANNED and isinstance(file.content, Path):
-            _refuse_secret_in(file.content)
+    for info, project in _editable_installs():
+        if any(path.is_relative_to(project) for path in roots):
+            yield from _metadata_files(info)
+    tops = {module.name.partition(".")[0] for module in modules}
+    for info in _egg_infos(modules):
+        names = info / "top_level.txt"
+        if names.is_file() and tops & set(names.read_text("utf-8", "replace").split()):
+            yield from _metadata_files(info)
 
 
-_clean: set[tuple[str, int, int, int, int]] = set()
+def _locations(module: Module) -> tuple[Path, ...]:
+    return (module.file,) if module.file is not None else module.directories
 
 
-def _refuse_secret_in(path: Path) -> None:
-    """As :func:`refuse_secret`, but a file that was clean and has not changed is not read again."""
-    status = path.stat()
-    key = (str(path), status.st_ino, status.st_mtime_ns, status.st_size, hash(environment()))
-    if key not in _clean:
-        refuse_secret(path.read_bytes(), str(path))
-        _clean.add(key)
+def _metadata_files(info: Path) -> Iterator[File]:
+    for name in _METADATA:
+        if (info / name).is_file():
+            reason = f"metadata of the editable install {info.name}"
+            yield File(f"{info.name}/{name}", (info / name).read_bytes(), reason)
 
 
-def refuse_secret(content: bytes, name: str) -> None:
-    """Raise a CaptureError naming ``name`` and the line if there is a secret in ``content``."""
-    found = locate_secret(content)
-    if found is not None:
-        kind, at = found
-        line = content.count(b"\n", 0, at) + 1
-        raise CaptureError(
-            f"{name}:{line} holds {kind}, and an image can be read by whoever can pull it",
-            hint="Read it from the environment when the function runs. If it is no secret, "
-            "say allow_secrets=True.",
-            path=name,
-            line=line,
-            kind=kind,
-        )
+def _editable_installs() -> Iterator[tuple[Path, Path]]:
+    """``(dist-info, project directory)`` of every editable install on ``sys.path``."""
+    for entry in dict.fromkeys(sys.path):
+        directory = Path(entry or ".")
+        for file in sorted(directory.glob("*.dist-info/direct_url.json")):
+            try:
+                value = json.loads(file.read_text("utf-8"))
+                location = urlsplit(value["url"])
+                editable = value["dir_info"]["editable"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if editable and location.scheme == "file":
+                yield file.parent, Path(os.path.realpath(unquote(location.path)))
+
+
+def _egg_infos(modules: list[Module]) -> Iterator[Path]:
+    """``.egg-info`` beside top-level local modules (``setup.py develop``)."""
+    roots = {
+        path.parent
+        for module in modules
+        if "." not in module.name
+        for path in (module.directories or _locations(module))
+    }
+    for root in sorted(roots):
+        yield from sorted(root.glob("*.egg-info"))

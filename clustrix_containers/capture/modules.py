@@ -1,4 +1,4 @@
-"""Where a module's files are, found as the import system would and without running any of them."""
+"""Where a module's files are: found as the import system finds them, without running any."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from clustrix_containers.errors import CaptureError
+from clustrix_containers.oci.model import Platform
+
 from . import syntax
 
 OURS = frozenset({"clustrix_containers", "cloudpickle"})
-"""In every image anyway; never a dependency, never local source."""
+"""In every image; never a dependency, never local source."""
 
-Kind = Literal["stdlib", "local", "installed", "ours", "missing"]
+ModuleKind = Literal["stdlib", "local", "installed", "ours", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module as it lies on disk.
+    """A module on disk.
 
     ``file`` is its source or extension (``None`` for a namespace package), ``directories``
     the search path of a package (empty for a plain module).
     """
 
     name: str
-    kind: Kind
+    kind: ModuleKind
     file: Path | None = None
     directories: tuple[Path, ...] = ()
 
@@ -38,18 +41,18 @@ class Module:
 
     @property
     def path(self) -> str:
-        """Where it goes, relative to the code root: by name, wherever it lies here."""
+        """Its path relative to the code root: from its name, wherever it is here."""
         base = self.name.replace(".", "/")
         if self.file is None:
             return base
         if self.package:
             return f"{base}/{self.file.name}"
-        # What stands after the first dot: .py, .cpython-311-x86_64-linux-gnu.so, .abi3.so
+        # Everything from the first dot on: .py, .cpython-311-x86_64-linux-gnu.so, .abi3.so
         return f"{base}{self.file.name[self.file.name.index('.') :]}"
 
 
 class Finder:
-    """Finds modules; remembers within one capture, so that one capture sees one state."""
+    """Finds modules. Caches results, so that one capture sees one state."""
 
     def __init__(self) -> None:
         importlib.invalidate_caches()
@@ -77,7 +80,7 @@ class Finder:
         if above is not None and above.kind in ("stdlib", "missing"):
             return Module(name, above.kind)
         if above is not None and not above.directories:
-            # A module that plays package (six.moves): whatever it offers comes with it.
+            # A module that acts as a package (six.moves): its submodules come with it.
             return Module(name, above.kind if above.kind == "installed" else "missing")
         return self._search(name, leaf, above)
 
@@ -89,10 +92,8 @@ class Finder:
                 continue
             try:
                 spec = find_spec(name, path)
-            except KeyError:
-                # A nested namespace package whose parent is not loaded.
-                spec = None
-            except (ImportError, AttributeError, ValueError):
+            except (KeyError, ImportError, AttributeError, ValueError):
+                # KeyError: a nested namespace package whose parent is not loaded.
                 continue
             if spec is not None:
                 return self._from_spec(name, spec)
@@ -118,7 +119,7 @@ class Finder:
         return module
 
     def _extended(self, module: Module) -> Module:
-        """With the directories that ``pkgutil.extend_path`` would add."""
+        """The module with the directories that ``pkgutil.extend_path`` would add."""
         if module.file is None or not module.file.is_file():
             return module
         if not syntax.parse(module.file.read_bytes(), str(module.file)).extends_path:
@@ -134,6 +135,48 @@ class Finder:
 def absolute(path: str | Path) -> Path:
     """An absolute path without ``..``; symbolic links stay, as in ``__file__``."""
     return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def is_extension(path: Path) -> bool:
+    """Whether a file is a compiled module, for any platform and version of Python."""
+    return path.name.endswith((".so", ".pyd"))
+
+
+def check_extension(path: Path, module: str, platform: Platform) -> None:
+    """Raise a CaptureError naming ``module`` unless the compiled ``path`` runs on ``platform``."""
+    from clustrix_containers.oci.elf import read_architecture
+
+    architecture = read_architecture(path)
+    if architecture == platform.architecture:
+        return
+    wrong = (
+        "is not for Linux"
+        if architecture is None
+        else f"is for {architecture}, the image is for {platform}"
+    )
+    raise CaptureError(
+        f"the compiled module {module} ({path.name}) {wrong}",
+        hint=f"Build it for {platform} and this Python, put it in a package that has a wheel, "
+        "or do not import it.",
+        module=module,
+        path=str(path),
+    )
+
+
+def refuse_other_builds(module: str, directories: tuple[Path, ...], platform: Platform) -> None:
+    """Raise a CaptureError if ``module`` exists compiled, but not for this Python."""
+    leaf = module.rpartition(".")[2]
+    for directory in directories:
+        for path in sorted(directory.glob(f"{leaf}.*")) if directory.is_dir() else ():
+            if is_extension(path):
+                tags = ", ".join(importlib.machinery.EXTENSION_SUFFIXES)
+                raise CaptureError(
+                    f"the compiled module {module} exists only as {path.name}, which the "
+                    f"image's Python on {platform} does not load",
+                    hint=f"Build it for this Python (its file ends in one of {tags}).",
+                    module=module,
+                    path=str(path),
+                )
 
 
 def _from_loaded(name: str, module: ModuleType) -> Module | None:
@@ -161,14 +204,10 @@ def _directories(locations: Any) -> tuple[Path, ...]:
     return tuple(path for path in paths if path.is_dir())
 
 
-def _kind(path: Path) -> Kind:
-    parts = path.parts
-    if "site-packages" in parts or "dist-packages" in parts:
+def _kind(path: Path) -> ModuleKind:
+    if installed_path(path) is not None:
         return "installed"
-    resolved = str(path)
-    if any(resolved.startswith(root) for root in _stdlib_roots()):
-        return "stdlib"
-    return "local"
+    return "local" if stdlib_path(path) is None else "stdlib"
 
 
 @lru_cache(maxsize=1)
@@ -182,7 +221,7 @@ def _stdlib_roots() -> tuple[str, ...]:
 
 
 def installed_path(path: Path) -> str | None:
-    """A path's part below its site-packages, or ``None`` for one that is not in any."""
+    """A path relative to its site-packages directory; ``None`` if it is in none."""
     for index in range(len(path.parts) - 1, -1, -1):
         if path.parts[index] in ("site-packages", "dist-packages"):
             return "/".join(path.parts[index + 1 :])
@@ -190,7 +229,7 @@ def installed_path(path: Path) -> str | None:
 
 
 def stdlib_path(path: Path) -> str | None:
-    """A path's part below the standard library, or ``None`` for one that is not in it."""
+    """A path relative to the standard library; ``None`` if it is not in it."""
     for root in _stdlib_roots():
         if str(path).startswith(root):
             return Path(str(path)[len(root) :]).as_posix()

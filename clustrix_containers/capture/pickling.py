@@ -1,35 +1,32 @@
-"""Arguments and results: pickles in which a script's types have a name that holds everywhere."""
+"""Pickles of arguments and results, in which a script's types have one name on every machine."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.worker import contract
 
-from . import scripts, sources
-from . import unpicklable as blame
-from .scripts import load_script, script_module
+from . import program, unpicklable
+from .program import load_script, script_module
 
 __all__ = ["dump_call", "load", "load_script", "script_module"]
 
 _STABLE_LIMIT = 8 << 20
-_EMPTY_SET, _FROZENSET = b"\x8f", b"\x91"
+_SET_OPCODES = (pickle.EMPTY_SET, pickle.FROZENSET)
 
 
 def dump_call(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    bundle_main: Path | None = None,
     *,
     function: Callable[..., Any] | None = None,
 ) -> tuple[bytes, frozenset[str]]:
@@ -37,41 +34,30 @@ def dump_call(
 
     The names are dotted, without the standard library; :data:`contract.MAIN` is among them
     if it needs the script. They are the ``references`` of :func:`callables.capture`.
-    ``bundle_main`` is the script that the image carries, if known. ``function`` only helps
-    to name the argument that a CaptureError is about.
+    ``function`` is used only to name the argument in a CaptureError.
     """
-    from . import reduction, stable
+    from . import reduction
 
     call = (args, dict(kwargs))
     try:
-        data, pickler = _dump(reduction.FastPickler, call)
-        # Sets have this process's order; what travels by value has its accidents of sharing.
-        unstable = pickler.by_value or _EMPTY_SET in data or _FROZENSET in data
+        data, pickler = reduction.dump(reduction.FastPickler, call, _rename)
+        # The order of sets, and what objects by value share, differ between processes.
+        unstable = pickler.by_value or any(opcode in data for opcode in _SET_OPCODES)
         if unstable and len(data) <= _STABLE_LIMIT:
             with contextlib.suppress(RecursionError):
-                data, pickler = _dump(stable.StablePickler, call)
+                data, pickler = reduction.dump(reduction.StablePickler, call, _rename)
     except Exception as error:
-        raise _refusal(args, kwargs, function, error) from error
-    names = pickler.references
-    if not names:
+        raise _error(args, kwargs, function, error) from error
+    if not pickler.references:
         return data, frozenset()
-    names = names | _imported(pickler.codes)
-    if contract.MAIN in names:
-        _check_script(bundle_main)
-    return data, reduction.third_party_or_local(names)
+    names = pickler.references | _imported(pickler.codes)
+    return data, program.third_party_or_local(names)
 
 
-def _dump(kind: Any, value: Any) -> tuple[bytes, Any]:
-    file = io.BytesIO()
-    pickler = kind(file, _place)
-    pickler.dump(value)
-    return file.getvalue(), pickler
-
-
-@lru_cache(maxsize=4096)
-def _place(filename: str) -> str:
-    known = sources.known_place(filename)
-    return filename if known is None and filename == "<stdin>" else known or "<source>"
+@functools.lru_cache(maxsize=4096)
+def _rename(filename: str) -> str:
+    known = program.container_path(filename)
+    return known or (filename if filename == "<stdin>" else "<source>")
 
 
 def _imported(codes: Iterable[Any]) -> set[str]:
@@ -79,39 +65,27 @@ def _imported(codes: Iterable[Any]) -> set[str]:
     return {
         statement.module
         for code in codes
-        for statement in sources.imports_of(code)
+        for statement in program.imports_of(code)
         if statement.level == 0 and not statement.optional
     }
 
 
-def _check_script(bundle_main: Path | None) -> None:
-    script = scripts.current().path or scripts.loaded_script(contract.MAIN)
-    if bundle_main is not None and script is not None and script != bundle_main:
-        raise CaptureError(
-            f"an argument is of a type that {script} defines, and the image carries the "
-            f"script {bundle_main}",
-            hint="Put the type into a module that both import.",
-        )
-
-
-def _refusal(
+def _error(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     function: Callable[..., Any] | None,
     error: Exception,
 ) -> CaptureError:
-    from . import reduction
-
-    parts = [(_argument(index, function), value) for index, value in enumerate(args)]
-    parts += [(f"argument '{name}'", value) for name, value in kwargs.items()]
-    for label, value in parts:
-        if _fails(value):
-            name, culprit = blame.find(value, label, _fails)
-            what = reduction.describe(culprit)
+    labelled = [(_argument(index, function), value) for index, value in enumerate(args)]
+    labelled += [(f"argument '{name}'", value) for name, value in kwargs.items()]
+    for label, value in labelled:
+        if unpicklable.pickled(value) is None:
+            name, part = unpicklable.find_unpicklable(value, label)
+            what = unpicklable.describe(part)
             whole = "" if name.startswith(label) else f"{label}: "
             return CaptureError(
                 f"{whole}{name} cannot be pickled: {what} ({error})",
-                hint="Pass what it is made from (a path, a configuration) and make it in the "
+                hint="Pass what it is made from (a path, a configuration) and create it in the "
                 "function.",
                 argument=label,
             )
@@ -131,26 +105,16 @@ def _argument(index: int, function: Callable[..., Any] | None) -> str:
     )
 
 
-def _fails(value: Any) -> bool:
-    from . import reduction
-
-    try:
-        _dump(reduction.FastPickler, value)
-    except Exception:
-        return True
-    return False
-
-
 def load(
     data: bytes | memoryview,
     buffers: Iterable[Any] = (),
     *,
     main: Callable[[], ModuleType],
 ) -> Any:
-    """Unpickle what the worker wrote; ``main()`` gives the script's module when it is needed.
+    """Unpickle what the worker wrote; ``main()`` is called for the script's module if needed.
 
     A class that travelled by value from this process is itself again, not a copy. The bytes
-    must have been verified: unpickling runs what they say.
+    must have been verified: unpickling runs code.
     """
     return _Unpickler(io.BytesIO(data), main, buffers).load()
 
@@ -161,19 +125,21 @@ class _Unpickler(pickle.Unpickler):
     ) -> None:
         super().__init__(file, buffers=buffers)
         self._main = main
-        started = scripts.current()
+        started = program.current_main()
         self._started = started.module if started.kind == "module" else None
 
     def find_class(self, module: str, name: str) -> Any:
         if module == contract.MAIN:
-            return _walk(self._main(), name)
+            return _attribute(self._main(), name)
         if module == "importlib" and name == "import_module":
             return self._import
         if module.startswith("cloudpickle") and name == "_class_setstate":
-            return _class_setstate
+            from .reduction import class_setstate
+
+            return class_setstate
         if module == self._started:
             try:
-                return _walk(sys.modules["__main__"], name)
+                return _attribute(sys.modules["__main__"], name)
             except AttributeError:
                 pass
         return super().find_class(module, name)
@@ -186,17 +152,5 @@ class _Unpickler(pickle.Unpickler):
         return sys.modules["__main__"] if name == self._started else importlib.import_module(name)
 
 
-def _walk(module: ModuleType, name: str) -> Any:
-    found: Any = module
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
-
-
-def _class_setstate(cls: Any, state: Any) -> Any:
-    """cloudpickle's, except for a class of this process: that stays as it is."""
-    from cloudpickle import cloudpickle
-
-    from . import identity
-
-    return cls if cls in identity.tracked else cloudpickle._class_setstate(cls, state)
+def _attribute(module: Any, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), module)

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import operator
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clustrix_containers.errors import CaptureError
-
-from .branches import UNKNOWN, decide, mentions_main
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
     """One import. ``import a.b`` has no ``names``; ``from ..a import b`` has ``level`` 2.
 
-    ``optional``: its ImportError is caught. ``conditional``: a branch that cannot be decided
-    here leads to it. ``deferred``: it stands in a function. ``guarded``: it stands under the
-    main guard, so it does not run there.
-    ``resource``: a package named to ``importlib.resources``, not an import. ``unit``: the
-    function in which it stands, if that matters only to who uses its name (see :class:`Source`).
+    ``optional``: its ImportError is caught. ``conditional``: it is in a branch whose condition
+    is unknown here. ``deferred``: it is in a function. ``guarded``: it is under the main guard,
+    so it does not run in the container. ``resource``: a package that is passed to
+    ``importlib.resources``, not an import. ``toplevel``: it is not in a function or class.
+    ``unit``: the function that it is in, if only the use of that function's name reaches it (see
+    :class:`Source`).
     """
 
     module: str
@@ -40,6 +40,7 @@ class Statement:
     deferred: bool = False
     guarded: bool = False
     resource: bool = False
+    toplevel: bool = True
     unit: str = ""
 
 
@@ -48,11 +49,11 @@ class Source:
     """What a file imports, and the names it binds at module level.
 
     ``guarded`` are the names bound under the main guard. ``dynamic`` are ``(line, call, unit)``
-    of imports whose name only a run knows. ``exports`` is a literal ``__all__``.
+    of imports whose name is known only at run time. ``exports`` is a literal ``__all__``.
 
-    ``units`` are module-level functions that nothing but the use of their name can reach (no
-    decorator registers them), with the names that each uses; ``uses`` are the names that all the
-    rest uses: variables, attributes, and strings that could name something.
+    ``units`` are module-level functions that can be reached only by their name (no decorator
+    registers them), with the names that each uses; ``uses`` are the names used everywhere else:
+    variables, attributes, and strings that could be names.
     """
 
     imports: tuple[Statement, ...]
@@ -66,30 +67,21 @@ class Source:
     units: Mapping[str, frozenset[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a statement stands."""
-
-    optional: bool = False
-    conditional: bool = False
-    deferred: bool = False
-    guarded: bool = False
-    toplevel: bool = True
-    unit: str = ""
-
-
+# What surrounds a statement is itself one: those inside inherit its flags.
+_MODULE_LEVEL = Statement("", (), 0, 0)
 _CATCHES = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
 _RESOURCE_CALLS = {
     "files", "open_text", "open_binary", "read_text", "read_binary", "path", "contents",
     "is_resource", "get_data", "resource_filename", "resource_string", "resource_stream",
 }  # fmt: skip
+_ALIASED_MODULES = {"typing", "typing_extensions", "importlib"}
 _DISCOVERIES = {"iter_modules", "walk_packages"}
 _parsed: dict[bytes, Source] = {}
 _PARSED_LIMIT = 4096
 
 
 def parse(content: bytes, filename: str) -> Source:
-    """Read one file's content; remembered by content. A syntax error is a CaptureError."""
+    """Parse one file; cached by content. A syntax error is a CaptureError."""
     key = hashlib.blake2b(content, digest_size=16).digest()
     source = _parsed.get(key)
     if source is None:
@@ -103,11 +95,11 @@ def parse(content: bytes, filename: str) -> Source:
                 f"{filename}:{line} is not valid Python "
                 f"{sys.version_info.major}.{sys.version_info.minor}: "
                 f"{getattr(error, 'msg', error)}",
-                hint="The container would fail on it too: correct the file.",
+                hint="Correct the file; it would fail in the container too.",
                 path=filename,
                 line=line,
             ) from error
-        source = _Reader(tree).read()
+        source = _Visitor(tree).visit()
         if len(_parsed) >= _PARSED_LIMIT:
             _parsed.clear()
         _parsed[key] = source
@@ -115,7 +107,7 @@ def parse(content: bytes, filename: str) -> Source:
 
 
 @dataclass
-class _Reader:
+class _Visitor:
     tree: ast.Module
     imports: list[Statement] = field(default_factory=list)
     dynamic: list[tuple[int, str, str]] = field(default_factory=list)
@@ -129,17 +121,13 @@ class _Reader:
     checking: set[str] = field(default_factory=lambda: {"TYPE_CHECKING"})
     importers: set[str] = field(default_factory=lambda: {"__import__", "import_module"})
 
-    def read(self) -> Source:
+    def visit(self) -> Source:
+        aliases = {"TYPE_CHECKING": self.checking, "import_module": self.importers}
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.ImportFrom) and node.module in (
-                "typing",
-                "typing_extensions",
-                "importlib",
-            ):
+            if isinstance(node, ast.ImportFrom) and node.module in _ALIASED_MODULES:
                 for alias in node.names:
-                    names = {"TYPE_CHECKING": self.checking, "import_module": self.importers}
-                    names.get(alias.name, set()).add(alias.asname or alias.name)
-        self._body(self.tree.body, _Place())
+                    aliases.get(alias.name, set()).add(alias.asname or alias.name)
+        self._body(self.tree.body, _MODULE_LEVEL)
         return Source(
             tuple(self.imports),
             tuple(self.dynamic),
@@ -152,148 +140,131 @@ class _Reader:
             {name: frozenset(used) for name, used in self.units.items()},
         )
 
-    def _body(self, body: Iterable[ast.stmt], place: _Place) -> None:
+    def _body(self, body: Iterable[ast.stmt], context: Statement) -> None:
         for statement in body:
-            self._statement(statement, place)
+            self._statement(statement, context)
 
-    def _statement(self, node: ast.stmt, place: _Place) -> None:
+    def _statement(self, node: ast.stmt, context: Statement) -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            self._import(node, place)
+            self._import(node, context)
         elif isinstance(node, ast.If):
-            self._if(node, place)
+            self._if(node, context)
         elif isinstance(node, ast.Try) or type(node).__name__ == "TryStar":
-            self._try(node, place)
+            self._try(node, context)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            self._bind(place, node.name)
-            self._expressions(node, place)
-            unit = place.unit or self._unit(node, place)
-            self._body(node.body, replace(place, deferred=True, toplevel=False, unit=unit))
+            self._bind(context, node.name)
+            self._expressions(node, context)
+            unit = context.unit or self._unit(node, context)
+            self._body(node.body, replace(context, deferred=True, toplevel=False, unit=unit))
         elif isinstance(node, ast.ClassDef):
-            self._bind(place, node.name)
-            self._expressions(node, place)
-            self._body(node.body, replace(place, toplevel=False))
+            self._bind(context, node.name)
+            self._expressions(node, context)
+            self._body(node.body, replace(context, toplevel=False))
         else:
-            self._other(node, place)
+            self._other(node, context)
 
-    def _unit(self, node: ast.FunctionDef | ast.AsyncFunctionDef, place: _Place) -> str:
+    def _unit(self, node: ast.FunctionDef | ast.AsyncFunctionDef, context: Statement) -> str:
         plain = all(_is_our_decorator(item) for item in node.decorator_list)
-        if not place.toplevel or not plain or node.name.startswith("__"):
+        if not context.toplevel or not plain or node.name.startswith("__"):
             return ""
         self.units.setdefault(node.name, set())
         return node.name
 
-    def _use(self, place: _Place, *names: str) -> None:
-        if not place.guarded:
-            (self.units[place.unit] if place.unit else self.uses).update(names)
+    def _use(self, context: Statement, *names: str) -> None:
+        if not context.guarded:
+            (self.units[context.unit] if context.unit else self.uses).update(names)
 
-    def _other(self, node: ast.stmt, place: _Place) -> None:
+    def _other(self, node: ast.stmt, context: Statement) -> None:
         """Loops, ``with``, ``match``, assignments, expressions."""
         if isinstance(node, ast.Global):
             self.bound.update(node.names)
-        inner = place
+        inner = context
         if isinstance(node, (ast.With, ast.AsyncWith)):
-            inner = replace(place, optional=place.optional or _suppresses(node))
+            inner = replace(context, optional=context.optional or _suppresses(node))
         elif not isinstance(node, (ast.Expr, ast.Assign, ast.AnnAssign, ast.AugAssign)):
-            inner = replace(place, conditional=True)
-        self._expressions(node, place)
+            inner = replace(context, conditional=True)
+        self._expressions(node, context)
         self._exports(node)
         for body in _bodies(node):
             self._body(body, inner)
 
-    def _import(self, node: ast.Import | ast.ImportFrom, place: _Place) -> None:
+    def _import(self, node: ast.Import | ast.ImportFrom, context: Statement) -> None:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                self._add(place, alias.name, (), 0, node.lineno)
-                self._bind(place, alias.asname or alias.name.partition(".")[0])
+                self._add(context, alias.name, (), 0, node.lineno)
+                self._bind(context, alias.asname or alias.name.partition(".")[0])
             return
         names = tuple(alias.name for alias in node.names)
-        self._use(place, *(alias.name for alias in node.names if alias.asname))
-        self._add(place, node.module or "", names, node.level, node.lineno)
+        self._use(context, *(alias.name for alias in node.names if alias.asname))
+        self._add(context, node.module or "", names, node.level, node.lineno)
         if "*" in names:
             self.star = True
-        self._bind(place, *(alias.asname or alias.name for alias in node.names))
+        self._bind(context, *(alias.asname or alias.name for alias in node.names))
 
     def _add(
-        self,
-        place: _Place,
-        module: str,
-        names: tuple[str, ...],
-        level: int,
-        line: int,
-        *,
-        resource: bool = False,
+        self, context: Statement, module: str, names: tuple[str, ...], level: int, line: int
     ) -> None:
-        self.imports.append(
-            Statement(
-                module,
-                names,
-                level,
-                line,
-                place.optional,
-                place.conditional,
-                place.deferred,
-                place.guarded,
-                resource,
-                place.unit,
-            )
-        )
+        self.imports.append(replace(context, module=module, names=names, level=level, line=line))
 
-    def _if(self, node: ast.If, place: _Place) -> None:
-        truth = decide(node.test, self.checking)
-        self._expressions(node, place)
-        if truth is UNKNOWN:
-            self._body(node.body, replace(place, conditional=True))
-            self._body(node.orelse, replace(place, conditional=True))
+    def _if(self, node: ast.If, context: Statement) -> None:
+        truth = _decide(node.test, self.checking)
+        self._expressions(node, context)
+        if truth is _UNKNOWN:
+            self._body(node.body, replace(context, conditional=True))
+            self._body(node.orelse, replace(context, conditional=True))
             return
-        self._body(node.body if truth else node.orelse, place)
-        if mentions_main(node.test):
-            self._body(node.orelse if truth else node.body, replace(place, guarded=True))
+        self._body(node.body if truth else node.orelse, context)
+        if _mentions_main(node.test):
+            self._body(node.orelse if truth else node.body, replace(context, guarded=True))
 
-    def _try(self, node: Any, place: _Place) -> None:
+    def _try(self, node: Any, context: Statement) -> None:
         caught = any(_catches(handler) for handler in node.handlers)
-        inner = replace(place, optional=place.optional or caught)
+        inner = replace(context, optional=context.optional or caught)
         self._body(node.body, inner)
         for handler in node.handlers:
             self._body(handler.body, replace(inner, conditional=True))
         self._body(node.orelse, inner)
-        self._body(node.finalbody, place)
+        self._body(node.finalbody, context)
 
-    def _bind(self, place: _Place, *names: str) -> None:
-        if place.toplevel:
-            (self.guarded if place.guarded else self.bound).update(names)
+    def _bind(self, context: Statement, *names: str) -> None:
+        if context.toplevel:
+            (self.guarded if context.guarded else self.bound).update(names)
 
-    def _expressions(self, node: ast.stmt, place: _Place) -> None:
+    def _expressions(self, node: ast.stmt, context: Statement) -> None:
         """Calls that import, and names that are bound, in a statement's own expressions."""
+        # A name in __all__ is not a use.
+        is_use = not _is_export(node)
         for expression in _own_expressions(node):
             for inner in ast.walk(expression):
                 if isinstance(inner, ast.Call):
-                    self._call(inner, place)
+                    self._call(inner, context)
                 elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
-                    self._bind(place, inner.id)
+                    self._bind(context, inner.id)
                 elif isinstance(inner, (ast.MatchAs, ast.MatchStar)) and inner.name:
-                    self._bind(place, inner.name)
-                if not _is_export(node):
-                    self._use(place, *_names(inner))
+                    self._bind(context, inner.name)
+                if is_use:
+                    self._use(context, *_names(inner))
 
-    def _call(self, node: ast.Call, place: _Place) -> None:
+    def _call(self, node: ast.Call, context: Statement) -> None:
         function = node.func
-        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        name = _last_name(function)
         first = node.args[0] if node.args else None
         literal = first.value if isinstance(first, ast.Constant) else None
         if name == "import_module" or (isinstance(function, ast.Name) and name in self.importers):
             if isinstance(literal, str):
-                self._literal_import(node, literal, place)
+                self._literal_import(node, literal, context)
             else:
-                self.dynamic.append((node.lineno, ast.unparse(node), place.unit))
+                self.dynamic.append((node.lineno, ast.unparse(node), context.unit))
         elif name in _DISCOVERIES:
-            self.dynamic.append((node.lineno, ast.unparse(node), place.unit))
+            self.dynamic.append((node.lineno, ast.unparse(node), context.unit))
         elif name in _RESOURCE_CALLS and isinstance(literal, str):
             if all(part.isidentifier() for part in literal.split(".")):
-                self._add(replace(place, optional=True), literal, (), 0, node.lineno, resource=True)
-        elif name == "extend_path" or name == "declare_namespace":
+                inner = replace(context, optional=True, resource=True)
+                self._add(inner, literal, (), 0, node.lineno)
+        elif name in ("extend_path", "declare_namespace"):
             self.extends_path = True
 
-    def _literal_import(self, node: ast.Call, literal: str, place: _Place) -> None:
+    def _literal_import(self, node: ast.Call, literal: str, context: Statement) -> None:
         name = literal.lstrip(".")
         level = len(literal) - len(name)
         package = node.args[1] if len(node.args) > 1 else None
@@ -304,23 +275,17 @@ class _Reader:
             base = package.value.split(".")
             base = base[: len(base) - level + 1]
             name, level = ".".join([*base, name]), 0
-        self._add(place, name, (), level, node.lineno)
+        self._add(context, name, (), level, node.lineno)
 
     def _exports(self, node: ast.stmt) -> None:
-        targets: list[ast.expr] = []
-        if isinstance(node, ast.Assign):
-            targets = node.targets
-        elif isinstance(node, (ast.AnnAssign, ast.AugAssign)):
-            targets = [node.target]
-        value = getattr(node, "value", None)
-        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
-            for element in getattr(value, "elts", ()):
+        if _is_export(node):
+            for element in getattr(getattr(node, "value", None), "elts", ()):
                 if isinstance(element, ast.Constant) and isinstance(element.value, str):
                     self.exports.append(element.value)
 
 
 def _names(node: ast.AST) -> tuple[str, ...]:
-    """What a node may name: a variable, an attribute, or a string that ``getattr`` could take."""
+    """The names in a node: a variable, an attribute, or a string that ``getattr`` could take."""
     if isinstance(node, ast.Name):
         return (node.id,)
     if isinstance(node, ast.Attribute):
@@ -330,13 +295,18 @@ def _names(node: ast.AST) -> tuple[str, ...]:
     return ()
 
 
+def _last_name(node: ast.AST) -> str:
+    """``c`` of ``a.b.c`` and of ``c``; empty for other expressions."""
+    return str(getattr(node, "attr", getattr(node, "id", "")))
+
+
 def _is_our_decorator(node: ast.expr) -> bool:
-    """``@function`` and ``@cx.function(…)`` register nothing; of others nobody knows."""
-    called = node.func if isinstance(node, ast.Call) else node
-    return getattr(called, "attr", getattr(called, "id", "")) == "function"
+    """``@function`` and ``@cx.function(…)`` register nothing; other decorators may."""
+    return _last_name(node.func if isinstance(node, ast.Call) else node) == "function"
 
 
 def _is_export(node: ast.stmt) -> bool:
+    """Whether a statement assigns ``__all__``."""
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets)
 
@@ -345,7 +315,7 @@ def _catches(handler: ast.ExceptHandler) -> bool:
     if handler.type is None:
         return True
     types = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-    return any(getattr(item, "attr", getattr(item, "id", "")) in _CATCHES for item in types)
+    return any(_last_name(item) in _CATCHES for item in types)
 
 
 def _suppresses(node: ast.With | ast.AsyncWith) -> bool:
@@ -353,9 +323,8 @@ def _suppresses(node: ast.With | ast.AsyncWith) -> bool:
     for item in node.items:
         call = item.context_expr
         if isinstance(call, ast.Call):
-            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-            caught = {getattr(arg, "attr", getattr(arg, "id", "")) for arg in call.args}
-            if name == "suppress" and caught & _CATCHES:
+            caught = {_last_name(argument) for argument in call.args}
+            if _last_name(call.func) == "suppress" and caught & _CATCHES:
                 return True
     return False
 
@@ -376,3 +345,106 @@ def _own_expressions(node: ast.stmt) -> Iterator[ast.AST]:
                 yield child.guard
         elif not isinstance(child, (ast.stmt, ast.ExceptHandler)):
             yield child
+
+
+_UNKNOWN: Any = object()
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+
+
+def _decide(node: ast.expr, checking: Collection[str]) -> Any:
+    """The value that a condition has in the container, or :data:`_UNKNOWN`.
+
+    ``checking`` are the names under which ``TYPE_CHECKING`` was imported.
+    """
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name):
+        return False if node.id in checking else _UNKNOWN
+    if isinstance(node, ast.Attribute):
+        return _attribute(node)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        value = _decide(node.operand, checking)
+        return value if value is _UNKNOWN else not value
+    if isinstance(node, ast.BoolOp):
+        return _boolean(node, checking)
+    if isinstance(node, (ast.Tuple, ast.List)):
+        values = tuple(_decide(element, checking) for element in node.elts)
+        return _UNKNOWN if _UNKNOWN in values else values
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        return _compare(node, checking)
+    if isinstance(node, ast.Subscript):
+        return _subscript(node, checking)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        subject = _decide(node.func.value, checking)
+        if node.func.attr == "startswith" and isinstance(subject, str) and len(node.args) == 1:
+            prefix = _decide(node.args[0], checking)
+            return subject.startswith(prefix) if prefix is not _UNKNOWN else _UNKNOWN
+    return _UNKNOWN
+
+
+def _boolean(node: ast.BoolOp, checking: Collection[str]) -> Any:
+    values = [_decide(value, checking) for value in node.values]
+    decisive = isinstance(node.op, ast.Or)
+    if any(value is not _UNKNOWN and bool(value) is decisive for value in values):
+        return decisive
+    return _UNKNOWN if _UNKNOWN in values else not decisive
+
+
+def _compare(node: ast.Compare, checking: Collection[str]) -> Any:
+    if _mentions_main(node):
+        return isinstance(node.ops[0], ast.NotEq)
+    left, right = _decide(node.left, checking), _decide(node.comparators[0], checking)
+    if left is _UNKNOWN or right is _UNKNOWN:
+        return _UNKNOWN
+    if isinstance(node.ops[0], ast.In):
+        return left in right if isinstance(right, (tuple, str)) else _UNKNOWN
+    compare = _COMPARISONS.get(type(node.ops[0]))
+    try:
+        return compare(left, right) if compare else _UNKNOWN
+    except TypeError:
+        return _UNKNOWN
+
+
+def _subscript(node: ast.Subscript, checking: Collection[str]) -> Any:
+    value = _decide(node.value, checking)
+    try:
+        return value[ast.literal_eval(node.slice)] if value is not _UNKNOWN else _UNKNOWN
+    except (ValueError, TypeError, IndexError, SyntaxError):
+        pass
+    if isinstance(node.slice, ast.Slice) and isinstance(value, tuple):
+        upper = node.slice.upper
+        bound = upper.value if isinstance(upper, ast.Constant) else None
+        if node.slice.lower is None and isinstance(bound, int):
+            return value[:bound]
+    return _UNKNOWN
+
+
+def _attribute(node: ast.Attribute) -> Any:
+    if node.attr == "TYPE_CHECKING":
+        return False
+    return {
+        "sys.version_info": tuple(sys.version_info),
+        "sys.version_info.major": sys.version_info.major,
+        "sys.version_info.minor": sys.version_info.minor,
+        "sys.platform": "linux",
+        "os.name": "posix",
+    }.get(ast.unparse(node), _UNKNOWN)
+
+
+def _mentions_main(node: ast.expr) -> bool:
+    """Whether an expression compares ``__name__`` with ``"__main__"``."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Compare) and isinstance(inner.ops[0], (ast.Eq, ast.NotEq)):
+            sides = (inner.left, inner.comparators[0])
+            names = {getattr(side, "id", None) for side in sides}
+            values = {repr(getattr(side, "value", None)) for side in sides}
+            if "__name__" in names and repr("__main__") in values:
+                return True
+    return False

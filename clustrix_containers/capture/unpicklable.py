@@ -1,32 +1,48 @@
-"""Which variable it is that cannot travel."""
+"""Which variable cannot be pickled, in the words of the user's code."""
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
+import io
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from .modules import installed_path
+from .program import globals_used
 
-_DEPTH = 12
-_Found = tuple[str, Any]
+_MAX_DEPTH = 12
+_DESCRIPTIONS = {
+    "_thread.lock": "a lock",
+    "_thread.RLock": "a lock",
+    "builtins.generator": "a running generator",
+    "builtins.coroutine": "a running coroutine",
+    "builtins.async_generator": "a running async generator",
+    "builtins.frame": "a stack frame",
+    "builtins.traceback": "a traceback",
+}
+_Part = tuple[str, Any]
 
 
-def find(root: Any, label: str, guilty: Callable[[Any], bool]) -> _Found:
-    """The innermost guilty part of ``root``: how to name it, and the part itself.
+def find_unpicklable(root: Any, label: str) -> _Part:
+    """The innermost part of ``root`` that cannot be pickled: how to name it, and the part."""
+    return find_part(root, label, lambda value: pickled(value) is None)
 
-    ``guilty`` says whether a value is at fault or holds something that is.
+
+def find_part(root: Any, label: str, offending: Callable[[Any], bool]) -> _Part:
+    """The innermost offending part of ``root``: how to name it, and the part itself.
+
+    ``offending`` is true of a value at fault and of everything that holds one.
     """
     seen = {id(root)}
     name, found = label, root
-    for _ in range(_DEPTH):
+    for _ in range(_MAX_DEPTH):
         for relation, part in _parts(found):
-            if id(part) in seen or not guilty(part):
+            if id(part) in seen or not offending(part):
                 continue
             seen.add(id(part))
             name, found = relation.format(name=name), part
@@ -36,8 +52,32 @@ def find(root: Any, label: str, guilty: Callable[[Any], bool]) -> _Found:
     return name, found
 
 
+def pickled(value: Any) -> bytes | None:
+    """The pickle of one part, or ``None`` if it has none."""
+    from . import reduction
+
+    try:
+        return reduction.dump(reduction.FastPickler, value, str)[0]
+    except Exception:
+        return None
+
+
+def describe(obj: Any) -> str:
+    """What an object is, in everyday words."""
+    kind = type(obj)
+    if issubclass(kind, io.IOBase):
+        name = getattr(obj, "name", None)
+        return f"an open file ({name!r})" if name is not None else "an open file"
+    if isinstance(obj, threading.Thread):
+        return f"a thread ({obj.name!r})"
+    full = f"{kind.__module__}.{kind.__qualname__}"
+    if full.startswith("socket."):
+        return "a socket"
+    return _DESCRIPTIONS.get(full, f"a {full.removeprefix('builtins.')}")
+
+
 def name_of(obj: Any) -> str:
-    """What a person calls a callable: its qualified name without ``<locals>``."""
+    """The name of a callable in messages: its qualified name without ``<locals>``."""
     if isinstance(obj, functools.partial):
         return f"partial of {name_of(obj.func)}"
     name = getattr(obj, "__qualname__", None)
@@ -46,22 +86,22 @@ def name_of(obj: Any) -> str:
     return name.rpartition("<locals>.")[2]
 
 
-def _parts(obj: Any) -> Iterator[_Found]:
+def _parts(obj: Any) -> Iterator[_Part]:
     """``(relation, part)``; the relation names the part, with ``{name}`` for the whole."""
     if isinstance(obj, types.FunctionType):
         yield from _function(obj)
     elif isinstance(obj, types.MethodType):
-        yield f"the instance that '{_safe(name_of(obj))}' is bound to", obj.__self__
-        yield f"'{_safe(name_of(obj))}'", obj.__func__
+        yield f"the instance that '{_escape(name_of(obj))}' is bound to", obj.__self__
+        yield f"'{_escape(name_of(obj))}'", obj.__func__
     elif isinstance(obj, functools.partial):
-        yield f"the function of a {_safe(name_of(obj))}", obj.func
-        for index, value in enumerate(obj.args):
-            yield f"argument {index} of a {_safe(name_of(obj))}", value
-        for key, value in obj.keywords.items():
-            yield f"argument '{key}' of a {_safe(name_of(obj))}", value
+        yield f"the function of a {_escape(name_of(obj))}", obj.func
+        named = [(str(index), value) for index, value in enumerate(obj.args)]
+        named += [(f"'{key}'", value) for key, value in obj.keywords.items()]
+        for key, value in named:
+            yield f"argument {key} of a {_escape(name_of(obj))}", value
     elif isinstance(obj, dict):
         for key, value in obj.items():
-            yield f"{{name}}, key {_safe(_short(key))}", value
+            yield f"{{name}}, key {_escape(_short(key))}", value
     elif isinstance(obj, (list, tuple, set, frozenset)):
         for index, value in enumerate(obj):
             yield f"{{name}}, item {index}", value
@@ -69,21 +109,20 @@ def _parts(obj: Any) -> Iterator[_Found]:
         for key, value in vars(obj).items():
             inner = getattr(value, "__func__", value)
             if key not in ("__dict__", "__weakref__"):
-                yield f"attribute '{key}' of the class {_safe(name_of(obj))}", inner
+                yield f"attribute '{key}' of the class {_escape(name_of(obj))}", inner
     else:
         yield from _attributes(obj)
 
 
-def _function(function: types.FunctionType) -> Iterator[_Found]:
-    name = _safe(name_of(function))
+def _function(function: types.FunctionType) -> Iterator[_Part]:
+    name = _escape(name_of(function))
     code = function.__code__
     for variable, value in inspect.getclosurevars(function).nonlocals.items():
         yield f"closure variable '{variable}' of '{name}'", value
     names = code.co_varnames[: code.co_argcount]
-    defaults = function.__defaults__ or ()
-    for variable, value in zip(names[len(names) - len(defaults) :], defaults, strict=False):
-        yield f"the default of parameter '{variable}' of '{name}'", value
-    for variable, value in (function.__kwdefaults__ or {}).items():
+    values = function.__defaults__ or ()
+    defaults = dict(zip(names[len(names) - len(values) :], values, strict=False))
+    for variable, value in {**defaults, **(function.__kwdefaults__ or {})}.items():
         yield f"the default of parameter '{variable}' of '{name}'", value
     for variable in globals_used(code):
         if variable in function.__globals__:
@@ -93,20 +132,10 @@ def _function(function: types.FunctionType) -> Iterator[_Found]:
     yield f"the code of '{name}'", code
 
 
-def globals_used(code: types.CodeType) -> Iterator[str]:
-    """The global names that a code object reads, those nested in it included."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield str(instruction.argval)
-    for value in code.co_consts:
-        if isinstance(value, types.CodeType):
-            yield from globals_used(value)
-
-
-def _attributes(obj: Any) -> Iterator[_Found]:
-    if not _of_the_user(type(obj)):
+def _attributes(obj: Any) -> Iterator[_Part]:
+    if not _is_users(type(obj)):
         return
-    kind = _safe(type(obj).__qualname__.rpartition("<locals>.")[2])
+    kind = _escape(type(obj).__qualname__.rpartition("<locals>.")[2])
     attributes = dict(getattr(obj, "__dict__", {}) or {})
     for base in type(obj).__mro__:
         slots = base.__dict__.get("__slots__", ())
@@ -117,8 +146,8 @@ def _attributes(obj: Any) -> Iterator[_Found]:
         yield f"attribute '{key}' of {{name}} ({kind})", value
 
 
-def _of_the_user(kind: type) -> bool:
-    """Whether naming what is inside an object of this type would help: not so in a Thread."""
+def _is_users(kind: type) -> bool:
+    """Whether a name inside an object of this type helps the user: not inside a Thread."""
     if kind is types.SimpleNamespace:
         return True
     name = kind.__module__
@@ -133,6 +162,6 @@ def _short(key: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _safe(text: str) -> str:
-    """For a relation, where braces mean the whole's name."""
+def _escape(text: str) -> str:
+    """For a relation, in which braces are the name of the whole."""
     return text.replace("{", "{{").replace("}", "}}")

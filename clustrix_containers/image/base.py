@@ -1,39 +1,106 @@
-"""The three kinds of bases: the running interpreter, packed; an image in a registry; a Dockerfile."""
+"""Base images: their labels say where their Python is, which version, and which glibc.
+
+An image of a registry gets the labels here, from its environment variables or from what the
+user declares; the packed interpreter and an image built from a Dockerfile are inspected.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import re
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from clustrix_containers.oci.model import Image, Reference
+from clustrix_containers.errors import ImageError
+from clustrix_containers.oci.model import OCI_LAYER_TYPES, Image, Layer, Reference
+from clustrix_containers.worker.contract import LABEL_PYTHON, LAYER_KIND, LAYER_TITLE
 
-from .dockerfile import from_dockerfile
-from .facts import as_base, check_wheel
-from .interpreter import packed
+if TYPE_CHECKING:
+    from clustrix_containers.registry import Layout, Remote
 
+LABEL_INTERPRETER = "io.clustrix-containers.interpreter"
+"""Label: the path of the base's Python."""
 
-class Images(Protocol):
-    """Something that reads an image's manifest and config: a registry, an image layout directory."""
+LABEL_GLIBC = "io.clustrix-containers.glibc"
+"""Label: the base's version of glibc, ``2.36``."""
 
-    def image(self, reference: str) -> Image: ...
+LIBRARIES = "io.clustrix-containers.libraries"
+"""Annotation on a packed base's layer: its shared libraries, separated by blanks."""
 
 
 def from_registry(
-    reference: Reference,
-    registry: Images,
-    *,
-    python: str | None = None,
-    glibc: str | None = None,
-    minor: str | None = None,
+    reference: Reference, registry: Remote | Layout, *, python: str | None = None
 ) -> Image:
     """An image of a registry as a base; its layers stay where they are.
 
-    ``python`` is the path of its Python (``/usr/bin/python3.11``), where its environment does not
-    say, as that of the official Python images does. ``glibc`` is ``2.36``, if it is known.
-    ``minor`` is the version that is needed, by default the running Python's. ImageError when the
-    base has another minor version, or nobody knows where its Python is.
+    ``python`` is the path of its Python (``/usr/bin/python3.11``), where its environment variables
+    do not name it as the official Python images' do. ImageError if the base has another minor
+    version than the running Python, or its Python cannot be found.
     """
     image = registry.image(reference.digest or reference.tag or "latest")
-    return as_base(image, str(reference), python=python, glibc=glibc, minor=minor)
+    return as_base(image, str(reference), python=python)
 
 
-__all__ = ["Images", "as_base", "check_wheel", "from_dockerfile", "from_registry", "packed"]
+def as_base(
+    image: Image,
+    name: str,
+    *,
+    python: str | None = None,
+    version: str | None = None,
+    glibc: str | None = None,
+) -> Image:
+    """An image with the labels of a base and with OCI media types; its blobs stay as they are.
+
+    ``python`` and ``version`` are of its Python, if known.
+    """
+    minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    interpreter, version = (python, version) if python and version else _find(image, name, python)
+    if ".".join(version.split(".")[:2]) != minor:
+        raise ImageError(
+            f"{name} has Python {version}, and this is Python {minor}",
+            hint=f"Use a base with Python {minor}: base='python:{minor}-slim@sha256:…'.",
+            base=version,
+            needed=minor,
+        )
+    labels = {
+        **(image.settings.get("Labels") or {}),
+        LABEL_INTERPRETER: interpreter,
+        LABEL_PYTHON: version,
+    }
+    if glibc:
+        labels[LABEL_GLIBC] = glibc
+    layers = tuple(_annotated(layer, name) for layer in image.layers)
+    return replace(image, layers=layers).configure(Labels=labels)
+
+
+def _find(image: Image, name: str, python: str | None) -> tuple[str, str]:
+    """Path and version of the image's Python."""
+    env = dict(item.partition("=")[::2] for item in image.settings.get("Env") or [])
+    labels = image.settings.get("Labels") or {}
+    if python:
+        found = re.search(r"python(\d+\.\d+)$", python)
+        version = found[1] if found else env.get("PYTHON_VERSION") or labels.get(LABEL_PYTHON)
+        if not python.startswith("/") or not version:
+            raise ImageError(
+                f"not the path of a Python in a base: {python!r}",
+                hint="Expected an absolute path with the minor version: /usr/bin/python3.11.",
+            )
+        return python, version
+    if LABEL_INTERPRETER in labels and LABEL_PYTHON in labels:
+        return labels[LABEL_INTERPRETER], labels[LABEL_PYTHON]
+    version = env.get("PYTHON_VERSION", "")
+    if re.match(r"\d+\.\d+", version):
+        # The official Python images, and those made from them.
+        return f"/usr/local/bin/python{'.'.join(version.split('.')[:2])}", version
+    raise ImageError(
+        f"cannot find the Python of {name}",
+        hint="Name its path: python='/usr/bin/python3.11'. A base without Python cannot be used.",
+    )
+
+
+def _annotated(layer: Layer, name: str) -> Layer:
+    descriptor = layer.descriptor
+    if descriptor.media_type not in OCI_LAYER_TYPES:
+        raise ImageError(f"{name} has a layer of the unknown type {descriptor.media_type!r}")
+    annotations = {LAYER_KIND: "base", LAYER_TITLE: name, **descriptor.annotations}
+    return replace(layer, descriptor=replace(descriptor, annotations=annotations))

@@ -13,8 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from clustrix_containers.capture.bundle import Bundle, Distribution
-from clustrix_containers.capture.layout import bundle_files
+from clustrix_containers.capture.bundle import Bundle, Distribution, bundle_files
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import IN_MEMORY, Entry, write_layer
 from clustrix_containers.oci.model import Image, Layer
@@ -33,7 +32,7 @@ from clustrix_containers.worker.contract import (
     WORKER,
 )
 
-from .facts import LABEL_INTERPRETER, LIBRARIES
+from .base import LABEL_INTERPRETER, LIBRARIES
 from .layers import package_layers
 from .runtime import check_runtime, runtime_layer
 

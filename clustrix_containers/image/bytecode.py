@@ -1,8 +1,9 @@
-"""Bytecode in layers of its own: a read-only root without it costs every run seconds of compiling.
+"""Bytecode in layers of its own: without it every run spends seconds on compiling.
 
-Apart from the wheels' layers, whose digest knows no Python. Unchecked-hash ``.pyc`` files
-(PEP 552): no times in them, and no look at the source when they are loaded. Made once per
-machine, off the hot path, in processes that know neither the user's hash seed nor their modules.
+Separate from the wheels' layers, whose digests do not depend on the Python version.
+Unchecked-hash ``.pyc`` files (PEP 552) contain no times, and loading them does not read the
+source. They are made once per machine, off the hot path, in processes without the user's hash
+seed and modules.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.oci.archive import OWNED, Entry, Kind, Member, write_layer
+from clustrix_containers.oci.archive import Entry, EntryType, Member, write_layer
 from clustrix_containers.oci.model import Layer
 from clustrix_containers.oci.store import cache_key, recall, remember
 
@@ -29,7 +30,7 @@ def sources(entries: Iterable[Entry], below: str) -> list[Entry]:
     return [
         entry
         for entry in entries
-        if entry.kind is Kind.FILE
+        if entry.type is EntryType.FILE
         and entry.name.startswith(below + "/")
         and entry.name.endswith(".py")
         and not _SKIPPED.intersection(entry.name[len(below) + 1 :].split("/")[:-1])
@@ -43,12 +44,11 @@ def bytecode_layer(
     *,
     title: str,
     cache: Path,
-    owned: tuple[str, ...] = OWNED,
 ) -> Layer | None:
     """One layer with the bytecode of these sources; ``None`` if there is nothing to compile.
 
-    ``key`` says which sources they are (a JSON value): the layer is made once for it and the
-    running Python's minor version, and only then ``entries`` is asked.
+    ``key`` (a JSON value) identifies the sources: the layer is made once for it and the running
+    Python's minor version, and only then ``entries`` is called.
     """
     name = cache_key("bytecode", sys.implementation.cache_tag, key)
     known = recall(cache, name)
@@ -59,7 +59,7 @@ def bytecode_layer(
         remember(cache, name, [])
         return None
     layer = write_layer(
-        made, cache=cache, form="isal", kind="bytecode", title=f"bytecode of {title}", owned=owned
+        made, cache=cache, form="isal", kind="bytecode", title=f"bytecode of {title}"
     )
     remember(cache, name, [layer])
     return layer
@@ -68,17 +68,18 @@ def bytecode_layer(
 def compiled(entries: Sequence[Entry]) -> list[Entry]:
     """The ``__pycache__`` entries of some sources, which are files or members of wheels."""
     workers = min(os.cpu_count() or 1, 1 + len(entries) // 50)
-    # Dealt out like cards, so that each process gets about as much.
-    hands = [entries[at::workers] for at in range(workers)]
+    # Interleaved, so that each process gets about the same amount.
+    shares = [entries[at::workers] for at in range(workers)]
     with ThreadPoolExecutor(workers) as pool:
-        return [entry for result in pool.map(_compile, hands) for entry in result]
+        return [entry for result in pool.map(_compile, shares) for entry in result]
 
 
 def _compile(entries: Sequence[Entry]) -> list[Entry]:
     script = Path(__file__).with_name("compile.py")
     command = [sys.executable, "-S", "-s", "-B", "-W", "ignore", str(script)]
     # Sets of strings among the constants are written in hash order before Python 3.11.
-    environment = {**_without_python(), "PYTHONHASHSEED": "0"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    environment["PYTHONHASHSEED"] = "0"
     done = subprocess.run(
         command,
         input=json.dumps([_item(entry) for entry in entries]).encode(),
@@ -96,7 +97,7 @@ def _compile(entries: Sequence[Entry]) -> list[Entry]:
         (size,) = struct.unpack_from("<I", done.stdout, at)
         at += 4
         if size:
-            made.append(Entry(_cached(entry.name), done.stdout[at : at + size]))
+            made.append(Entry(_pyc_name(entry.name), done.stdout[at : at + size]))
         at += size
     return made
 
@@ -110,11 +111,7 @@ def _item(entry: Entry) -> tuple[str, int, int, bool, str]:
     return (*where, f"/{entry.name}")
 
 
-def _cached(name: str) -> str:
+def _pyc_name(name: str) -> str:
     folder, _, last = name.rpartition("/")
     tag = sys.implementation.cache_tag
     return f"{folder}/__pycache__/{last.removesuffix('.py')}.{tag}.pyc"
-
-
-def _without_python() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}

@@ -1,16 +1,17 @@
-"""Run as a script, in processes of its own: compiles sources to unchecked-hash ``.pyc`` files (PEP 552).
+"""A script, run in processes of its own: compiles sources to unchecked-hash ``.pyc`` files (PEP 552).
 
-Standard library only, and imports nothing of ours. Reads a JSON list from standard input::
+Standard library only. Reads a JSON list from standard input::
 
     [[path, offset, size, deflated, name in the image], …]
 
-(``size`` bytes at ``offset`` of the file ``path``; -1: all of it) and writes for each item a little-endian u32 and so many bytes: the ``.pyc``, or nothing where
-the source does not compile (templates, code for other versions).
+(``size`` bytes at ``offset`` of the file ``path``; -1: all of it). For each item it writes a
+length (little-endian u32) and the ``.pyc``, which is empty if the source does not compile
+(templates, code for other versions).
 
-Marshal's version 2 writes no references between objects. Versions from 3 on write them
-depending on reference counts, which differ from process to process. Constants that version 2
-does not know (slices, from Python 3.14 on) are written by the newest version after one round
-trip, which makes the counts those of the stream itself.
+Marshal's version 2 writes no references between objects. Later versions write them depending on
+reference counts, which differ from process to process. Constants that version 2 does not know
+(slices, from Python 3.14 on) are written by the newest version after one round trip, so that the
+counts are those of the stream itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 
 def pyc(source: bytes, name: str) -> bytes:
-    """The ``.pyc`` of a source that lies at ``name`` in the image; empty if it does not compile."""
+    """The ``.pyc`` of a source whose path in the image is ``name``; empty if it does not compile."""
     try:
         code = compile(source, name, "exec", dont_inherit=True, optimize=0)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):

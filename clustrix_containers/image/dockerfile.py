@@ -1,12 +1,11 @@
-"""A Dockerfile as a base: built by a Docker engine, saved, and taken over into the cache.
+"""A Dockerfile as a base: built by a Docker engine, saved, and imported into the cache.
 
 For system packages and CUDA. The engine's own cache decides what is built again; layers are
-recognised by their diff_id, so what did not change is neither compressed nor written again.
+recognised by their diff_id, so an unchanged one is neither compressed nor written again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import tarfile
@@ -15,19 +14,20 @@ from typing import IO, Any, cast
 
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.gzip import Isal
-from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Image, Layer, Platform
-from clustrix_containers.oci.reading import Stream, open_layer
-from clustrix_containers.oci.store import (
-    BlobWriter,
-    Progress,
-    cache_key,
-    recall,
-    remember,
-    temporary,
+from clustrix_containers.oci.model import (
+    LAYER_GZIP,
+    Descriptor,
+    Image,
+    Layer,
+    Platform,
+    created_by,
 )
+from clustrix_containers.oci.progress import Progress, silent
+from clustrix_containers.oci.reading import open_layer
+from clustrix_containers.oci.store import BlobWriter, cache_key, recall, remember, temporary
 from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
 
-from .facts import as_base
+from .base import as_base
 
 _PROBE = (
     "import os,sys;"
@@ -43,13 +43,13 @@ def from_dockerfile(
     *,
     python: str | None = None,
     host: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Image:
-    """Build ``path`` (its folder is the context) and give the image as a base.
+    """Build ``path`` (its directory is the context) and return the image as a base.
 
-    ``python`` is the path of its Python, else one is looked for on its PATH. ``host`` is the
-    engine's address, by default the environment's. ImageError: no engine, a build that fails, an
-    image without the running Python's minor version.
+    ``python`` is the path of its Python, by default the first one on its PATH. ``host`` is the
+    engine's address, by default the environment's. Raises ImageError without an engine, for a
+    build that fails, and for an image without the running Python's minor version.
     """
     client = _client(host)
     try:
@@ -66,38 +66,28 @@ def from_dockerfile(
 
 
 def read_saved(path: Path, name: str, *, cache: Path) -> Image:
-    """The one image in a tar of ``docker save``; its layers are in the cache afterwards."""
+    """The only image in an archive of ``docker save``; its layers are imported into the cache."""
     try:
         with tarfile.open(path) as archive:
             manifest = json.loads(_member(archive, "manifest.json").read())
             if len(manifest) != 1:
-                raise ImageError(f"{path.name} holds {len(manifest)} images, not one")
+                raise ImageError(f"{path.name} contains {len(manifest)} images, expected one")
             config = json.loads(_member(archive, manifest[0]["Config"]).read())
             diff_ids = config["rootfs"]["diff_ids"]
             names = manifest[0]["Layers"]
-            history = [
-                str(item.get("created_by", ""))
-                for item in config.get("history") or []
-                if not item.get("empty_layer")
-            ]
-            if len(names) != len(diff_ids):
-                raise ImageError(
-                    f"{path.name} names {len(names)} layers and {len(diff_ids)} diff_ids"
-                )
-            if len(history) != len(names):
-                history = [""] * len(names)
+            history = created_by(config, len(names))
             layers = tuple(
-                _layer(archive, member, diff_id, created_by, name, cache)
-                for member, diff_id, created_by in zip(names, diff_ids, history, strict=True)
+                _layer(archive, member, diff_id, command, name, cache)
+                for member, diff_id, command in zip(names, diff_ids, history, strict=True)
             )
     except (tarfile.TarError, KeyError, ValueError, TypeError) as error:
-        raise ImageError(f"{path.name} is not what docker save writes: {error}") from error
+        raise ImageError(f"{path.name} is not a docker save archive: {error}") from error
     platform = Platform(config.get("os", "linux"), config.get("architecture", "amd64"))
     return Image(layers, platform, _settings(config))
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys that the OCI image specification knows, where they say something."""
+    """The keys of the OCI image specification that are not empty."""
     known = (
         "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels",
         "StopSignal",
@@ -111,27 +101,24 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 def _layer(
-    archive: tarfile.TarFile, member: str, diff_id: str, created_by: str, name: str, cache: Path
+    archive: tarfile.TarFile, member: str, diff_id: str, command: str, name: str, cache: Path
 ) -> Layer:
-    key = cache_key("saved", diff_id, created_by, name)
+    key = cache_key("saved", diff_id, command, name)
     known = recall(cache, key)
     if known:
         return known[0]
-    diff = hashlib.sha256()
+    plain = open_layer(_member(archive, member), member)
     with BlobWriter(cache) as blob:
         out = Isal(blob)
-        plain = open_layer(cast("IO[bytes]", Stream(_member(archive, member))), member)
         while chunk := plain.read(1 << 20):
-            diff.update(chunk)
             out.write(chunk)
         out.close()
-        if "sha256:" + diff.hexdigest() != diff_id:
-            raise ImageError(f"{member} of {name} is not what its image says: {diff_id}")
-        digest, where = blob.commit()
-    notes = {LAYER_KIND: "base", LAYER_TITLE: name}
-    layer = Layer(
-        Descriptor(LAYER_GZIP, digest, blob.size, notes), diff_id, where, None, created_by
-    )
+        if plain.digest != diff_id:
+            raise ImageError(f"{member} of {name} does not have its image's diff_id {diff_id}")
+        digest, content = blob.commit()
+    annotations = {LAYER_KIND: "base", LAYER_TITLE: name}
+    descriptor = Descriptor(LAYER_GZIP, digest, blob.size, annotations)
+    layer = Layer(descriptor, diff_id, content, None, command)
     remember(cache, key, [layer])
     return layer
 
@@ -153,44 +140,42 @@ def _client(host: str | None) -> Any:
         if client is not None:
             client.close()
         raise ImageError(
-            f"no Docker engine answers: {error}",
+            f"cannot reach a Docker engine: {error}",
             hint="Start one, set DOCKER_HOST, or name a base image that is in a registry.",
         ) from error
     return client
 
 
-def _build(client: Any, path: Path, progress: Progress | None) -> Any:
+def _build(client: Any, path: Path, progress: Progress) -> Any:
     from docker.errors import APIError, BuildError
 
-    if progress:
-        progress(f"building {path.name}", 0, None)
+    progress(f"building {path.name}", 0, None)
     try:
         image, _ = client.images.build(
             path=str(path.parent), dockerfile=path.name, rm=True, forcerm=True
         )
     except BuildError as error:
-        said = "".join(str(item.get("stream", "")) for item in error.build_log)[-2000:]
-        raise ImageError(f"{path} could not be built: {error}\n{said}".rstrip()) from error
+        log = "".join(str(item.get("stream", "")) for item in error.build_log)[-2000:]
+        raise ImageError(f"{path} could not be built: {error}\n{log}".rstrip()) from error
     except (APIError, TypeError) as error:
         raise ImageError(f"{path} could not be built: {error}") from error
-    if progress:
-        progress(f"building {path.name}", 1, 1)
+    progress(f"building {path.name}", 1, 1)
     return image
 
 
 def _probe(client: Any, image: str, name: str, python: str | None) -> tuple[str, str, str | None]:
-    """Path, version and glibc of the image's Python: asked of itself, without a network."""
+    """Path, version and glibc of the image's Python, which reports them in a container."""
     from docker.errors import APIError, ContainerError
 
     minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
     for candidate in [python] if python else [f"python{minor}", "python3", "python"]:
         try:
-            said = client.containers.run(
+            output = client.containers.run(
                 image, ["-c", _PROBE], entrypoint=[candidate], remove=True, network_mode="none"
             )
         except (APIError, ContainerError):
             continue
-        version, executable, libc = [*said.decode().split("\n"), "", "", ""][:3]
+        version, executable, libc = [*output.decode().split("\n"), "", "", ""][:3]
         kind, _, number = libc.partition(" ")
         return executable, version, number if kind == "glibc" else None
     raise ImageError(
@@ -199,7 +184,7 @@ def _probe(client: Any, image: str, name: str, python: str | None) -> tuple[str,
     )
 
 
-def _save(image: Any, cache: Path, progress: Progress | None) -> Path:
+def _save(image: Any, cache: Path, progress: Progress) -> Path:
     path = temporary(cache, ".docker.tar")
     done = 0
     try:
@@ -207,8 +192,7 @@ def _save(image: Any, cache: Path, progress: Progress | None) -> Path:
             for chunk in image.save():
                 file.write(chunk)
                 done += len(chunk)
-                if progress:
-                    progress("saving the base", done, None)
+                progress("saving the base", done, None)
     except BaseException:
         path.unlink(missing_ok=True)
         raise

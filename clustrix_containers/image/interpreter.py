@@ -1,7 +1,7 @@
 """The running interpreter, packed as a base image: no network, no daemon, no registry.
 
-Under ``/opt/python`` lies the interpreter with its standard library; where its loader looks by
-itself lie the shared libraries that it needs and those that PEP 600 lets a wheel expect; a
+The interpreter and its standard library are under ``/opt/python``; the shared libraries that it
+needs and those that PEP 600 lets a wheel expect are where its loader searches by default; a
 shell, certificates, time zones, users and mount points make it a root file system.
 """
 
@@ -19,30 +19,30 @@ from typing import Any
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import Entry, directory, link, write_layer
 from clustrix_containers.oci.model import Image, Platform
-from clustrix_containers.oci.store import Progress, cache_key, recall, remember
+from clustrix_containers.oci.progress import Progress, silent
+from clustrix_containers.oci.store import cache_key, recall, remember
 from clustrix_containers.worker.contract import LABEL_PYTHON, PYTHON_ROOT
 
+from .base import LABEL_GLIBC, LABEL_INTERPRETER, LIBRARIES
 from .bytecode import bytecode_layer, sources
-from .facts import LABEL_GLIBC, LABEL_INTERPRETER, LIBRARIES
-from .libraries import PEP600, SERVICES, Closure, closure
+from .libraries import MANYLINUX, SERVICES, Libraries, find_libraries
 
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x"}
-_WITHOUT = frozenset(
+_EXCLUDED = frozenset(
     {
         "test", "tests", "idlelib", "turtledemo", "tkinter", "site-packages", "dist-packages",
         "__pycache__", "ensurepip",
     }
 )  # fmt: skip
-_EXTENSIONS_WITHOUT = ("_tkinter.", "_test", "xxlimited", "_ctypes_test.", "_xx")
+_EXCLUDED_EXTENSIONS = ("_tkinter.", "_test", "xxlimited", "_ctypes_test.", "_xx")
 _COMMANDS = (
     "basename", "cat", "chmod", "cp", "cut", "date", "dirname", "echo", "env", "false", "grep",
     "head", "hostname", "id", "ln", "ls", "mkdir", "mktemp", "mv", "nproc", "printenv", "printf",
     "pwd", "readlink", "realpath", "rm", "rmdir", "sed", "sleep", "sort", "stat", "tail", "tee",
     "test", "touch", "tr", "true", "uname", "wc", "which", "whoami",
 )  # fmt: skip
-_CERTIFICATE_PLACES = (
+_CERTIFICATE_PATHS = (
     CERTIFICATES,
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
@@ -52,17 +52,17 @@ _EMPTY_FILES = ("etc/localtime", "etc/resolv.conf", "etc/hosts", "etc/hostname")
 _DIRECTORIES = ("proc", "dev", "sys", "run", "root", "home", "mnt", "srv", "var", "opt", "etc")
 _PASSWD = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh\n"
 _GROUP = b"root:x:0:\nnogroup:x:65534:\n"
-_SWITCH = b"passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
+_NSSWITCH = b"passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
 
 
-def packed(cache: Path, *, progress: Progress | None = None) -> Image:
+def packed(cache: Path, *, progress: Progress = silent) -> Image:
     """The running interpreter as a base image of two layers, made once per interpreter.
 
-    ImageError where this is not Linux, or where a library that it needs cannot be found.
+    ImageError on another system than Linux, and for a needed library that cannot be found.
     """
     if sys.platform != "linux":
         raise ImageError(
-            f"the running interpreter is one of {sys.platform}: only Linux's can be packed",
+            f"the running interpreter is for {sys.platform}: only one for Linux can be packed",
             hint="Name a base image: base='python:X.Y-slim@sha256:…'.",
         )
     executable = _executable()
@@ -70,36 +70,26 @@ def packed(cache: Path, *, progress: Progress | None = None) -> Image:
     key = cache_key("packed", str(executable), sys.version, _fingerprint(executable))
     layers = recall(cache, key)
     if layers is None:
-        if progress:
-            progress(f"packing {_title()}", 0, None)
-        entries, found = _root(executable, minor)
+        title = f"Python {platform.python_version()}"
+        progress(f"packing {title}", 0, None)
+        entries, libraries = _root(executable, minor)
         layer = write_layer(
             entries,
             cache=cache,
             form="isal",
             kind="base",
-            title=_title(),
+            title=title,
             owned=("",),
-            notes={LIBRARIES: " ".join(sorted(found.libraries))},
+            annotations={LIBRARIES: " ".join(sorted(libraries.paths))},
         )
         stdlib = f"{PYTHON_ROOT[1:]}/{sys.platlibdir}/python{minor}"
         code = bytecode_layer(
-            lambda: sources(entries, stdlib), ["stdlib", layer.diff_id], title=_title(), cache=cache
+            lambda: sources(entries, stdlib), ["stdlib", layer.diff_id], title=title, cache=cache
         )
         layers = (layer, code) if code else (layer,)
         remember(cache, key, layers)
-        if progress:
-            progress(f"packing {_title()}", 1, 1)
-    machine = platform.machine()
-    return Image(
-        layers,
-        Platform("linux", _MACHINES.get(machine, machine)),
-        _settings(minor),
-    )
-
-
-def _title() -> str:
-    return f"Python {platform.python_version()}"
+        progress(f"packing {title}", 1, 1)
+    return Image(layers, Platform.host(), _settings(minor))
 
 
 def _settings(minor: str) -> dict[str, Any]:
@@ -124,7 +114,7 @@ def _glibc() -> str | None:
 
 
 def _executable() -> Path:
-    """The interpreter itself: not a virtual environment's link, not a shim."""
+    """The interpreter's own file: not a virtual environment's link, not a shim."""
     base = getattr(sys, "_base_executable", None) or sys.executable
     minor = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     for candidate in (Path(base), Path(sys.base_prefix, "bin", minor)):
@@ -132,7 +122,8 @@ def _executable() -> Path:
         if resolved.is_file():
             return resolved
     raise ImageError(
-        f"the running interpreter has no file: {base!r}", hint="Name a base image: base=."
+        f"the running interpreter's file does not exist: {base!r}",
+        hint="Name a base image: base=.",
     )
 
 
@@ -143,28 +134,28 @@ def _stdlib() -> Path:
 def _fingerprint(executable: Path) -> list[list[Any]]:
     stdlib = _stdlib()
     library = sysconfig.get_config_var("LDLIBRARY") or ""
-    places = [
+    paths = [
         executable,
         stdlib,
         stdlib / "os.py",
         stdlib / "lib-dynload",
         Path(sysconfig.get_config_var("LIBDIR") or "/nowhere", library),
         Path("/etc/ld.so.cache"),
-        *(Path(place) for place in _CERTIFICATE_PLACES),
+        *(Path(path) for path in _CERTIFICATE_PATHS),
         Path("/usr/share/zoneinfo"),
     ]
-    return [[str(place), *_stat(place)] for place in places]
+    return [[str(path), *_stat(path)] for path in paths]
 
 
-def _stat(place: Path) -> tuple[int, ...]:
+def _stat(path: Path) -> tuple[int, ...]:
     try:
-        stat = place.stat()
+        stat = path.stat()
     except OSError:
         return ()
     return stat.st_size, stat.st_mtime_ns
 
 
-def _root(executable: Path, minor: str) -> tuple[list[Entry], Closure]:
+def _root(executable: Path, minor: str) -> tuple[list[Entry], Libraries]:
     entries = list(_python(executable, minor))
     commands = {name: path for name in ("sh", *_COMMANDS) if (path := _command(name))}
     binaries = [executable, *commands.values()]
@@ -173,15 +164,13 @@ def _root(executable: Path, minor: str) -> tuple[list[Entry], Closure]:
         for entry in entries
         if isinstance(entry.content, Path) and ".so" in entry.content.name
     ]
-    found = closure(binaries, (*PEP600, *SERVICES))
-    entries.append(Entry(found.loader[1:], Path(found.loader).resolve(), 0o755))
-    for name, path in found.libraries.items():
-        entries.append(Entry(f"{found.directory[1:]}/{name}", path.resolve(), 0o755))
-    for name, path in commands.items():
-        entries.append(Entry(f"usr/bin/{name}", path, 0o755))
-    entries.append(link("bin", "usr/bin"))
-    entries.extend(_system())
-    return entries, found
+    needed = find_libraries(binaries, (*MANYLINUX, *SERVICES))
+    libraries = {f"{needed.directory}/{name}": path for name, path in needed.paths.items()}
+    libraries[needed.loader] = Path(needed.loader)
+    entries += [Entry(name[1:], path.resolve(), 0o755) for name, path in libraries.items()]
+    entries += [Entry(f"usr/bin/{name}", path, 0o755) for name, path in commands.items()]
+    entries += [link("bin", "usr/bin"), *_system()]
+    return entries, needed
 
 
 def _python(executable: Path, minor: str) -> Iterator[Entry]:
@@ -197,31 +186,31 @@ def _python(executable: Path, minor: str) -> Iterator[Entry]:
     yield directory(f"{target}/site-packages")
     for path in walk(stdlib):
         relative = path.relative_to(stdlib)
-        if _wanted(relative):
+        if _is_included(relative):
             yield Entry(f"{target}/{relative.as_posix()}", path.resolve(), _mode(path))
     if dynload.is_dir() and dynload.resolve() != (stdlib / "lib-dynload").resolve():
         for path in walk(dynload):
-            if _wanted(Path("lib-dynload", path.name)):
+            if _is_included(Path("lib-dynload", path.name)):
                 yield Entry(f"{target}/lib-dynload/{path.name}", path.resolve(), _mode(path))
 
 
-def _wanted(relative: Path) -> bool:
+def _is_included(relative: Path) -> bool:
     parts = relative.parts
-    if _WITHOUT.intersection(parts[:-1]) or parts[0].startswith("config-"):
+    if _EXCLUDED.intersection(parts[:-1]) or parts[0].startswith("config-"):
         return False
     name = parts[-1]
-    if parts[0] == "lib-dynload" and name.startswith(_EXTENSIONS_WITHOUT):
+    if parts[0] == "lib-dynload" and name.startswith(_EXCLUDED_EXTENSIONS):
         return False
     return not name.endswith((".pyc", ".a", ".o", ".exe"))
 
 
 def _mode(path: Path) -> int:
-    # Shared objects keep what they have, so that a wheel's tree and ours look alike.
+    # As in a wheel's tree: shared objects keep theirs.
     return 0o755 if os.access(path, os.X_OK) else 0o644
 
 
 def walk(top: Path) -> Iterator[Path]:
-    """All regular files below a directory, those behind symbolic links included, in order."""
+    """All regular files below a directory and links to files, sorted within each directory."""
     for folder, folders, names in os.walk(top):
         folders.sort()
         folders[:] = [name for name in folders if name != "__pycache__"]
@@ -237,7 +226,7 @@ def _command(name: str) -> Path | None:
 
 
 def _certificates() -> Path | None:
-    return next((path for p in _CERTIFICATE_PLACES if (path := Path(p)).is_file()), None)
+    return next((path for p in _CERTIFICATE_PATHS if (path := Path(p)).is_file()), None)
 
 
 def _system() -> Iterable[Entry]:
@@ -247,13 +236,12 @@ def _system() -> Iterable[Entry]:
     yield from (Entry(name) for name in _EMPTY_FILES)
     yield Entry("etc/passwd", _PASSWD)
     yield Entry("etc/group", _GROUP)
-    yield Entry("etc/nsswitch.conf", _SWITCH)
+    yield Entry("etc/nsswitch.conf", _NSSWITCH)
     if certificates := _certificates():
         yield Entry(CERTIFICATES[1:], certificates.resolve())
-    for place in ("usr/share/zoneinfo", "usr/lib/locale/C.utf8"):
-        top = Path("/", place)
-        if top.is_dir():
-            for path in walk(top):
-                relative = path.relative_to(top)
-                if relative.parts[0] not in ("right", "posix"):
-                    yield Entry(f"{place}/{relative.as_posix()}", path.resolve())
+    for name in ("usr/share/zoneinfo", "usr/lib/locale/C.utf8"):
+        # os.walk gives nothing for a directory that does not exist.
+        for path in walk(Path("/", name)):
+            relative = path.relative_to(f"/{name}")
+            if relative.parts[0] not in ("right", "posix"):
+                yield Entry(f"{name}/{relative.as_posix()}", path.resolve())

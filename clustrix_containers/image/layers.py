@@ -30,7 +30,7 @@ from clustrix_containers.packages.wheels import (
 )
 
 from .bytecode import bytecode_layer, sources
-from .facts import check_libraries, check_wheel, known_of
+from .libraries import base_abi, check_libraries, check_wheel
 from .trees import find_installed, fingerprint, packed_files, tree_entries, trees_layer
 
 LARGE = 1 << 20
@@ -77,7 +77,7 @@ def package_layers(
         "packages",
         lock.python,
         _running() == lock.python,
-        known_of(base),
+        base_abi(base),
         [
             package.wheel.sha256
             if package.wheel

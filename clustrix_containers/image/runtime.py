@@ -117,7 +117,7 @@ def _digest(entries: Iterable[Entry]) -> str:
         content = entry.content.read_bytes() if isinstance(entry.content, Path) else entry.content
         assert isinstance(content, bytes)
         rows.append(
-            [entry.name, entry.kind.name, entry.target, hashlib.sha256(content).hexdigest()]
+            [entry.name, entry.type.name, entry.target, hashlib.sha256(content).hexdigest()]
         )
     return hashlib.sha256(canonical(rows)).hexdigest()
 

@@ -1,15 +1,14 @@
-"""Deterministic tar archives (POSIX ustar; pax records only for what ustar cannot hold) as layers.
+"""Layers as deterministic tar archives (POSIX ustar; pax records only where ustar does not suffice).
 
-Entries are sorted by name, modification times, user and group ids are 0, modes are 0644, 0755 or
-(``/tmp``) 1777. Parent directories have entries only below directories that are ours: one for
-``/opt`` or ``/tmp`` would replace what the base has there.
+Entries are sorted by name; modification times, user and group ids are 0; modes are 0644, 0755 or
+(``/tmp``) 1777. Only directories below :data:`OWNED` get entries as parents: one for ``/opt`` or
+``/tmp`` would replace the base's.
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,15 @@ from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
 
 from .gzip import Isal, Spliced, Stored
 from .model import LAYER_GZIP, Descriptor, Layer
-from .reading import read_files
 from .store import BlobWriter
 
 Form = Literal["stored", "spliced", "isal"]
 
 OWNED = ("opt/venv", "opt/python", "opt/clustrix")
-"""Directories whose parents' entries we write; ``("",)`` for a base that owns its whole root."""
+"""Directories at and below which parents get entries; ``("",)`` for a base, which owns its root."""
 
 IN_MEMORY = 4 << 20
-"""Small stored layers up to this many bytes are kept as bytes, and touch no file."""
+"""Stored layers of up to this many bytes are kept in memory, not in a file."""
 
 _FORMS: dict[Form, Any] = {"stored": Stored, "spliced": Spliced, "isal": Isal}
 _CHUNK = 1 << 20
@@ -38,7 +36,7 @@ _MODES = (0o644, 0o755, 0o1777)
 _OCTAL_LIMIT = 8**11
 
 
-class Kind(enum.Enum):
+class EntryType(enum.Enum):
     """The type of an entry; the value is tar's type flag."""
 
     FILE = b"0"
@@ -48,9 +46,10 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file that lies in another file, deflated or ``stored``: where, and what it unpacks to.
+    """A file inside an archive, deflated or ``stored``: ``deflated`` bytes at ``offset``.
 
-    ``sha256`` (hex) is checked while it is copied, where it is given.
+    ``size`` (bytes), ``crc`` and ``sha256`` (hex, optional) are of the inflated file, and checked
+    while it is copied.
     """
 
     path: Path
@@ -72,18 +71,18 @@ class Entry:
     name: str
     content: Content = b""
     mode: int = 0o644
-    kind: Kind = Kind.FILE
+    type: EntryType = EntryType.FILE
     target: str = ""
 
 
 def directory(name: str, mode: int = 0o755) -> Entry:
     """An entry for a directory."""
-    return Entry(name, mode=mode, kind=Kind.DIRECTORY)
+    return Entry(name, mode=mode, type=EntryType.DIRECTORY)
 
 
 def link(name: str, target: str) -> Entry:
     """An entry for a symbolic link."""
-    return Entry(name, mode=0o755, kind=Kind.LINK, target=target)
+    return Entry(name, mode=0o755, type=EntryType.LINK, target=target)
 
 
 def write_layer(
@@ -96,13 +95,12 @@ def write_layer(
     created_by: str = "",
     owned: tuple[str, ...] = OWNED,
     in_memory: int = IN_MEMORY,
-    notes: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
 ) -> Layer:
     """Write one layer in one pass; its blob is in the cache, or in memory when stored and small.
 
-    ``notes`` are further annotations of its descriptor.
-
-    ImageError for a name that is absolute, has ``..`` or NUL, or comes twice with other bytes.
+    ``annotations`` are added to those of its descriptor. Raises ImageError for a name that is
+    absolute, contains ``..`` or NUL, or occurs twice with different contents.
     """
     arranged = arrange(entries, owned)
     diff = hashlib.sha256()
@@ -114,30 +112,29 @@ def write_layer(
             out.write(data)
 
         for entry in arranged:
-            size = content_size(entry.content) if entry.kind is Kind.FILE else 0
-            write(header(entry.name, entry.mode, size, entry.kind, entry.target))
+            size = content_size(entry.content) if entry.type is EntryType.FILE else 0
+            write(header(entry.name, entry.mode, size, entry.type, entry.target))
             if size:
                 _write_content(entry, size, diff, out)
                 write(b"\0" * (-size % 512))
         write(b"\0" * 1024)
         out.close()
-        digest, where = blob.commit()
-    annotations = {LAYER_KIND: kind, LAYER_TITLE: title, **(notes or {})}
-    descriptor = Descriptor(LAYER_GZIP, digest, blob.size, annotations)
-    return Layer(
-        descriptor, "sha256:" + diff.hexdigest(), where, None, created_by or f"clustrix: {title}"
-    )
+        digest, content = blob.commit()
+    notes = {LAYER_KIND: kind, LAYER_TITLE: title, **(annotations or {})}
+    descriptor = Descriptor(LAYER_GZIP, digest, blob.size, notes)
+    diff_id = "sha256:" + diff.hexdigest()
+    return Layer(descriptor, diff_id, content, None, created_by or f"clustrix: {title}")
 
 
 def arrange(entries: Iterable[Entry], owned: tuple[str, ...] = OWNED) -> list[Entry]:
-    """The entries sorted, each once, with the directories above them that are ours."""
+    """The entries sorted, without duplicates, with their parent directories below ``owned``."""
     found: dict[str, Entry] = {}
     for entry in entries:
         check_name(entry.name)
         if entry.mode not in _MODES:
-            raise ImageError(f"mode {entry.mode:o} of {entry.name!r} is none of ours")
-        before = found.setdefault(entry.name, entry)
-        if before is not entry and not _same(before, entry):
+            raise ImageError(f"unsupported mode {entry.mode:o} of {entry.name!r}")
+        other = found.setdefault(entry.name, entry)
+        if other is not entry and not _equal(other, entry):
             raise ImageError(
                 f"two different files are called {entry.name!r}",
                 hint="Leave one of them out, or rename it.",
@@ -147,13 +144,13 @@ def arrange(entries: Iterable[Entry], owned: tuple[str, ...] = OWNED) -> list[En
         for parent in _parents(name, owned):
             if parent not in found:
                 found[parent] = directory(parent)
-            elif found[parent].kind is not Kind.DIRECTORY:
+            elif found[parent].type is not EntryType.DIRECTORY:
                 raise ImageError(f"{parent!r} is not a directory, and {name!r} is in it")
     return [found[name] for name in sorted(found, key=str.encode)]
 
 
 def check_name(name: str) -> None:
-    """ImageError unless the name is a plain relative one that stays below the root."""
+    """Raise an ImageError unless the name is relative and stays below the root."""
     parts = name.split("/")
     try:
         name.encode()
@@ -163,14 +160,16 @@ def check_name(name: str) -> None:
         raise ImageError(f"not a name for a file in an image: {name!r}", name=name)
     if parts[-1].startswith(".wh."):
         raise ImageError(
-            f"the file {name!r} cannot be in a layer: names with .wh. mean deletion there",
+            f"the file {name!r} cannot be in a layer: the prefix .wh. marks deletions there",
             hint="Rename it.",
         )
 
 
-def header(name: str, mode: int, size: int, kind: Kind = Kind.FILE, target: str = "") -> bytes:
+def header(
+    name: str, mode: int, size: int, kind: EntryType = EntryType.FILE, target: str = ""
+) -> bytes:
     """The header block or blocks of one entry."""
-    full = name + "/" if kind is Kind.DIRECTORY else name
+    full = name + "/" if kind is EntryType.DIRECTORY else name
     pax: dict[str, str] = {}
     split = _split(full)
     if split is None:
@@ -214,8 +213,9 @@ def read_content(content: Content) -> Iterator[bytes]:
 
 
 def inflate(member: Member, name: str) -> Iterator[tuple[bytes, bytes]]:
-    """Pairs of raw and inflated pieces; ImageError when the stream is not what it claims to be."""
+    """Pairs of raw and inflated pieces; ImageError if the stream is damaged or not as declared."""
     from isal import isal_zlib
+    from isal.igzip_lib import IsalError
 
     inflater: Any = None if member.stored else isal_zlib.decompressobj(-15)
     crc = size = 0
@@ -234,18 +234,15 @@ def inflate(member: Member, name: str) -> Iterator[tuple[bytes, bytes]]:
                 if digest:
                     digest.update(plain)
                 yield raw, plain
-    except (zlib.error, OSError) as error:
+    except (IsalError, OSError) as error:  # type: ignore[misc]
         raise ImageError(f"{member.path.name}: {name!r} cannot be inflated: {error}") from error
-    if size <= member.size and _ragged(inflater, left):
-        raise ImageError(f"{member.path.name}: {name!r} does not end where it should")
+    ragged = left or (inflater and (not inflater.eof or inflater.unused_data))
+    if size <= member.size and ragged:
+        raise ImageError(f"{member.path.name}: {name!r} does not end where the archive declares")
     if (crc, size) != (member.crc, member.size):
         raise ImageError(f"{member.path.name}: {name!r} has a wrong checksum or size")
     if digest and digest.hexdigest() != member.sha256:
         raise ImageError(f"{member.path.name}: {name!r} is not what RECORD says")
-
-
-def _ragged(inflater: Any, left: int) -> bool:
-    return bool(left or (inflater and (not inflater.eof or inflater.unused_data)))
 
 
 def _write_content(entry: Entry, size: int, diff: Any, out: Any) -> None:
@@ -269,10 +266,10 @@ def _write_content(entry: Entry, size: int, diff: Any, out: Any) -> None:
         )
 
 
-def _same(one: Entry, two: Entry) -> bool:
-    if (one.kind, one.mode, one.target) != (two.kind, two.mode, two.target):
+def _equal(one: Entry, two: Entry) -> bool:
+    if (one.type, one.mode, one.target) != (two.type, two.mode, two.target):
         return False
-    if one.kind is not Kind.FILE or one.content == two.content:
+    if one.type is not EntryType.FILE or one.content == two.content:
         return True
     if content_size(one.content) != content_size(two.content):
         return False
@@ -295,7 +292,7 @@ def _split(name: str) -> tuple[bytes, bytes] | None:
     raw = name.encode()
     if len(raw) <= 100:
         return b"", raw
-    # The slash of a directory's own name is not a place to split at.
+    # Never split at a directory's trailing slash.
     at = raw.find(b"/", len(raw) - 101, len(raw) - 1)
     if at < 1 or at > 155:
         return None
@@ -335,24 +332,3 @@ def _block(split: tuple[bytes, bytes], mode: int, size: int, kind: bytes, target
 
 def _unreadable(path: Path, error: OSError) -> ImageError:
     return ImageError(f"cannot read {str(path)!r}: {error.strerror or error}", path=str(path))
-
-
-__all__ = [
-    "IN_MEMORY",
-    "OWNED",
-    "Content",
-    "Entry",
-    "Form",
-    "Kind",
-    "Member",
-    "arrange",
-    "check_name",
-    "content_size",
-    "directory",
-    "header",
-    "inflate",
-    "link",
-    "read_content",
-    "read_files",
-    "write_layer",
-]

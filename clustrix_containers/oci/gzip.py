@@ -1,14 +1,14 @@
-"""The gzip forms of a layer (RFC 1952 around RFC 1951), each with bytes that depend on the input only.
+"""The gzip forms of a layer (RFC 1952 around RFC 1951); the bytes depend on the input only.
 
 ``stored``
-    One member of uncompressed deflate blocks. For small layers: no compressor, so nothing can drift.
+    One member of uncompressed deflate blocks. For small layers: without a compressor no drift.
 ``spliced``
-    Many members: literal bytes (tar headers, padding) as stored members, and deflate streams
-    that somebody else made (a wheel's) as members of their own. No compressor either.
+    Many members: literal bytes (tar headers, padding) as stored members, and existing deflate
+    streams (a wheel's) as members of their own. No compressor either.
 ``isal``
     One member, compressed by ISA-L at a fixed level in fixed pieces. For what has no wheel.
 
-Headers carry no time, no name, and 255 ("unknown") as the operating system.
+Headers have no time, no name, and 255 ("unknown") as the operating system.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from .store import BlobWriter
 
@@ -27,15 +27,8 @@ _PIECE = 1 << 18
 _LEVEL = 2
 
 
-class Gzip(Protocol):
-    """Takes the tar's bytes, writes the blob's."""
-
-    def write(self, data: bytes) -> None: ...
-    def close(self) -> None: ...
-
-
 class Stored:
-    """One member of stored blocks, whatever the pieces in which the bytes come."""
+    """One member of stored blocks, which do not depend on how the input is split."""
 
     def __init__(self, out: BlobWriter) -> None:
         self._out = out
@@ -48,23 +41,18 @@ class Stored:
         self._crc = zlib.crc32(data, self._crc)
         self._size += len(data)
         self._pending += data
-        # The last block is kept back: it must say that it is the last.
-        whole = (len(self._pending) - 1) // _BLOCK
+        # The last block is held back: it carries the mark of the last.
+        whole = (len(self._pending) - 1) // _BLOCK * _BLOCK
         if whole > 0:
-            view = bytes(self._pending[: whole * _BLOCK])
-            del self._pending[: whole * _BLOCK]
-            self._out.write(
-                b"".join(
-                    _block(view[at : at + _BLOCK], last=False) for at in range(0, len(view), _BLOCK)
-                )
-            )
+            self._out.write(_blocks(bytes(self._pending[:whole]), last=False))
+            del self._pending[:whole]
 
     def close(self) -> None:
-        self._out.write(_block(bytes(self._pending), last=True) + _trailer(self._crc, self._size))
+        self._out.write(_blocks(bytes(self._pending), last=True) + _trailer(self._crc, self._size))
 
 
 class Spliced:
-    """Literal bytes as stored members, foreign deflate streams as members of their own."""
+    """Literal bytes as stored members, existing deflate streams as members of their own."""
 
     def __init__(self, out: BlobWriter) -> None:
         self._out = out
@@ -77,7 +65,7 @@ class Spliced:
             del self._pending[:_LITERAL]
 
     def member(self, raw: Iterable[bytes], crc: int, size: int) -> None:
-        """A raw deflate stream as it is; ``crc`` and ``size`` are of what it inflates to."""
+        """A raw deflate stream, unchanged; ``crc`` and ``size`` are of what it inflates to."""
         self._flush()
         self._out.write(_HEADER)
         for piece in raw:
@@ -93,16 +81,11 @@ class Spliced:
             self._pending.clear()
 
     def _literal(self, data: bytes) -> None:
-        blocks = [data[at : at + _BLOCK] for at in range(0, len(data), _BLOCK)]
-        self._out.write(
-            _HEADER
-            + b"".join(_block(b, last=i == len(blocks) - 1) for i, b in enumerate(blocks))
-            + _trailer(zlib.crc32(data), len(data))
-        )
+        self._out.write(_HEADER + _blocks(data, last=True) + _trailer(zlib.crc32(data), len(data)))
 
 
 class Isal:
-    """One member by ISA-L. Fed in pieces of one size, since its output depends on them."""
+    """One member by ISA-L, in pieces of one size, since its output depends on them."""
 
     def __init__(self, out: BlobWriter) -> None:
         from isal import isal_zlib
@@ -132,8 +115,14 @@ class Isal:
         self._out.write(_trailer(self._crc, self._size))
 
 
-def _block(data: bytes, *, last: bool) -> bytes:
-    return struct.pack("<BHH", last, len(data), len(data) ^ 0xFFFF) + data
+def _blocks(data: bytes, *, last: bool) -> bytes:
+    """Stored deflate blocks, at least one; ``last`` says whether they end the stream."""
+    pieces = [data[at : at + _BLOCK] for at in range(0, len(data), _BLOCK)] or [b""]
+    ends = [False] * (len(pieces) - 1) + [last]
+    return b"".join(
+        struct.pack("<BHH", end, len(piece), len(piece) ^ 0xFFFF) + piece
+        for piece, end in zip(pieces, ends, strict=True)
+    )
 
 
 def _trailer(crc: int, size: int) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,20 +26,34 @@ LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
-DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
-_OCI_WORDS = {
+OCI_LAYER_TYPES = {
+    LAYER_TAR: LAYER_TAR,
+    LAYER_GZIP: LAYER_GZIP,
+    LAYER_ZSTD: LAYER_ZSTD,
     DOCKER_LAYER: LAYER_GZIP,
     "application/vnd.docker.image.rootfs.diff.tar": LAYER_TAR,
     "application/vnd.docker.image.rootfs.diff.tar.zstd": LAYER_ZSTD,
 }
+"""The OCI media type of every kind of layer that can be read; the bytes are the same."""
+
+# OCI's name (Go's GOARCH), the kernel's (uname -m, PEP 508 and wheel tags), ELF's e_machine.
+_ARCHITECTURES = (
+    ("386", "i686", 3),
+    ("ppc64le", "ppc64le", 21),
+    ("s390x", "s390x", 22),
+    ("arm", "armv7l", 40),
+    ("amd64", "x86_64", 62),
+    ("arm64", "aarch64", 183),
+    ("riscv64", "riscv64", 243),
+)
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with one spelling: sorted keys, no white space, UTF-8."""
+    """Canonical JSON: sorted keys, no white space, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -51,21 +66,38 @@ def check_digest(digest: str) -> str:
     """The digest itself if it is a well-formed sha256 digest, else an ImageError."""
     if not _DIGEST.match(digest):
         raise ImageError(
-            f"not a sha256 digest: {digest!r}", hint="It reads sha256:<64 hex digits>."
+            f"not a sha256 digest: {digest!r}", hint="Expected sha256:<64 hex digits>."
         )
     return digest
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """``os/architecture[/variant]`` in Go's words: linux/amd64, linux/arm64."""
+    """``os/architecture[/variant]`` in Go's terms: linux/amd64, linux/arm64."""
 
     os: str = "linux"
     architecture: str = "amd64"
     variant: str | None = None
 
+    @classmethod
+    def host(cls) -> Platform:
+        """Linux on this machine's processor."""
+        name = os.uname().machine.lower()
+        return cls("linux", next((go for go, kernel, _ in _ARCHITECTURES if kernel == name), name))
+
+    @property
+    def machine(self) -> str:
+        """What Linux, wheel tags and PEP 508 call the architecture: ``x86_64``, ``aarch64``."""
+        name = self.architecture
+        return next((kernel for go, kernel, _ in _ARCHITECTURES if go == name), name)
+
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+def elf_architecture(machine: int) -> str:
+    """OCI's name for the ``e_machine`` of an ELF file."""
+    return next((go for go, _, elf in _ARCHITECTURES if elf == machine), f"machine {machine}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +143,7 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read a reference as ``docker pull`` does; ImageError names what is wrong with it."""
+        """Read a reference as ``docker pull`` does; ImageError names the offending part."""
         rest, digest, tag = text, None, None
         if "@" in rest:
             rest, digest = rest.split("@", 1)
@@ -134,7 +166,7 @@ class Reference:
         if not re.fullmatch(rf"{component}(?:/{component})*", repository):
             raise ImageError(
                 f"not an image reference: {text!r}",
-                hint="It reads [registry/]repository[:tag][@sha256:…], the repository in lower case.",
+                hint="Expected [registry/]repository[:tag][@sha256:…], the repository in lower case.",
             )
         if not re.fullmatch(r"(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::\d{1,5})?", registry):
             raise ImageError(f"not a registry host: {registry!r} in {text!r}")
@@ -156,7 +188,7 @@ class Layer:
     """One layer: its blob's descriptor, the digest of its tar (``diff_id``), and where the bytes are.
 
     ``blob`` is a file on this machine, the bytes themselves, or ``None`` for a layer by
-    reference, which lies in the repository ``origin``.
+    reference, whose blob is in the repository ``origin``.
     """
 
     descriptor: Descriptor
@@ -176,7 +208,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A config and layers. ``append`` and ``configure`` give new ones; ``digest`` is its identity.
+    """A config and layers. ``append`` and ``configure`` return new ones; ``digest`` is its identity.
 
     ``settings`` is the image config's ``config`` object (Env, Entrypoint, Labels, …).
     ``raw_config`` and ``raw_manifest`` are the exact bytes of an image that was read from
@@ -257,33 +289,26 @@ class Image:
         return self._changed(settings={**self.settings, **settings})
 
     def _changed(self, **fields: Any) -> Image:
-        """A new image whose manifest and config are made anew: in OCI's words, also for Docker's layers."""
         new = replace(self, raw_config=None, raw_manifest=None, **fields)
-        return replace(new, layers=tuple(_in_oci_words(layer) for layer in new.layers))
+        return replace(new, layers=tuple(_with_oci_type(layer) for layer in new.layers))
 
     @classmethod
     def read(cls, manifest: bytes, config: bytes, *, origin: Reference | None = None) -> Image:
-        """An image from the bytes of its manifest and config; layers are by reference to ``origin``."""
+        """An image from the bytes of its manifest and config; its layers refer to ``origin``."""
         try:
             parsed, conf = json.loads(manifest), json.loads(config)
-            diff_ids = conf["rootfs"]["diff_ids"]
+            diff_ids = [check_digest(item) for item in conf["rootfs"]["diff_ids"]]
             descriptors = [Descriptor.from_json(item) for item in parsed["layers"]]
-            history = [
-                str(item.get("created_by", ""))
-                for item in conf.get("history") or []
-                if not item.get("empty_layer")
-            ]
+            history = created_by(conf, len(descriptors))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ImageError(f"not an image manifest and config: {error}") from error
         if len(diff_ids) != len(descriptors):
             raise ImageError(
-                f"the config names {len(diff_ids)} layers, the manifest {len(descriptors)}"
+                f"the config lists {len(diff_ids)} layers, the manifest {len(descriptors)}"
             )
-        if len(history) != len(descriptors):
-            history = [""] * len(descriptors)
         layers = tuple(
-            Layer(descriptor, check_digest(diff_id), None, origin, created_by)
-            for descriptor, diff_id, created_by in zip(descriptors, diff_ids, history, strict=True)
+            Layer(descriptor, diff_id, None, origin, command)
+            for descriptor, diff_id, command in zip(descriptors, diff_ids, history, strict=True)
         )
         return cls(
             layers,
@@ -303,9 +328,20 @@ class Image:
         )
 
 
-def _in_oci_words(layer: Layer) -> Layer:
-    # umoci refuses Docker's media types in an OCI manifest; the bytes are the same.
-    media_type = _OCI_WORDS.get(layer.descriptor.media_type)
-    if media_type is None:
+def created_by(config: Mapping[str, Any], count: int) -> list[str]:
+    """The ``created_by`` of each of ``count`` layers, from the history in an image config."""
+    history = [
+        str(item.get("created_by", ""))
+        for item in config.get("history") or []
+        if not item.get("empty_layer")
+    ]
+    return history if len(history) == count else [""] * count
+
+
+def _with_oci_type(layer: Layer) -> Layer:
+    # umoci refuses Docker's media types in an OCI manifest.
+    current = layer.descriptor.media_type
+    media_type = OCI_LAYER_TYPES.get(current, current)
+    if media_type == current:
         return layer
     return replace(layer, descriptor=replace(layer.descriptor, media_type=media_type))

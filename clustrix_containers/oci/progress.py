@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Progress = Callable[[str, int, "int | None"], None]
-"""Called with what is being done, how much of it is done, and of how much (``None``: not known)."""
+"""Called with a description, the amount done, and the total (``None``: unknown)."""
 
 DELAY = 1.0
 """Seconds before anything is shown."""

@@ -1,11 +1,10 @@
-"""Reads layers: the blob, the tar in it, its files."""
+"""Layers as streams: the blob, the tar in it, its files."""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 import tarfile
-import zlib
-from importlib import import_module
 from io import BytesIO, RawIOBase
 from typing import IO, Any, cast
 
@@ -14,75 +13,82 @@ from clustrix_containers.errors import ImageError
 from .model import Layer
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
 
 
 def read_files(layer: Layer) -> dict[str, bytes]:
     """The regular files of a small layer, by their name without a leading slash."""
-    with open_blob(layer) as blob, open_layer(blob, layer.digest) as plain:
+    with open_blob(layer) as blob:
+        plain = open_layer(blob, layer.digest)
         try:
-            with tarfile.open(fileobj=plain, mode="r|") as archive:
-                return {
+            with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as archive:
+                files = {
                     member.name.removeprefix("./"): cast(
                         "IO[bytes]", archive.extractfile(member)
                     ).read()
                     for member in archive
                     if member.isreg()
                 }
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise ImageError(f"layer {layer.digest} is not an archive: {error}") from error
+            # Up to the checksum at the end of the compressed data.
+            while plain.read(1 << 20):
+                pass
+        except tarfile.TarError as error:
+            raise ImageError(f"layer {layer.digest} is not a tar archive: {error}") from error
+    return files
 
 
-def open_layer(source: IO[bytes], name: str) -> IO[bytes]:
-    """The tar in a blob: gzip with any number of members, zstd where this Python has it, or plain.
+def open_layer(source: Any, name: str) -> HashingReader:
+    """The tar in a blob: gzip (RFC 1952) or zstd (RFC 8878) of any number of parts, or plain.
 
-    ``source`` is read on; ``name`` is for errors.
+    The first bytes decide, not the media type. Reading raises an ImageError with ``name`` for
+    compressed data that is damaged or truncated.
     """
     head = source.read(4)
-    whole: Any = Stream(source, head)
-    opened: Any = whole
+    blob: Any = HashingReader(source, name, head)
     if head[:2] == _GZIP:
-        opened = _gzip_reader()(fileobj=whole, mode="rb")
-    elif head == _ZSTD:
-        try:
-            zstd: Any = import_module("compression.zstd")
-        except ImportError:
-            raise ImageError(
-                f"layer {name} is compressed with zstd, which this Python cannot read",
-                hint="Use Python 3.14, or an image with gzip layers.",
-            ) from None
-        opened = zstd.ZstdFile(whole)
-    return opened  # type: ignore[no-any-return]
+        from gzip import BadGzipFile
 
-
-def _gzip_reader() -> Any:
-    """isal's where it is installed, which is several times faster; the standard library's else."""
-    try:
+        # Several times faster than the standard library's.
         from isal import igzip
-    except ImportError:
-        import gzip
+        from isal.igzip_lib import IsalError
 
-        return gzip.GzipFile
-    return igzip.IGzipFile
+        plain = cast("Any", igzip.IGzipFile)(fileobj=blob, mode="rb")
+        return HashingReader(plain, name, errors=(IsalError, BadGzipFile, EOFError))
+    if head == _ZSTD or (head[1:] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+        return HashingReader(zstd.ZstdFile(blob), name, errors=(zstd.ZstdError, EOFError))
+    return cast("HashingReader", blob)
 
 
-class Stream(RawIOBase):
-    """Some bytes, then a stream; hashes what is read."""
+class HashingReader(RawIOBase):
+    """Reads ``head``, then ``rest``, and hashes both.
 
-    def __init__(self, rest: IO[bytes], head: bytes = b"") -> None:
+    ``errors`` are those of a decompressor; they become an ImageError with the layer's ``name``.
+    """
+
+    def __init__(self, rest: Any, name: str, head: bytes = b"", errors: Any = ()) -> None:
         self._rest = rest
+        self._name = name
         self._head = head
+        self._errors = errors
         self._hash = hashlib.sha256()
         self.size = 0
 
     def read(self, size: int = -1) -> bytes:
-        if self._head:
-            if 0 <= size < len(self._head):
-                data, self._head = self._head[:size], self._head[size:]
-            else:
-                data, self._head = self._head, b""
+        data = self._head if size < 0 else self._head[:size]
+        self._head = self._head[len(data) :]
+        if not self._head and len(data) != size:
+            try:
                 data += self._rest.read(size - len(data) if size >= 0 else -1)
-        else:
-            data = self._rest.read(size)
+            except self._errors as error:
+                raise ImageError(
+                    f"layer {self._name} is damaged or truncated: {error}",
+                    hint="Fetch or build the image again.",
+                    layer=self._name,
+                ) from error
         self._hash.update(data)
         self.size += len(data)
         return data

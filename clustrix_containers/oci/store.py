@@ -1,4 +1,4 @@
-"""The content-addressed cache: blobs by digest, and records that say which layers a key stands for.
+"""The content-addressed cache: blobs by digest, and records that map a key to layers.
 
 ::
 
@@ -6,9 +6,9 @@
     CACHE/layers/<hex>.json       key -> layers (descriptors, diff_ids, the blobs' mtimes)
     CACHE/tmp/                    files that are being written
 
-A record is trusted while the blob has the size and the modification time that it had when
-the record was written. Another size: the blob is thrown away. Another time: it is hashed once,
-and the record follows or the blob is thrown away. A record without its blobs does not exist.
+A record is trusted while each blob has the size and the modification time from the record.
+A blob of another size is deleted. A blob with another time is hashed once; then the record is
+updated, or the blob deleted. A record whose blobs are incomplete is ignored.
 So the hot path costs one ``stat`` per blob, and a truncated, torn or edited blob is never used.
 """
 
@@ -18,53 +18,43 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from clustrix_containers.errors import ImageError
+from clustrix_containers.storage import atomic
 
 from .model import Descriptor, Layer, canonical, check_digest
 
+# For those who still import them from here.
+from .progress import Progress as Progress
+
+write_atomically = atomic.write
+
 FORMAT = 1
 """Part of every key: raise it when the bytes that this stage writes change."""
-
-Progress = Callable[[str, int, "int | None"], None]
-"""``progress(what, done, total)``; ``total`` is None where it is not known."""
 
 _CHUNK = 1 << 20
 
 
 def blob_path(cache: Path, digest: str) -> Path:
-    """Where the blob with this digest lies, or would lie."""
+    """The path of the blob with this digest, whether or not it exists."""
     return cache / "blobs" / "sha256" / check_digest(digest).removeprefix("sha256:")
 
 
 def temporary(cache: Path, suffix: str = "") -> Path:
-    """A name that nobody else uses, on the file system of the cache."""
+    """An unused path on the file system of the cache."""
     folder = cache / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{os.getpid()}-{secrets.token_hex(8)}{suffix}"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole small file, or leave what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 class BlobWriter:
-    """Bytes that become a blob: hashed as they come, in memory up to ``spill`` bytes, then in the cache.
+    """Hashes and stores the bytes of a blob: in memory up to ``spill`` bytes, else in the cache.
 
-    A context manager: what is not committed leaves nothing behind.
+    A context manager; without a commit nothing is left behind.
     """
 
     def __init__(self, cache: Path, *, spill: int = 0) -> None:
@@ -95,7 +85,7 @@ class BlobWriter:
             raise _cannot_write(self._cache, error) from error
 
     def commit(self) -> tuple[str, Path | bytes]:
-        """The digest, and the blob: its bytes, or its file, which is complete and on disk."""
+        """The digest, and the blob: its bytes, or its file, complete and synced to disk."""
         digest = "sha256:" + self._hash.hexdigest()
         if self._file is None:
             return digest, b"".join(self._memory)
@@ -106,8 +96,8 @@ class BlobWriter:
             self._file.close()
             final.parent.mkdir(parents=True, exist_ok=True)
             assert self._path is not None
-            # An equal blob stays, so that other records' modification times go on holding.
-            if not (_size(final) == self.size and _hash_file(final) == digest):
+            # An equal blob stays, so that other records' modification times remain valid.
+            if not _is_intact(final, self.size, digest):
                 self._path.replace(final)
         except OSError as error:
             raise _cannot_write(self._cache, error) from error
@@ -125,12 +115,7 @@ class BlobWriter:
     def __enter__(self) -> BlobWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._close()
 
 
@@ -140,7 +125,7 @@ def cache_key(*parts: Any) -> str:
 
 
 def remember(cache: Path, key: str, layers: Iterable[Layer]) -> None:
-    """Write down that ``key`` stands for these layers, whose blobs are files in the cache."""
+    """Record these layers, whose blobs are files in the cache, under ``key``."""
     rows = []
     for layer in layers:
         assert isinstance(layer.blob, Path)
@@ -152,67 +137,52 @@ def remember(cache: Path, key: str, layers: Iterable[Layer]) -> None:
                 "mtime": layer.blob.stat().st_mtime_ns,
             }
         )
-    write_atomically(_record(cache, key), canonical({"version": FORMAT, "layers": rows}))
+    atomic.write(_record(cache, key), canonical({"version": FORMAT, "layers": rows}))
 
 
 def recall(cache: Path, key: str) -> tuple[Layer, ...] | None:
-    """The layers that ``key`` stands for if all their blobs are there and whole, else ``None``."""
+    """The layers recorded under ``key`` if all their blobs are intact, else ``None``."""
     path = _record(cache, key)
     try:
         rows = json.loads(path.read_bytes())["layers"]
-        layers, moved = [], False
+        layers, touched = [], False
         for row in rows:
             descriptor = Descriptor.from_json(row)
             blob = blob_path(cache, descriptor.digest)
-            state = _check(blob, descriptor, row["mtime"])
-            if state is None:
-                return None
-            moved |= state
+            stat = blob.stat()
+            if (stat.st_size, stat.st_mtime_ns) != (descriptor.size, row["mtime"]):
+                if not _is_intact(blob, descriptor.size, descriptor.digest):
+                    blob.unlink(missing_ok=True)
+                    return None
+                touched = True
             layers.append(Layer(descriptor, row["diff_id"], blob, None, row["created_by"]))
     except (OSError, ValueError, KeyError, TypeError, ImageError):
         return None
-    if moved:
+    if touched:
         remember(cache, key, layers)
     return tuple(layers)
-
-
-def _check(blob: Path, descriptor: Descriptor, mtime: int) -> bool | None:
-    """``None``: not there or not whole. ``True``: whole, but touched since."""
-    try:
-        stat = blob.stat()
-    except FileNotFoundError:
-        return None
-    if stat.st_size == descriptor.size:
-        if stat.st_mtime_ns == mtime:
-            return False
-        if _hash_file(blob) == descriptor.digest:
-            return True
-    blob.unlink(missing_ok=True)
-    return None
 
 
 def _record(cache: Path, key: str) -> Path:
     return cache / "layers" / f"{key}.json"
 
 
-def _size(path: Path) -> int | None:
+def _is_intact(path: Path, size: int, digest: str) -> bool:
+    found = hashlib.sha256()
     try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return "sha256:" + digest.hexdigest()
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return False
+            while chunk := file.read(_CHUNK):
+                found.update(chunk)
+    except FileNotFoundError:
+        return False
+    return "sha256:" + found.hexdigest() == digest
 
 
 def _cannot_write(cache: Path, error: OSError) -> ImageError:
     return ImageError(
         f"cannot write to the cache {str(cache)!r}: {error.strerror or error}",
-        hint="Make room there, or name another cache directory.",
+        hint="Free space there, or use another cache directory.",
         path=str(cache),
     )

@@ -3,8 +3,8 @@
 Semantics: https://github.com/opencontainers/image-spec/blob/main/layer.md (whiteouts, hard links,
 later entries replace earlier ones). Symbolic links on the way to an entry are followed as in a
 container: an absolute target starts at the root directory, and nothing climbs above it.
-The blob's digest and the tar's are checked on the way; what a wrong layer has already written is
-the caller's to remove, so unpack into a temporary directory and rename it.
+The digests of the blob and of the tar are checked in the same pass, after files were written: unpack
+into a temporary directory, and rename it on success.
 """
 
 from __future__ import annotations
@@ -13,35 +13,31 @@ import os
 import shutil
 import stat
 import tarfile
-import zlib
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, cast
 
 from clustrix_containers.errors import DigestMismatch, ImageError
 
 from .model import Layer
-from .reading import Stream, open_blob, open_layer
+from .reading import HashingReader, open_blob, open_layer
 
 _CHUNK = 1 << 20
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
-_MOST_LINKS = 40
+_MAX_LINKS = 40
 
 
-def unpack(
-    layer: Layer, destination: Path, *, stream: IO[bytes] | None = None, chown: bool = False
-) -> None:
-    """Apply a layer to ``destination``, over what earlier layers left there.
+def unpack(layer: Layer, destination: Path) -> None:
+    """Apply a layer to ``destination``, on top of earlier layers.
 
-    ``stream`` is the blob, where the layer does not have it. Device nodes and pipes are left out.
-    ``chown`` keeps owners and set-user-id bits (root only). ImageError names the layer and the
-    entry that breaks a rule, DigestMismatch a blob or tar with other bytes than the layer's.
+    Owners, set-user-id bits, device nodes and pipes are left out. Raises ImageError, naming the
+    layer and the offending entry, and DigestMismatch for a blob or tar with other bytes than the
+    layer's.
     """
-    with ExitStack() as stack:
-        source = Stream(stream or stack.enter_context(open_blob(layer)))
-        plain = Stream(stack.enter_context(open_layer(cast("IO[bytes]", source), layer.digest)))
-        target = _Target(destination, layer.digest, chown)
+    with open_blob(layer) as blob:
+        source = HashingReader(blob, layer.digest)
+        plain = open_layer(source, layer.digest)
+        target = _Target(destination, layer.digest)
         try:
             with tarfile.open(
                 fileobj=cast("IO[bytes]", plain), mode="r|", bufsize=_CHUNK
@@ -51,8 +47,8 @@ def unpack(
             while plain.read(_CHUNK):
                 pass
             target.finish()
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise ImageError(f"layer {layer.digest} is not an archive: {error}") from error
+        except tarfile.TarError as error:
+            raise ImageError(f"layer {layer.digest} is not a tar archive: {error}") from error
         except OSError as error:
             raise ImageError(f"layer {layer.digest} cannot be unpacked: {error}") from error
         while source.read(_CHUNK):
@@ -63,11 +59,10 @@ def unpack(
 class _Target:
     """A root directory that a layer is applied to."""
 
-    def __init__(self, root: Path, layer: str, chown: bool) -> None:
+    def __init__(self, root: Path, layer: str) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self._root = os.path.realpath(root)
         self._layer = layer
-        self._chown = chown
         self._folders: dict[str, str] = {}
         self._modes: dict[str, int] = {}
         self._written: set[str] = set()
@@ -78,54 +73,52 @@ class _Target:
             return
         parts = name.split("/")
         if name.startswith("/") or ".." in parts or "\0" in name + member.linkname:
-            raise self._refused(member.name, "its name leads outside")
+            raise self._refused(member.name, "its name leads out of the root")
         folder = self._folder("/".join(parts[:-1]), member.name)
         last = parts[-1]
         if last == _OPAQUE:
             self._clear(folder)
         elif last.startswith(_WHITEOUT):
-            self._remove(os.path.join(folder, last.removeprefix(_WHITEOUT)), member.name)  # noqa: PTH118
+            self._whiteout(os.path.join(folder, last.removeprefix(_WHITEOUT)), member.name)  # noqa: PTH118
         else:
             self._write(os.path.join(folder, last), member, archive)  # noqa: PTH118
 
     def finish(self) -> None:
-        """Modes of directories come last, since a read-only one could not be filled."""
+        """Set the modes of directories last, since a read-only one cannot be filled."""
         for path, mode in sorted(self._modes.items(), reverse=True):
             os.chmod(path, mode)  # noqa: PTH101
 
     def _write(self, path: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
         if member.isdir():
             self._directory(path)
-            self._modes[path] = self._mode(member) | 0o700
+            self._modes[path] = member.mode & 0o1777 | 0o700
         elif member.isreg():
-            self._clear_way(path)
+            self._remove_existing(path)
             source = archive.extractfile(member)
             assert source is not None
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             with open(os.open(path, flags, 0o600), "wb") as file:  # noqa: PTH123
                 shutil.copyfileobj(source, file, _CHUNK)
                 file.flush()
-                os.fchmod(file.fileno(), self._mode(member) | 0o400)
-                # Bytecode is believed only if its source has the time that it was made from.
+                os.fchmod(file.fileno(), member.mode & 0o1777 | 0o400)
+                # Bytecode is used only if its source has the time that it was compiled from.
                 os.utime(file.fileno(), (member.mtime, member.mtime))
         elif member.issym():
-            self._clear_way(path)
+            self._remove_existing(path)
             Path(path).symlink_to(member.linkname)
         elif member.islnk():
             self._hard_link(path, member)
         elif member.ischr() or member.isblk() or member.isfifo():
             return
         else:
-            raise self._refused(member.name, f"it is of the unknown type {member.type!r}")
+            raise self._refused(member.name, f"unknown entry type {member.type!r}")
         self._written.add(path)
-        if self._chown:
-            os.chown(path, member.uid, member.gid, follow_symlinks=False)
 
     def _hard_link(self, path: str, member: tarfile.TarInfo) -> None:
         name = member.linkname.removeprefix("./").lstrip("/")
         parts = name.split("/")
         if ".." in parts or not name:
-            raise self._refused(member.name, "its hard link leads outside")
+            raise self._refused(member.name, "its hard link leads out of the root")
         folder = self._folder("/".join(parts[:-1]), member.name)
         source = os.path.join(folder, parts[-1])  # noqa: PTH118
         if source == path:
@@ -133,24 +126,24 @@ class _Target:
         try:
             kind = os.lstat(source).st_mode
         except FileNotFoundError:
-            raise self._refused(member.name, "it is a hard link to what is not there") from None
+            raise self._refused(member.name, "hard link to a file that does not exist") from None
         if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
-            raise self._refused(member.name, "it is a hard link to what is no file")
-        self._clear_way(path)
+            raise self._refused(member.name, "hard link to something other than a file")
+        self._remove_existing(path)
         os.link(source, path, follow_symlinks=False)
 
     def _folder(self, name: str, entry: str) -> str:
-        """The real directory that a name in the layer means; made where it is missing."""
+        """The real directory for a name in the layer; created if it does not exist."""
         known = self._folders.get(name)
         if known is not None:
             return known
-        here, waiting, links = self._root, [part for part in name.split("/") if part], 0
-        waiting.reverse()
-        while waiting:
-            part = waiting.pop()
+        here, links = self._root, 0
+        pending = [part for part in reversed(name.split("/")) if part]
+        while pending:
+            part = pending.pop()
             if part == "..":
                 if here == self._root:
-                    raise self._refused(entry, "a symbolic link on its way leads outside")
+                    raise self._refused(entry, "a symbolic link in its path leads out of the root")
                 here = os.path.dirname(here)  # noqa: PTH120
                 continue
             path = os.path.join(here, part)  # noqa: PTH118
@@ -161,81 +154,76 @@ class _Target:
                 kind = stat.S_IFDIR
             if stat.S_ISLNK(kind):
                 links += 1
-                if links > _MOST_LINKS:
-                    raise self._refused(entry, "symbolic links on its way go in a circle")
+                if links > _MAX_LINKS:
+                    raise self._refused(entry, "too many levels of symbolic links")
                 target = os.readlink(path)  # noqa: PTH115
                 if target.startswith("/"):
                     here = self._root
-                waiting.extend(p for p in reversed(target.split("/")) if p not in ("", "."))
+                pending.extend(p for p in reversed(target.split("/")) if p not in ("", "."))
             elif stat.S_ISDIR(kind):
                 here = path
             else:
-                raise self._refused(entry, f"{part!r} on its way is no directory")
+                raise self._refused(entry, f"{part!r} in its path is not a directory")
         self._folders[name] = here
         return here
 
     def _directory(self, path: str) -> None:
-        try:
-            kind = os.lstat(path).st_mode
-        except FileNotFoundError:
-            os.mkdir(path, 0o700)  # noqa: PTH102
-            return
-        if not stat.S_ISDIR(kind):
-            self._clear_way(path)
+        if not (os.path.isdir(path) and not os.path.islink(path)):  # noqa: PTH112, PTH114
+            self._remove_existing(path)
             os.mkdir(path, 0o700)  # noqa: PTH102
 
-    def _clear_way(self, path: str) -> None:
+    def _remove_existing(self, path: str) -> None:
+        """Remove what lower layers have at the path."""
         try:
             kind = os.lstat(path).st_mode
         except FileNotFoundError:
             return
-        # What a remembered name meant may have gone through this.
+        # Cached directories may have been reached through this one.
         if stat.S_ISDIR(kind) or stat.S_ISLNK(kind):
             self._folders.clear()
         if stat.S_ISDIR(kind):
             _remove_tree(path)
-            gone = path + "/"
+            prefix = path + "/"
             self._modes = {
-                name: mode for name, mode in self._modes.items() if not f"{name}/".startswith(gone)
+                name: mode
+                for name, mode in self._modes.items()
+                if not f"{name}/".startswith(prefix)
             }
         else:
             os.unlink(path)  # noqa: PTH108
 
-    def _remove(self, path: str, entry: str) -> None:
+    def _whiteout(self, path: str, entry: str) -> None:
         if os.path.basename(path) in ("", ".", ".."):  # noqa: PTH119
-            raise self._refused(entry, "it deletes nothing that has a name")
-        self._clear_way(path)
+            raise self._refused(entry, "whiteout without a file name")
+        self._remove_existing(path)
 
     def _clear(self, folder: str) -> None:
-        """An opaque directory: what lower layers have in it goes, what this one has stays."""
+        """An opaque directory: entries of lower layers go, those of this layer stay."""
         for name in os.listdir(folder):  # noqa: PTH208
             path = os.path.join(folder, name)  # noqa: PTH118
             if path in self._written:
                 if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
                     self._clear(path)
             else:
-                self._clear_way(path)
+                self._remove_existing(path)
 
-    def _mode(self, member: tarfile.TarInfo) -> int:
-        return member.mode & (0o7777 if self._chown else 0o1777)
-
-    def _refused(self, entry: str, why: str) -> ImageError:
+    def _refused(self, entry: str, reason: str) -> ImageError:
         return ImageError(
-            f"layer {self._layer} is refused: {entry!r}: {why}",
+            f"layer {self._layer} is refused: {entry!r}: {reason}",
             hint="The image is broken or hostile; nothing was written outside its directory.",
             layer=self._layer,
             entry=entry,
         )
 
 
-def _compare(layer: Layer, source: Stream, plain: Stream) -> None:
+def _compare(layer: Layer, source: HashingReader, plain: HashingReader) -> None:
     for what, expected, found in (
         ("blob", layer.digest, source.digest),
         ("tar", layer.diff_id, plain.digest),
     ):
         if expected != found:
             raise DigestMismatch(
-                f"the {what} of layer {layer.digest} is {found}, and should be {expected}",
+                f"the {what} of layer {layer.digest} has the digest {found}, expected {expected}",
                 hint="It was truncated or changed: fetch or build the image again.",
                 layer=layer.digest,
             )

@@ -6,7 +6,6 @@ Format: https://github.com/opencontainers/image-spec/blob/main/image-index.md.
 from __future__ import annotations
 
 import json
-import platform as machine
 from collections.abc import Callable
 
 from clustrix_containers.errors import ImageError
@@ -25,7 +24,6 @@ MAX_MANIFEST = 4 << 20
 """Bytes; what registries must take at least, and more than any image needs."""
 
 _MAX_DEPTH = 2
-_ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
 
 def digest_tag(digest: str) -> str:
@@ -49,7 +47,7 @@ def resolve(
     for _ in range(_MAX_DEPTH + 1):
         if _media_type(manifest, name) in (MANIFEST, DOCKER_MANIFEST):
             return manifest, digest
-        chosen = _choose(manifest, platform or _this_platform(), name)
+        chosen = _choose(manifest, platform or Platform.host(), name)
         digest, manifest = chosen.digest, read(chosen)
     raise ImageError(f"{name}: image indexes are nested more than {_MAX_DEPTH} deep")
 
@@ -63,11 +61,6 @@ def config_of(manifest: bytes, name: str) -> Descriptor:
     if found.size > MAX_MANIFEST:
         raise ImageError(f"the config of {name} is too large: {found.size:,} bytes")
     return found
-
-
-def _this_platform() -> Platform:
-    name = machine.machine().lower()
-    return Platform("linux", _ARCHITECTURES.get(name, name))
 
 
 def _media_type(manifest: bytes, name: str) -> str:

@@ -1,1 +1,1 @@
-"""Where outcomes live, and how they are verified before they are unpickled."""
+"""How elements ended: their marks and results, and the stores that results go to."""

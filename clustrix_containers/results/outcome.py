@@ -1,4 +1,4 @@
-"""How one element ended, as its worker said it: marks, verified, and the values behind them.
+"""How one element ended, by its worker's own mark, verified; and the value that it returned.
 
 The formats of marks and results are those of :mod:`clustrix_containers.worker.contract`. Nothing
 is unpickled before the mark's MAC, the result's size and its sha256 have been verified.
@@ -11,13 +11,12 @@ import hmac
 import io
 import json
 import mmap
-import os
 import pickle
-import tempfile
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.errors import (
@@ -29,13 +28,37 @@ from clustrix_containers.errors import (
     TimeLimitExceeded,
     WorkerDied,
 )
+from clustrix_containers.storage import atomic
 from clustrix_containers.worker.contract import RESULT_ALIGN, RESULT_MAGIC
 
-Kind = Literal["ok", "error", "unpicklable", "timeout", "died"]
+Ending = Literal["ok", "error", "unpicklable", "timeout", "died"]
 Unpickle = Callable[[memoryview, list[memoryview]], object]
 
 MARK_LIMIT = 4 << 20
 """Bytes: a larger file is no mark of our worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """One element's outcome that a client waits for: whose it must be, and where it goes.
+
+    ``directory`` is the run's own on this machine, ``key`` the run's, by which a mark is verified.
+    """
+
+    directory: Path
+    run: str
+    element: int
+    attempt: int
+    key: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """How the names of all of its files begin."""
+        return f"{self.element}.{self.attempt}"
+
+    @property
+    def mark(self) -> Path:
+        return self.directory / "results" / f"{self.name}.mark"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +68,7 @@ class Mark:
     run: str
     element: int
     attempt: int
-    outcome: Kind
+    outcome: Ending
     size: int
     sha256: str
     message: str
@@ -57,6 +80,11 @@ class Mark:
     ended: float
     max_rss: int
 
+    @property
+    def result_name(self) -> str:
+        """The name of the result's file, wherever it is stored; only with a ``sha256``."""
+        return f"{self.element}.{self.attempt}.{self.sha256[:16]}.result"
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -66,36 +94,39 @@ class Outcome:
     value: Path | None
 
 
-def parse_mark(data: bytes, *, key: bytes, run: str, element: int, attempt: int) -> Mark:
+def parse_mark(data: bytes, expected: Expected) -> Mark:
     """Read and verify a mark.
 
     ``ResultError`` if it is not one, or not one of this run, element and attempt that was
     written by somebody who holds the run's key.
     """
+    element = expected.element
     try:
         value = json.loads(data)
         mark = Mark(**{name: value[name] for name in Mark.__slots__})
-        signed = _mac(key, mark)
+        signed = _mac(expected.key, mark)
         given = str(value["mac"])
         version = value["version"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultError(
             f"the completion mark of element {element} cannot be read", element=element
         ) from error
-    mine = (mark.run, mark.element, mark.attempt) == (run, element, attempt)
+    mine = (mark.run, mark.element, mark.attempt) == (expected.run, element, expected.attempt)
     if not mine or not hmac.compare_digest(given.encode(), signed.encode()):
         raise ResultError(
             f"the completion mark of element {element} was not written by this run's worker",
-            hint="Its MAC does not fit the run's key. The result is not loaded.",
+            hint="Its MAC does not match the run's key. The result is not loaded.",
             element=element,
         )
-    if version != 1 or mark.outcome not in ("ok", "error", "unpicklable", "timeout", "died"):
+    if version != 1 or mark.outcome not in get_args(Ending):
         raise ResultError(
             f"the completion mark of element {element} is of version {version!r},"
             f" outcome {mark.outcome!r}",
             hint="The image's worker is newer than this client: update clustrix-containers.",
             element=element,
         )
+    if mark.sha256 and not re.fullmatch(r"[0-9a-f]{64}", mark.sha256):
+        raise ResultError(f"the mark of element {element} has no valid sha256", element=element)
     return mark
 
 
@@ -113,8 +144,8 @@ def load(outcome: Outcome, *, unpickle: Unpickle, status: Status | None = None) 
 
     ``unpickle(pickle, buffers)`` does the unpickling. Large arrays are not copied: they lie
     in a private memory map of the file. The user's exception comes with its own type and the
-    remote traceback as ``__cause__``. ``status`` is what the cluster says, where it knows
-    better than the worker (a memory limit).
+    remote traceback as ``__cause__``. ``status`` is the cluster's, where it knows better than the
+    worker (a memory limit).
     """
     mark = outcome.mark
     if mark.outcome == "ok":
@@ -123,7 +154,7 @@ def load(outcome: Outcome, *, unpickle: Unpickle, status: Status | None = None) 
         try:
             error = _value(outcome, unpickle)
         except ResultError:
-            # A type that only exists over there: told in words below.
+            # A type that does not exist here: its message is raised below.
             error = None
         if isinstance(error, BaseException):
             raise _remote(error, mark, status)
@@ -133,7 +164,7 @@ def load(outcome: Outcome, *, unpickle: Unpickle, status: Status | None = None) 
 def _value(outcome: Outcome, unpickle: Unpickle) -> object:
     mark = outcome.mark
     if outcome.value is None:
-        raise ResultLost(f"the result of element {mark.element} is not there any more")
+        raise ResultLost(f"the result of element {mark.element} no longer exists")
     pickled, buffers = open_result(outcome.value)
     try:
         return unpickle(pickled, buffers)
@@ -156,7 +187,7 @@ def _value(outcome: Outcome, unpickle: Unpickle) -> object:
 
 def _remote(error: BaseException, mark: Mark, status: Status | None) -> BaseException:
     remote = RemoteTraceback(mark.traceback)
-    # The text tells of the original cause already; the object stays in reach.
+    # The text shows the original cause already; the object stays in reach.
     remote.__context__, remote.__suppress_context__ = error.__cause__, True
     error.__cause__ = remote
     if status is not None and status.cause is not Cause.NONE and hasattr(error, "add_note"):
@@ -214,17 +245,11 @@ def save(outcome: Outcome, path: Path) -> None:
     would be wrong.
     """
     if outcome.value is None:
-        raise ResultLost(f"the result of element {outcome.mark.element} is not there any more")
+        raise ResultLost(f"the result of element {outcome.mark.element} no longer exists")
     pickled, buffers = open_result(outcome.value)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for part in _in_band(pickled, buffers):
-                file.write(part)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic.replacing(path, mode=0o600) as file:
+        for part in _in_band(pickled, buffers):
+            file.write(part)
 
 
 def _in_band(pickled: memoryview, buffers: list[memoryview]) -> Iterator[bytes | memoryview]:

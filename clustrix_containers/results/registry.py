@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from clustrix_containers.errors import (
     ClusterError,
@@ -20,28 +21,59 @@ from clustrix_containers.errors import (
     ResultError,
     ResultLost,
 )
-from clustrix_containers.oci.model import Descriptor
+from clustrix_containers.oci.model import MANIFEST, Descriptor
 from clustrix_containers.registry import Remote
 from clustrix_containers.worker.contract import RESULT_ARTIFACT
 
-from .arrival import arrive
-from .inline import Stored
-from .outcome import MARK_LIMIT, Mark
+from .delivery import Stored
+from .directory import arrive
+from .outcome import MARK_LIMIT, Expected, Mark
 
 _PIECE = 1 << 20
-_INSTEAD = "Keep the results in S3 or on a volume, or let the container hold them (results: hold)."
+_INSTEAD = "Keep the results in S3 or on a volume, or in the container (results: hold)."
 
 
-def open_store(
-    repository: Remote | str, run: str, subject: Descriptor, *, seconds: float
-) -> dict[str, Any]:
-    """The store of ``run/deliver`` that may push the run's results for so many ``seconds``.
+@dataclass(frozen=True)
+class RegistryStore:
+    """In ``repository`` (None: the image's own). ``expires``: seconds for which a container may push."""
+
+    repository: str | None = None
+    expires: float = 3600.0
+    kind: ClassVar[str] = "registry"
+    _lock: threading.Lock = field(
+        default_factory=threading.Lock, init=False, repr=False, compare=False
+    )
+    _remotes: dict[str, Remote] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def open(self, run: str, image: str, seconds: float) -> dict[str, Any]:
+        """As all stores: a token for one repository; see :func:`open_store`."""
+        name, _, digest = image.rpartition("@")
+        subject = Descriptor(MANIFEST, digest, len(self._remote(name).manifest(digest)))
+        remote = self._remote(self.repository or name)
+        return open_store(remote, run, subject, seconds=max(seconds, self.expires))
+
+    def fetch(self, expected: Expected, stored: Stored | None, image: str) -> bool:
+        """As all stores; without ``stored`` the tag of this element and attempt is looked up."""
+        return fetch(self._remote(self.repository or image.rpartition("@")[0]), expected, stored)
+
+    def describe(self) -> str:
+        return f"larger ones go to {self.repository or 'the repository of the image'}"
+
+    def _remote(self, name: str) -> Remote:
+        """One for each repository: its connections and its token serve all runs and threads."""
+        with self._lock:
+            if name not in self._remotes:
+                self._remotes[name] = Remote(name)
+            return self._remotes[name]
+
+
+def open_store(remote: Remote, run: str, subject: Descriptor, *, seconds: float) -> dict[str, Any]:
+    """The store of ``run/deliver`` that may push the run's results for at least ``seconds``.
 
     ``subject`` is the run's image in this repository. ``ClusterError`` if the registry gives no
     token for one repository alone, or one whose life is shorter; ``RegistryError`` if it does
     not let this user push, or does not answer.
     """
-    remote = _remote(repository)
     try:
         loan = remote.scoped_token()
     except RegistryError as error:
@@ -56,9 +88,9 @@ def open_store(
         life = min(life, _inspect(loan.token, remote.reference.repository, remote.name))
     if life < seconds:
         raise ClusterError(
-            f"a token to push to {remote.name} lives {life:.0f} s, and the run may take"
+            f"a token to push to {remote.name} is valid for {life:.0f} s, and the run may take"
             f" {seconds:.0f} s until its last result is pushed",
-            hint=f"Give the run a shorter time. {_INSTEAD}",
+            hint=f"Shorten expires and timeout. {_INSTEAD}",
         )
     return {
         "kind": "registry",
@@ -72,9 +104,9 @@ def open_store(
 
 
 def _inspect(token: str, repository: str, name: str) -> float:
-    """Seconds that the token itself says that it lives, where it can be read.
+    """Seconds for which a token is valid by its own claims, where they can be read.
 
-    ``ClusterError`` if it says that it is good for more than this repository, or does not let push.
+    ``ClusterError`` if it is good for more than this repository, or does not allow pushing.
     """
     try:
         body = token.split(".")[1]
@@ -82,7 +114,7 @@ def _inspect(token: str, repository: str, name: str) -> float:
         access = [(it["type"], it["name"], set(it["actions"])) for it in claims.get("access", ())]
         life = float(claims["exp"]) - float(claims["iat"]) if "iat" in claims else float("inf")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        # Some services give a token that only they can read.
+        # Opaque: only the service itself can read it.
         return float("inf")
     own = {
         action
@@ -95,35 +127,22 @@ def _inspect(token: str, repository: str, name: str) -> float:
     ]
     if others or own - {"pull", "push"}:
         raise ClusterError(
-            f"the token service of {name} gives tokens that are good for more than was asked for",
+            f"the token service of {name} gives tokens that are good for more than was requested",
             hint=f"No container gets one. {_INSTEAD}",
         )
     if access and "push" not in own:
         raise ClusterError(
-            f"the token service of {name} gives no token to push there",
+            f"the token service of {name} gives no token for pushing",
             hint="Log in with an account that may push: docker login.",
         )
     return life
 
 
-def fetch(
-    repository: Remote | str,
-    run: str,
-    stored: Stored | None,
-    element: int,
-    attempt: int,
-    directory: Path,
-    *,
-    key: bytes,
-) -> bool:
-    """Bring an outcome into ``directory``, where :func:`.directory.collect` finds it.
-
-    ``stored`` is what the termination message said; without it (its pod is gone) the tag of
-    this element and attempt is looked up; whether there was one. ``ResultLost`` if the registry
-    does not have what the message said, ``RegistryError`` if it cannot be asked.
-    """
-    remote = _remote(repository)
-    reference = (stored and stored.manifest) or f"{_tag(run)}-{attempt}-{element}"
+def fetch(remote: Remote, expected: Expected, stored: Stored | None) -> bool:
+    """Bring an outcome from a repository; see :meth:`RegistryStore.fetch`."""
+    element = expected.element
+    tag = f"{_tag(expected.run)}-{expected.attempt}-{element}"
+    reference = (stored and stored.manifest) or tag
     try:
         manifest = remote.manifest(reference)
     except RegistryError as error:
@@ -140,7 +159,7 @@ def fetch(
         )
 
     data = b"".join(_pieces(remote, described, element))
-    arrive(directory, element, attempt, data, result, key=key, run=run)
+    arrive(expected, data, result)
     return True
 
 
@@ -151,7 +170,7 @@ def _mark_of(manifest: bytes, element: int) -> Descriptor:
         found = next(Descriptor.from_json(it) for it in layers if it["mediaType"] == kind)
     except (ValueError, KeyError, TypeError, StopIteration, AttributeError, ImageError) as error:
         raise ResultError(
-            f"what the registry keeps for element {element} is no outcome", element=element
+            f"the registry's artifact of element {element} is not an outcome", element=element
         ) from error
     if not 0 < found.size <= MARK_LIMIT:
         raise ResultError(f"the mark of element {element} is too large", element=element)
@@ -171,14 +190,10 @@ def _pieces(remote: Remote, descriptor: Descriptor, element: int) -> Iterator[by
 
 def _lost(remote: Remote, element: int) -> Error:
     return ResultLost(
-        f"{remote.name} does not have the result of element {element} any more",
+        f"the result of element {element} no longer exists in {remote.name}",
         hint="Somebody, or a rule of the registry, has deleted it.",
         element=element,
     )
-
-
-def _remote(repository: Remote | str) -> Remote:
-    return repository if isinstance(repository, Remote) else Remote(repository)
 
 
 def _tag(run: str) -> str:

@@ -1,4 +1,4 @@
-"""Results in an S3 bucket: what a container may do there, and how the client takes them.
+"""Results in an S3 bucket: what a container may do there, and how the client fetches them.
 
 The container gets one POST policy for its run: it may write below one key prefix, for a time,
 and it can read nothing. https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-HTTPPOSTConstructPolicy.html
@@ -9,38 +9,41 @@ from __future__ import annotations
 import contextlib
 import datetime
 import re
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from clustrix_containers.errors import ClusterError, ConfigError, ResultError, ResultLost
+from clustrix_containers.remote.retry import Retry
 
-from .arrival import arrive
-from .inline import Stored
-from .outcome import MARK_LIMIT, Mark
+from .delivery import Stored
+from .directory import arrive
+from .outcome import MARK_LIMIT, Expected, Mark
 
-LONGEST = 7 * 24 * 3600
-"""Seconds: how long S3 believes a signature."""
+MAX_SIGNATURE = 7 * 24 * 3600
+"""Seconds: how long a signature of S3 is valid at most."""
 
-SESSION = 36 * 3600
-"""Seconds: no session token of AWS lives longer, also where it does not say how long."""
+MAX_SESSION = 36 * 3600
+"""Seconds: no session token of AWS lives longer, also where its end is not known."""
 
-LARGEST = 5 << 30
+MAX_POST = 5 << 30
 """Bytes: what S3 takes in one POST."""
 
 _CA_LIMIT = 512 << 10
 _PIECE = 1 << 20
-_TRIES = 5
+_RETRY = Retry(attempts=5, first=1.0, longest=16.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Where results go. ``endpoint``: a URL, for what is not AWS; it is addressed by path.
+@dataclass(frozen=True)
+class S3Store:
+    """Below ``prefix`` of a ``bucket``. ``endpoint``: a URL, for what is not AWS (path style).
 
     Credentials, and ``region`` where it is not given, are those of the AWS ``profile``
-    (None: as boto3 finds them: variables, files, an instance's role).
+    (None: as boto3 finds them: variables, files, an instance's role). ``expires``: seconds for
+    which a container may write at least.
     """
 
     bucket: str
@@ -48,89 +51,141 @@ class Options:
     endpoint: str | None = None
     region: str | None = None
     profile: str | None = None
+    expires: float = 86400.0
+    kind: ClassVar[str] = "s3"
+    _lock: threading.Lock = field(
+        default_factory=threading.Lock, init=False, repr=False, compare=False
+    )
 
     def keys(self, run: str) -> str:
         """The prefix of all keys of a run."""
         return "/".join([*filter(None, [self.prefix.strip("/")]), run, ""])
 
+    def open(self, run: str, image: str, seconds: float) -> dict[str, Any]:  # noqa: ARG002
+        """As all stores: a policy under which the run's results may be written.
 
-def presign(options: Options, run: str, *, seconds: float) -> dict[str, Any]:
-    """The store of ``run/deliver`` that may write the run's results for so many ``seconds``.
+        ``ClusterError`` if there are no credentials, or if they or a signature do not live long
+        enough. ``ConfigError`` if boto3 is missing, or the options name no profile or region.
+        """
+        seconds = max(seconds, self.expires)
+        if seconds > MAX_SIGNATURE:
+            raise ClusterError(
+                f"a signature of S3 is valid for {_span(MAX_SIGNATURE)}, and the run may take"
+                f" {_span(seconds)}",
+                hint="Shorten expires and timeout, or keep results in a registry or on a volume.",
+            )
+        with self._errors():
+            session, client = self._connected()
+            _check_life(session, self.bucket, seconds)
+            prefix = self.keys(run)
+            signed = client.generate_presigned_post(
+                self.bucket,
+                prefix + "${filename}",
+                Conditions=[["content-length-range", 0, MAX_POST]],
+                ExpiresIn=int(seconds) + 1,
+            )
+            authorities = session.get_config_variable("ca_bundle")
+        return {
+            "kind": self.kind,
+            "url": signed["url"],
+            "fields": {name: it for name, it in signed["fields"].items() if name != "key"},
+            "prefix": prefix,
+            "ca": _pem(Path(authorities)) if authorities else None,
+        }
 
-    ``ClusterError`` if there are no credentials, or if theirs or a signature's life is
-    shorter. ``ConfigError`` if boto3 is missing or the options name no profile or region.
-    """
-    if seconds > LONGEST:
-        raise ClusterError(
-            f"a signature for S3 lives {_span(LONGEST)}, and the run may take {_span(seconds)}",
-            hint="Give it a shorter time to wait and run, or keep results in a registry or a volume.",
-        )
-    with _failures(options), _client(options) as (session, client):
-        _check_life(session, options, seconds)
-        prefix = options.keys(run)
-        signed = client.generate_presigned_post(
-            options.bucket,
-            prefix + "${filename}",
-            Conditions=[["content-length-range", 0, LARGEST]],
-            ExpiresIn=int(seconds) + 1,
-        )
-        authorities = session.get_config_variable("ca_bundle")
-    return {
-        "kind": "s3",
-        "url": signed["url"],
-        "fields": {name: it for name, it in signed["fields"].items() if name != "key"},
-        "prefix": prefix,
-        "ca": _pem(Path(authorities)) if authorities else None,
-    }
-
-
-def fetch(
-    options: Options,
-    run: str,
-    stored: Stored | None,
-    element: int,
-    attempt: int,
-    directory: Path,
-    *,
-    key: bytes,
-) -> bool:
-    """Bring an outcome into ``directory``, where :func:`.directory.collect` finds it.
-
-    ``stored`` is what the termination message said; without it (its pod is gone) the bucket is
-    asked for marks of this element and attempt, and the oldest valid one counts; whether there
-    was one. ``ResultLost`` if the bucket does not have what the message said,
-    ``ClusterError`` (``temporary``) if it cannot be asked.
-    """
-    prefix = options.keys(run)
-    with _failures(options), _client(options) as (_, client):
-        bucket = _Bucket(client, options.bucket)
-        names = [prefix + stored.mark] if stored else bucket.marks(f"{prefix}{element}.{attempt}.")
-        refused: ResultError | None = None
-        for name in names:
-            if not re.fullmatch(
-                rf"{element}\.{attempt}\.[0-9a-f]{{16}}\.mark", name[len(prefix) :]
-            ):
-                continue
-            data = b"".join(bucket.pieces(name, MARK_LIMIT))
+    def fetch(self, expected: Expected, stored: Stored | None, image: str) -> bool:  # noqa: ARG002
+        """As all stores; without ``stored`` the oldest valid mark counts."""
+        prefix = self.keys(expected.run)
+        with self._errors():
+            bucket = _Bucket(self._connected()[1], self.bucket)
 
             def result(mark: Mark) -> Iterator[bytes]:
-                part = f"{element}.{attempt}.{mark.sha256[:16]}.result"
-                return bucket.pieces(prefix + part, mark.size)
+                return bucket.pieces(prefix + mark.result_name, mark.size)
 
-            try:
-                arrive(directory, element, attempt, data, result, key=key, run=run)
-            except ResultError as error:
-                refused = error
-                continue
-            return True
-    if refused is not None:
-        raise refused
-    if stored:
-        raise ResultError(
-            f"the message of element {element} names the mark of another: {stored.mark}",
-            element=element,
+            names = [prefix + stored.mark] if stored else bucket.marks(f"{prefix}{expected.name}.")
+            pattern = rf"{re.escape(expected.name)}\.[0-9a-f]{{16}}\.mark"
+            refused: ResultError | None = None
+            for name in names:
+                if not re.fullmatch(pattern, name[len(prefix) :]):
+                    continue
+                data = b"".join(bucket.pieces(name, MARK_LIMIT))
+                try:
+                    arrive(expected, data, result)
+                except ResultError as error:
+                    refused = error
+                    continue
+                return True
+        if refused is not None:
+            raise refused
+        if stored:
+            raise ResultError(
+                f"the message of element {expected.element} names another's mark: {stored.mark}",
+                element=expected.element,
+            )
+        return False
+
+    def describe(self) -> str:
+        return f"larger ones go to the S3 bucket {self.bucket}"
+
+    def _connected(self) -> tuple[Any, Any]:
+        """The session and its client: made once, for all runs and threads."""
+        with self._lock:
+            if "_made" not in self.__dict__:
+                self.__dict__["_made"] = self._connect()
+            made: tuple[Any, Any] = self.__dict__["_made"]
+            return made
+
+    def _connect(self) -> tuple[Any, Any]:
+        try:
+            from botocore.config import Config
+            from botocore.session import Session
+        except ImportError as error:
+            raise ConfigError(
+                "results in S3 need boto3, which is not installed",
+                hint='Run: pip install "clustrix-containers[s3]"',
+            ) from error
+        session = Session(profile=self.profile)
+        style: dict[str, Any] = {"s3": {"addressing_style": "path"}} if self.endpoint else {}
+        config = Config(
+            signature_version="s3v4",
+            retries={"mode": "standard", "total_max_attempts": _RETRY.attempts},
+            connect_timeout=15,
+            **style,
         )
-    return False
+        client = session.create_client(
+            "s3", region_name=self.region, endpoint_url=self.endpoint, config=config
+        )
+        return session, client
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn what boto3 raises into our errors; nothing secret is in its messages."""
+        try:
+            from botocore import exceptions
+        except ImportError:
+            yield
+            return
+        where = f"the bucket {self.bucket}" + (f" at {self.endpoint}" if self.endpoint else "")
+        try:
+            yield
+        except (
+            exceptions.ProfileNotFound,
+            exceptions.NoRegionError,
+            exceptions.InvalidRegionError,
+            exceptions.ParamValidationError,
+            exceptions.ConfigParseError,
+            ValueError,
+        ) as error:
+            raise ConfigError(f"the results store {where} is not usable: {error}") from error
+        except exceptions.ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            raise ClusterError(
+                f"{where} refused: {error}",
+                hint="Check its name and region, and what your credentials may do there.",
+                temporary=status in (408, 429) or status >= 500,
+            ) from error
+        except exceptions.BotoCoreError as error:
+            raise ClusterError(f"{where} cannot be reached: {error}", temporary=True) from error
 
 
 class _Bucket:
@@ -151,8 +206,8 @@ class _Bucket:
         ]
         return [name for _, name in sorted(found)]
 
-    def pieces(self, name: str, largest: int) -> Iterator[bytes]:
-        """An object's bytes; goes on where a connection broke off."""
+    def pieces(self, name: str, max_size: int) -> Iterator[bytes]:
+        """An object's bytes; resumes where a connection broke off."""
         from botocore.exceptions import (
             HTTPClientError,
             IncompleteReadError,
@@ -162,32 +217,33 @@ class _Bucket:
 
         broken = (HTTPClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
         at, failures = 0, 0
-        more: dict[str, str] = {}
+        resume: dict[str, str] = {}
         while True:
-            body, size, tag = self._open(name, more)
-            if at + size > largest:
+            body, size, tag = self._open(name, resume)
+            if at + size > max_size:
                 body.close()
-                raise ResultError(f"{name} has more bytes than its worker wrote: {at + size:,}")
+                raise ResultError(f"{name} is longer than what its worker wrote: {at + size:,}")
             try:
                 while piece := body.read(_PIECE):
                     at, failures = at + len(piece), 0
                     yield piece
                 return
-            except broken:
+            except broken as error:
                 failures += 1
-                if failures == _TRIES:
+                delay = _RETRY.delay(failures, ClusterError(str(error), temporary=True))
+                if delay is None:
                     raise
-                time.sleep(0.5 * 2**failures)
+                time.sleep(delay)
                 # The same object, or an error: not the beginning of one and the end of another.
-                more = {"Range": f"bytes={at}-", "IfMatch": tag}
+                resume = {"Range": f"bytes={at}-", "IfMatch": tag}
             finally:
                 body.close()
 
-    def _open(self, name: str, more: dict[str, str]) -> tuple[Any, int, str]:
+    def _open(self, name: str, resume: dict[str, str]) -> tuple[Any, int, str]:
         from botocore.exceptions import ClientError
 
         try:
-            answer = self._client.get_object(Bucket=self._name, Key=name, **more)
+            response = self._client.get_object(Bucket=self._name, Key=name, **resume)
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404"):
                 raise ResultLost(
@@ -195,41 +251,14 @@ class _Bucket:
                     hint="Somebody, or a rule of the bucket, has deleted it.",
                 ) from error
             raise
-        return answer["Body"], int(answer["ContentLength"]), answer["ETag"]
+        return response["Body"], int(response["ContentLength"]), response["ETag"]
 
 
-@contextlib.contextmanager
-def _client(options: Options) -> Iterator[tuple[Any, Any]]:
-    try:
-        from botocore.config import Config
-        from botocore.session import Session
-    except ImportError as error:
-        raise ConfigError(
-            "results in S3 need boto3, which is not installed",
-            hint='Run: pip install "clustrix-containers[s3]"',
-        ) from error
-    session = Session(profile=options.profile)
-    more: dict[str, Any] = {"s3": {"addressing_style": "path"}} if options.endpoint else {}
-    config = Config(
-        signature_version="s3v4",
-        retries={"mode": "standard", "total_max_attempts": _TRIES},
-        connect_timeout=15,
-        **more,
-    )
-    client = session.create_client(
-        "s3", region_name=options.region, endpoint_url=options.endpoint, config=config
-    )
-    try:
-        yield session, client
-    finally:
-        client.close()
-
-
-def _check_life(session: Any, options: Options, seconds: float) -> None:
+def _check_life(session: Any, bucket: str, seconds: float) -> None:
     credentials = session.get_credentials()
     if credentials is None:
         raise ClusterError(
-            f"there are no AWS credentials to write to the bucket {options.bucket}",
+            f"there are no AWS credentials to write to the bucket {bucket}",
             hint="Set a profile (aws configure), or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
         )
     frozen = credentials.get_frozen_credentials()
@@ -242,45 +271,14 @@ def _check_life(session: Any, options: Options, seconds: float) -> None:
         elif credentials.refresh_needed(refresh_in=int(seconds) + 1):
             lives = 0.0
     elif frozen.token:
-        lives = SESSION
+        lives = MAX_SESSION
     if lives is not None and lives < seconds:
         raise ClusterError(
-            f"the AWS credentials live {_span(max(0.0, lives))} more at most, and the run may take"
-            f" {_span(seconds)} until its last result is written",
+            f"the AWS credentials are valid for {_span(max(0.0, lives))} at most, and the run may"
+            f" take {_span(seconds)} until its last result is written",
             hint="What they sign ends with them: use a user's access key or a longer session,"
-            " give the run a shorter time, or keep results in a registry or a volume.",
+            " shorten expires and timeout, or keep results in a registry or on a volume.",
         )
-
-
-@contextlib.contextmanager
-def _failures(options: Options) -> Iterator[None]:
-    """What boto3 raises, in a user's words; nothing secret is in its messages."""
-    try:
-        from botocore import exceptions
-    except ImportError:
-        yield
-        return
-    where = f"the bucket {options.bucket}" + (f" at {options.endpoint}" if options.endpoint else "")
-    try:
-        yield
-    except (
-        exceptions.ProfileNotFound,
-        exceptions.NoRegionError,
-        exceptions.InvalidRegionError,
-        exceptions.ParamValidationError,
-        exceptions.ConfigParseError,
-        ValueError,
-    ) as error:
-        raise ConfigError(f"the results store {where} is not usable: {error}") from error
-    except exceptions.ClientError as error:
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        raise ClusterError(
-            f"{where} refused: {error}",
-            hint="Check its name and region, and what your credentials may do there.",
-            temporary=status in (408, 429) or status >= 500,
-        ) from error
-    except exceptions.BotoCoreError as error:
-        raise ClusterError(f"{where} cannot be reached: {error}", temporary=True) from error
 
 
 def _pem(path: Path) -> str:
@@ -290,14 +288,14 @@ def _pem(path: Path) -> str:
         raise ConfigError(f"the certificates for S3 cannot be read: {error}") from error
     if len(text) > _CA_LIMIT:
         raise ConfigError(
-            f"{path} is too large to be handed to a container: {len(text):,} bytes",
+            f"{path} is too large to be passed to a container: {len(text):,} bytes",
             hint="Let AWS_CA_BUNDLE (or ca_bundle of the profile) name only the authority of S3.",
         )
     return text
 
 
 def _span(seconds: float) -> str:
-    """A duration as people say it."""
+    """A duration for a message."""
     for name, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {name}"

@@ -21,12 +21,13 @@ _NOT_THE_CLUSTERS = (*RESOURCES, "registry")
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A target, its cluster in this process, and what elements get there.
+    """A target of the configuration, its cluster in this process, and what elements get there.
 
     ``repository`` is where images are pushed, ``None`` where the cluster reads the image layout
     directory. ``options`` are those of the call for this type of cluster alone.
     """
 
+    config: configuration.Config
     target: configuration.Target
     cluster: Cluster
     resources: Resources
@@ -69,7 +70,7 @@ def resolve(options: Options) -> Destination:
             "Set registry: (host[:port]/name) for the target or at the top of clustrix.yml,"
             " or CLUSTRIX_REGISTRY.",
         )
-    return Destination(target, cluster, resources, repository, own)
+    return Destination(config, target, cluster, resources, repository, own)
 
 
 def open_target(target: configuration.Target) -> Cluster:

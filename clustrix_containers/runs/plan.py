@@ -195,13 +195,13 @@ def find_base(base: str | None, *, python: str | None = None) -> Image:
     digest on a train.
     """
     from clustrix_containers.image import base as bases
-    from clustrix_containers.image import interpreter
+    from clustrix_containers.image import dockerfile, interpreter
 
     cache = paths().cache
     if base is None:
         return interpreter.packed(cache)
     if Path(base).is_file():
-        return bases.from_dockerfile(Path(base), cache, python=python)
+        return dockerfile.from_dockerfile(Path(base), cache, python=python)
     from clustrix_containers.registry import Remote
 
     reference = Reference.parse(base)

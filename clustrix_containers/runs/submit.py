@@ -103,7 +103,13 @@ def _build(
     with shown() as progress:
         layer, count = builder.call_layer(pickles(), cache=paths().cache)
         destination.check_count(count, options)
-        plan = planning.plan(function, options, references=frozenset(references), progress=progress)
+        plan = planning.plan(
+            function,
+            options,
+            references=frozenset(references),
+            config=destination.config,
+            progress=progress,
+        )
         image = planning.build(plan, progress=progress)
     labels = {
         **(image.settings.get("Labels") or {}),

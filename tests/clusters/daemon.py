@@ -31,7 +31,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 class Daemon:
     """A service whose pid and log lie in ``directory``, so that another process can end it.
 
-    ``ready`` says whether it answers. ``with_parent`` ends the service when the thread
+    ``ready``: whether it answers. ``with_parent`` ends the service when the thread
     that started it ends, however that happens: a killed test run leaves nothing behind.
     """
 

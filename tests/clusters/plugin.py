@@ -1,8 +1,8 @@
-"""Which tests run: ``--clusters``, ``--exclude``, ``--all``, and a summary that says so.
+"""Which tests run: ``--clusters``, ``--exclude``, ``--all``, and a summary of it.
 
 A test that needs a real part carries that part's marker, by hand or because it uses its
 fixture. All parts are used by default. What a machine cannot have is left out by name, and
-the summary says so; a part that is needed and missing is a failure, never a skip.
+the summary has it; a part that is needed and missing is a failure, never a skip.
 
 What takes long and is a variant of something that always runs (every kill point, every version,
 the biggest results) is marked ``test_all`` and runs with ``--all`` only; the summary names it.

@@ -43,7 +43,7 @@ class Relay:
         return f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def at(self, sent: int, act: Callable[[], None]) -> None:
-        """Call ``act`` once, when clients have sent so many bytes in all, before the next one."""
+        """Call ``act`` once, when clients have sent ``sent`` bytes in all, before the next one."""
         self._sent.due.append((sent, act))
 
     def at_received(self, received: int, act: Callable[[], None]) -> None:
@@ -56,7 +56,7 @@ class Relay:
         return len(self._sent.due) + len(self._received.due)
 
     def refuse(self, connections: int) -> None:
-        """Close so many of the next connections at once, unread."""
+        """Close this number of the next connections at once, unread."""
         with self._lock:
             self._refuse = connections
 

@@ -15,7 +15,7 @@ from tests.clusters.daemon import StartError
 
 
 class Cluster(Protocol):
-    """A real part that tests run on; its state lies in a directory, so any process can ask."""
+    """A real part that tests run on; its state is in a directory, so any process can use it."""
 
     def up(self) -> None:
         """Start it and wait until it answers; fine if it is up already."""
@@ -36,7 +36,7 @@ class Cluster(Protocol):
 def directory(name: str) -> Path:
     """Where a cluster that a person starts has its state: one per user and checkout.
 
-    It is short whatever ``TMPDIR`` says: a socket's path has 107 bytes.
+    It is short whatever ``TMPDIR`` is: a socket's path has 107 bytes.
     """
     checkout = hashlib.sha256(str(Path(__file__).resolve()).encode()).hexdigest()[:8]
     return Path(f"/tmp/clustrix-{name}-{os.geteuid()}-{checkout}")

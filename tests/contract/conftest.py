@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import validated
 from tests.clusters.daemon import wait_until
 from tests.clusters.plugin import FIXTURES
+from tests.validation import validate_layout
 
 from .targets import TARGETS, Target, as_parameter
 
@@ -39,7 +39,7 @@ def home(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.delenv("CLUSTRIX_CONFIG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     yield tmp_path
-    validated.images_of(tmp_path / "data" / "images")
+    validate_layout(tmp_path / "data" / "images")
 
 
 @pytest.fixture(params=[as_parameter(target) for target in TARGETS.values()])

@@ -1,8 +1,9 @@
-"""The Kubernetes target on a real cluster, beyond what the contract suite asks of every target."""
+"""Tests of the Kubernetes target, on the real 1.20 and on the fake cluster, beyond the contract suite."""
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from tests.clusters.faults.proxy import Proxy
 from tests.clusters.kubernetes.access import SECRET, Access
 from tests.clusters.kubernetes.cluster import Kubernetes
 from tests.clusters.registry.cluster import Service
-from tests.kubernetes_server import Server, Unpacked, unpacked
+from tests.fake_kubernetes import FakeCluster, PullError, Unpacked, unpacked
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user of one's own: record and images are this test's, the cache is everybody's."""
+    """A user's directories: record and images are this test's, the cache is shared."""
     cache = ROOT / ".cache" / "tests"
     cache.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("CLUSTRIX_CACHE_DIR", str(cache))
@@ -62,22 +63,24 @@ def on(configure: Callable[..., None]) -> str:
 
 
 @pytest.fixture
-def line(configure: Callable[..., None], own_kubernetes: Kubernetes, home: Path) -> Iterator[Proxy]:
-    """The line between the target ``k8s`` and its API server, to be damaged. Those of others are not."""
+def proxy(
+    configure: Callable[..., None], own_kubernetes: Kubernetes, home: Path
+) -> Iterator[Proxy]:
+    """A proxy between the target ``k8s`` and its API server; other clients connect directly."""
     configuration = own_kubernetes.configuration
     with Proxy((configuration.server, 6443)) as proxy:
         config = json.loads(own_kubernetes.access.kubeconfig.read_text())
         (cluster,) = config["clusters"]
         cluster["cluster"]["server"] = f"https://{proxy.address}"
         cluster["cluster"]["tls-server-name"] = configuration.server
-        path = home / "over the line.kubeconfig"
+        path = home / "through the proxy.kubeconfig"
         path.write_text(json.dumps(config))
         configure(kubeconfig=str(path))
         yield proxy
 
 
-def begun(run: str, home: Path) -> bool:
-    """Whether some of a result has come; a file may get its name just now."""
+def receiving(run: str, home: Path) -> bool:
+    """Whether some of a result has arrived; a file may be renamed at this moment."""
     results = home / "state" / "runs" / run / "results"
     try:
         return any(file.stat().st_size for file in results.iterdir())
@@ -86,36 +89,40 @@ def begun(run: str, home: Path) -> bool:
 
 
 @pytest.fixture
-def on_played(
-    registry_open: Service, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., str]:
-    """Makes the namespace ``team`` of a played Kubernetes (its kubeconfig) the target ``k8s``."""
+def configure_fake(registry_open: Service, home: Path) -> Callable[..., str]:
+    """Make the namespace ``team`` of a fake cluster the target ``k8s``, and give that name."""
 
     def write(kubeconfig: Path, **options: Any) -> str:
         target = {
             "type": "kubernetes",
             "kubeconfig": str(kubeconfig),
             "namespace": "team",
-            "registry": f"{registry_open.address}/played/runs",
+            "registry": f"{registry_open.address}/fake/runs",
             **options,
         }
-        config = home / "clustrix.yml"
-        config.write_text(json.dumps({"targets": {"k8s": target}}))
-        monkeypatch.setenv("CLUSTRIX_CONFIG", str(config))
+        (home / "clustrix.yml").write_text(json.dumps({"targets": {"k8s": target}}))
         return "k8s"
 
     return write
 
 
 @pytest.fixture
-def played(tmp_path: Path, home: Path) -> Iterator[Server]:
-    """A played Kubernetes that runs this user's images, with the namespace ``team``."""
+def no_pulls() -> threading.Event:
+    """While it is set, the fake cluster can pull no image."""
+    return threading.Event()
+
+
+@pytest.fixture
+def fake_cluster(tmp_path: Path, home: Path, no_pulls: threading.Event) -> Iterator[FakeCluster]:
+    """A fake Kubernetes that runs this user's images, with the namespace ``team``."""
     assert home
 
     def pull(reference: str) -> Unpacked:
+        if no_pulls.is_set():
+            raise PullError("pull access denied")
         image = staging.layout().image(reference.partition("@")[2])
         return unpacked(image, tmp_path / "unpacked")
 
-    with Server(tmp_path / "server", pull) as server:
-        server.make_namespace("team")
-        yield server
+    with FakeCluster(tmp_path / "cluster", pull) as cluster:
+        cluster.make_namespace("team")
+        yield cluster

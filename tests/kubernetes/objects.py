@@ -1,4 +1,4 @@
-"""What lies in a namespace, asked as the cluster's administrator."""
+"""The objects in a namespace, read as the cluster's administrator."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def scheduling(access: Access) -> Iterator[Any]:
         yield SchedulingV1Api(client)
 
 
+def of_run(run: str) -> str:
+    """The label selector of a run's Jobs and pods."""
+    return f"io.clustrix-containers/run={run}"
+
+
 def pods(access: Access, namespace: str) -> list[Any]:
     with core(access) as api:
         return list(api.list_namespaced_pod(namespace).items)
@@ -44,6 +49,6 @@ def jobs(access: Access, namespace: str) -> list[Any]:
         return list(api.list_namespaced_job(namespace).items)
 
 
-def until(condition: Callable[[], object], seconds: float, told: Callable[[], object]) -> None:
-    """Wait for the condition; ``told`` is what a failure shows."""
-    assert wait_until(lambda: bool(condition()), seconds), told()
+def until(condition: Callable[[], object], seconds: float, detail: Callable[[], object]) -> None:
+    """Wait for the condition; ``detail`` is what a failure shows."""
+    assert wait_until(lambda: bool(condition()), seconds), detail()

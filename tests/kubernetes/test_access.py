@@ -1,4 +1,4 @@
-"""What ``k8s/`` allows is enough, ``doctor`` says what is missing, and a dry run is one."""
+"""The Role of ``k8s/`` is enough, ``doctor`` names what is missing, and a dry run creates nothing."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def test_doctor_names_each_permission_that_is_missing(
     own_kubernetes: Kubernetes, namespace: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_user(own_kubernetes, namespace, home, monkeypatch, "strangers")
-    said = cxc(home, "doctor", code=1)
-    assert f"in {namespace} you may not create, get, list, watch, patch, delete" in said
-    assert "pods/exec: kubectl apply -k k8s/" in said
-    assert "NOT  k8s: dry run" in said
+    printed = cxc(home, "doctor", code=1)
+    assert f"in {namespace} you may not create, get, list, watch, patch, delete" in printed
+    assert "pods/exec: kubectl apply -k k8s/" in printed
+    assert "NOT  k8s: dry run" in printed
 
 
 def test_a_dry_run_prints_what_the_server_takes_and_makes_nothing(

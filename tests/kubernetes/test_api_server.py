@@ -1,4 +1,4 @@
-"""An API server that is down, slow, restarts in the middle or refuses; and how often it is asked."""
+"""An API server that is down, slow, restarts or refuses; and how many requests it gets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clustrix_containers.errors import ClusterError
 from clustrix_containers.runs.record import open_record
 from tests.cases import work
 from tests.clusters.kubernetes.cluster import Kubernetes
-from tests.kubernetes.conftest import begun
+from tests.kubernetes.conftest import receiving
 from tests.kubernetes.objects import jobs, until
 
 pytestmark = pytest.mark.kubernetes
@@ -47,7 +47,7 @@ def test_down_for_long_is_an_error_and_the_run_can_be_found_later(
     on: str, own_kubernetes: Kubernetes, namespace: str
 ) -> None:
     own_kubernetes.api_server.stop("KILL")
-    with pytest.raises(ClusterError, match=r"no answer.*refused"):
+    with pytest.raises(ClusterError, match=r"no response.*refused"):
         cx.function(work.square).submit(6, on=on)
     own_kubernetes.api_server.start()
     own_kubernetes.api_server.wait()
@@ -68,7 +68,7 @@ def test_a_restart_while_a_large_result_is_taken(
     on: str, own_kubernetes: Kubernetes, home: Path
 ) -> None:
     job = cx.function(work.big, memory="1GiB").submit(size := 1 << 26, on=on)
-    until(lambda: begun(job.run, home), 90, lambda: job.status)
+    until(lambda: receiving(job.run, home), 90, lambda: job.status)
     restart(own_kubernetes)
     assert job.result(120).nbytes == size
 
@@ -79,7 +79,7 @@ def test_a_power_cut_of_its_machine_that_ends_no_connection(
 ) -> None:
     job = cx.function(work.wait_for).submit(5, on=on)
     until(job.running, 60, lambda: job.status)
-    # So nothing tells this side that the watches are over.
+    # So this side gets no FIN or RST for its watches.
     own_kubernetes.control.cut()
     own_kubernetes.control.kill()
     own_kubernetes.up()
@@ -91,7 +91,7 @@ def test_a_pause_of_some_seconds(on: str, own_kubernetes: Kubernetes) -> None:
     job = cx.function(work.wait_for).submit(2, on=on)
     until(job.running, 60, lambda: job.status)
     own_kubernetes.control.pause()
-    # It ends meanwhile, and nobody can be told.
+    # The pod ends meanwhile; no event can arrive.
     time.sleep(5)
     own_kubernetes.control.resume()
     assert job.result(90) == 2
@@ -117,12 +117,12 @@ def test_no_line_of_a_log_is_lost_or_twice_over_a_restart(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kubeconfig": "/nonexistent/config"}, "there is no kubeconfig /nonexistent/config"),
+        ({"kubeconfig": "/nonexistent/config"}, "no such kubeconfig: /nonexistent/config"),
         ({"context": "nowhere"}, "nowhere"),
         ({"namespace": "not-there"}, 'namespaces "not-there" not found'),
     ],
 )
-def test_what_is_not_there_is_named(
+def test_a_missing_kubeconfig_context_or_namespace_is_named(
     configure: Configure, options: dict[str, str], words: str
 ) -> None:
     configure(**options)
@@ -137,14 +137,14 @@ def test_an_expired_certificate(configure: Configure, own_kubernetes: Kubernetes
         cx.function(work.square).submit(2, on="k8s")
 
 
-# -- how often it is asked
+# -- how many requests it gets
 
 
 @pytest.fixture
-def asked(
+def requests_made(
     configure: Configure, own_kubernetes: Kubernetes, namespace: str
 ) -> Iterator[Callable[[], Counter[str]]]:
-    """What has been asked by this test, whose user is its own."""
+    """How often each request was made by this test, which has a user of its own."""
     own = own_kubernetes.configuration.write_kubeconfig(namespace, "system:masters")
     configure(kubeconfig=str(own))
     since = datetime.datetime.now(datetime.timezone.utc)
@@ -152,11 +152,11 @@ def asked(
     own.unlink()
 
 
-def test_one_call_is_a_handful_of_requests(asked: Callable[[], Counter[str]]) -> None:
+def test_one_call_is_a_handful_of_requests(requests_made: Callable[[], Counter[str]]) -> None:
     assert cx.function(work.square).submit(3, on="k8s").result(60) == 9
-    found = asked()
+    found = requests_made()
     watching = {"list jobs 200", "list pods 200", "watch jobs 200", "watch pods 200"}
-    # Asked now and then while a Job has no pods: this cluster may be slow to make them.
+    # Listed now and then while a Job has no pods: this cluster may be slow to create them.
     watching.add("list events 200")
     made = {name: count for name, count in found.items() if name not in watching}
     assert made == {
@@ -172,11 +172,11 @@ def test_one_call_is_a_handful_of_requests(asked: Callable[[], Counter[str]]) ->
     assert found["list pods 200"] <= 3
 
 
-def test_many_jobs_share_one_watch(asked: Callable[[], Counter[str]]) -> None:
+def test_many_jobs_share_one_watch(requests_made: Callable[[], Counter[str]]) -> None:
     square = cx.function(work.square)
     arrays = [square.map(range(5), on="k8s") for _ in range(2)]
     assert [list(array) for array in arrays] == [[x * x for x in range(5)]] * 2
-    found = asked()
+    found = requests_made()
     assert found["get /version/ 200"] == 1
     # One that stays open may not be in the log before it ends.
     assert max(found["watch jobs 200"], found["watch pods 200"]) <= 1, found

@@ -34,8 +34,8 @@ def test_any_user_that_the_cluster_forces(configure: Configure, size: int) -> No
 def test_where_pods_may_go_and_what_is_merged_over_them(
     configure: Configure, own_kubernetes: Kubernetes, namespace: str
 ) -> None:
-    def told() -> str | None:
-        return os.environ.get("TOLD")
+    def variable() -> str | None:
+        return os.environ.get("GIVEN")
 
     expression = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["node2"]}
     terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
@@ -45,13 +45,13 @@ def test_where_pods_may_go_and_what_is_merged_over_them(
         pod_template={
             "metadata": {"annotations": {"example.org/cost-centre": '7 "ü"\n'}},
             "spec": {
-                "containers": [{"name": "main", "env": [{"name": "TOLD", "value": "$(so) $$"}]}]
+                "containers": [{"name": "main", "env": [{"name": "GIVEN", "value": "$(so) $$"}]}]
             },
         },
     )
     own_kubernetes.kubectl("taint", "node", "node2", "only=us:NoSchedule")
     try:
-        assert cx.function(told).submit(on="k8s").result(120) == "$(so) $"
+        assert cx.function(variable).submit(on="k8s").result(120) == "$(so) $"
     finally:
         own_kubernetes.kubectl("taint", "node", "node2", "only-")
     (pod,) = pods(own_kubernetes.access, namespace)

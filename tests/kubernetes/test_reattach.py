@@ -20,7 +20,7 @@ from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.faults.proxy import Proxy
 from tests.clusters.kubernetes.cluster import Kubernetes
-from tests.kubernetes.conftest import ROOT, begun
+from tests.kubernetes.conftest import ROOT, receiving
 from tests.kubernetes.objects import core, jobs, until
 
 pytestmark = pytest.mark.kubernetes
@@ -151,7 +151,7 @@ def test_killed_after_some_requests(
 
 
 def test_an_array_that_was_half_made_is_completed_from_another_machine(
-    line: Proxy,
+    proxy: Proxy,
     own_kubernetes: Kubernetes,
     namespace: str,
     home: Path,
@@ -159,14 +159,14 @@ def test_an_array_that_was_half_made_is_completed_from_another_machine(
 ) -> None:
     count = 12
     # Eight Jobs are made at a time; the others come three seconds after these are seen.
-    line.delay(1.5)
+    proxy.delay(1.5)
     with Client(home, elements=count) as client:
         client.wait(lambda: jobs(own_kubernetes.access, namespace))
-        line.refuse()
-        line.cut()
+        proxy.refuse()
+        proxy.cut()
     assert 0 < len(jobs(own_kubernetes.access, namespace)) < count
     (run,) = open_record().runs()
-    line.heal()
+    proxy.heal()
     elsewhere()
     found = trusted(run.id)
     assert isinstance(found, cx.JobArray)
@@ -175,7 +175,7 @@ def test_an_array_that_was_half_made_is_completed_from_another_machine(
     def succeeded() -> list[int | None]:
         return [job.status.succeeded for job in jobs(own_kubernetes.access, namespace)]
 
-    # A pod's end is seen before its Job says so.
+    # A pod's end is seen before its Job's status has it.
     until(lambda: succeeded() == [1] * count, 60, succeeded)
     with core(own_kubernetes.access) as api:
         owners = api.read_namespaced_secret(run.id, namespace).metadata.owner_references
@@ -183,14 +183,14 @@ def test_an_array_that_was_half_made_is_completed_from_another_machine(
 
 
 def test_killed_while_it_takes_a_large_result(
-    line: Proxy, own_kubernetes: Kubernetes, namespace: str, home: Path
+    proxy: Proxy, own_kubernetes: Kubernetes, namespace: str, home: Path
 ) -> None:
-    line.limit(16 << 20)
+    proxy.limit(16 << 20)
     with Client(home, program=LARGE) as client:
         client.wait(lambda: open_record().runs())
         (run,) = open_record().runs()
-        client.wait(lambda: begun(run.id, home))
-    line.limit(0)
+        client.wait(lambda: receiving(run.id, home))
+    proxy.limit(0)
     found = cx.attach(run.id)
     assert isinstance(found, cx.Job)
     assert found.result(120).nbytes == 1 << 26

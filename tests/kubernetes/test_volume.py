@@ -250,10 +250,10 @@ def test_the_role_is_enough(
     config = json.loads((home / "clustrix.yml").read_text())
     config["targets"]["k8s"]["results"] = {"volume": {"claim": "results"}}
     (home / "clustrix.yml").write_text(json.dumps(config))
-    said = cxc(home, "doctor")
-    assert "ok   k8s: volume claim: results is Bound, ReadWriteMany" in said
-    assert "persistentvolumeclaims: get" in said
-    assert "NOT" not in said
+    printed = cxc(home, "doctor")
+    assert "ok   k8s: volume claim: results is Bound, ReadWriteMany" in printed
+    assert "persistentvolumeclaims: get" in printed
+    assert "NOT" not in printed
     assert len(big().submit(LARGE).result(120)) == LARGE // 8
 
 
@@ -270,11 +270,11 @@ def test_a_claim_that_the_pods_user_may_not_write_to(on: str, volume: Path) -> N
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"claim": "nowhere"}, "there is no volume claim nowhere in {namespace}"),
-        ({"claim": "results", "mount": "/no/such"}, "mount is /no/such, and there is no such"),
+        ({"claim": "nowhere"}, "the volume claim nowhere in {namespace} does not exist"),
+        ({"claim": "results", "mount": "/no/such"}, "mount /no/such: no such directory"),
     ],
 )
-def test_what_is_not_there_is_said_before_anything_is_submitted(
+def test_a_missing_claim_or_mount_is_an_error_before_anything_is_submitted(
     configure: Callable[..., None],
     own_kubernetes: Kubernetes,
     namespace: str,
@@ -288,8 +288,8 @@ def test_what_is_not_there_is_said_before_anything_is_submitted(
     with pytest.raises(ClusterError, match=words):
         big().submit(LARGE, on="k8s")
     assert jobs(own_kubernetes.access, namespace) == []
-    assert "NOT  k8s: volume claim: " in (said := cxc(home, "doctor", "--on", "k8s", code=1))
-    assert words in said
+    assert "NOT  k8s: volume claim: " in (printed := cxc(home, "doctor", "--on", "k8s", code=1))
+    assert words in printed
 
 
 def test_what_somebody_has_deleted_is_lost(

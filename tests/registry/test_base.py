@@ -187,7 +187,7 @@ def test_the_slim_image_that_skopeo_pushed_is_a_base(
     ("env", "python", "message", "hint"),
     [
         (["PYTHON_VERSION=3.7.1"], None, f"has Python 3.7.1, and this is Python {MINOR}", "base="),
-        ([], None, "nothing says where", "python="),
+        ([], None, "cannot find the Python of", "python="),
         ([], "python3", "not the path of a Python", "/usr/bin/python3.11"),
     ],
 )

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from clustrix_containers.oci.model import Descriptor
-from clustrix_containers.results import directory, inline, registry
-from clustrix_containers.results import s3 as bucket
+from clustrix_containers.registry import Remote
+from clustrix_containers.results import delivery, directory, registry
+from clustrix_containers.results.s3 import S3Store
 from tests.bare_worker import KEY, RUN, WORKER, interpreters
 from tests.clusters.registry.cluster import Service
 from tests.clusters.s3.cluster import BUCKET, S3
@@ -45,16 +46,20 @@ deliver.deliver(json.load(open(sys.argv[1])), sys.argv[2], 0, 0, told, None)
 FETCH = f"""
 import sys
 from pathlib import Path
-from clustrix_containers.results import inline, registry, s3, volume
+from clustrix_containers.results import delivery, volume
 from clustrix_containers.results.directory import collect
+from clustrix_containers.results.outcome import Expected
+from clustrix_containers.results.registry import RegistryStore
+from clustrix_containers.results.s3 import S3Store
 from tests.bare_worker import KEY, RUN
-message, mine = inline.read(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+message, mine = delivery.read(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+expected = Expected(mine, RUN, 0, 0, KEY)
 if message.kind == "s3":
-    found = s3.fetch(s3.Options(*sys.argv[3:]), RUN, message, 0, 0, mine, key=KEY)
+    found = S3Store(*sys.argv[3:]).fetch(expected, message, "")
 elif message.kind == "volume":
-    found = volume.fetch(Path(sys.argv[3]), RUN, message, 0, 0, mine, key=KEY)
+    found = volume.fetch(Path(sys.argv[3]), expected, message)
 else:
-    found = registry.fetch(sys.argv[3], RUN, message, 0, 0, mine, key=KEY)
+    found = RegistryStore(sys.argv[3]).fetch(expected, message, "")
 assert found
 print(collect(mine, 0, 0, KEY, run=RUN).mark.size)
 {PEAK}"""
@@ -111,9 +116,9 @@ def fetched(pod: Delivering, *arguments: object, **env: str) -> int:
     return peak(sys.executable, FETCH, pod.message_file, pod.mine, *arguments, env=here)
 
 
-def test_through_s3(pod: Delivering, s3_store: tuple[bucket.Options, dict[str, str]]) -> None:
+def test_through_s3(pod: Delivering, s3_store: tuple[S3Store, dict[str, str]]) -> None:
     options, keys = s3_store
-    assert sent(pod, bucket.presign(options, RUN, seconds=600)) < 50
+    assert sent(pod, options.open(RUN, "", 600)) < 50
     assert options.endpoint is not None
     arguments = (options.bucket, options.prefix, options.endpoint, str(options.region))
     assert fetched(pod, *arguments, **keys) < 150
@@ -122,11 +127,11 @@ def test_through_s3(pod: Delivering, s3_store: tuple[bucket.Options, dict[str, s
 @pytest.fixture
 def s3_store(
     s3: S3, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[tuple[bucket.Options, dict[str, str]]]:
+) -> Iterator[tuple[S3Store, dict[str, str]]]:
     keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
     for name, value in keys.items():
         monkeypatch.setenv(name, value)
-    options = bucket.Options(BUCKET, f"large/{request.node.name}", s3.endpoint, "us-east-1")
+    options = S3Store(BUCKET, f"large/{request.node.name}", s3.endpoint, "us-east-1")
     yield options, keys
     client: Any = s3.client()
     prefix = options.keys(RUN)
@@ -138,7 +143,7 @@ def s3_store(
 def test_through_a_registry(pod: Delivering, registry_open: Service) -> None:
     where = f"{registry_open.address}/large/runs"
     subject = Descriptor("a/b", "sha256:" + "0" * 64, 1)
-    assert sent(pod, registry.open_store(where, RUN, subject, seconds=600)) < 50
+    assert sent(pod, registry.open_store(Remote(where), RUN, subject, seconds=600)) < 50
     assert fetched(pod, where) < 150
 
 
@@ -168,7 +173,7 @@ def streamed(pod: Delivering, *arguments: object) -> None:
             process.stdout is not None and process.stdin is not None and process.stderr is not None
         )
         pieces = iter(lambda: process.stdout.read1(1 << 20) or None, None)  # type: ignore[union-attr]
-        mark = inline.receive(pieces, pod.mine, 0, 0, key=KEY, run=RUN)
+        mark = delivery.receive(pieces, pod.expected())
         # Where nobody waits to hear it, the program may have ended.
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(b"taken\n")

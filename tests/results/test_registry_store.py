@@ -6,6 +6,7 @@ import base64
 import json
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from clustrix_containers.errors import ClusterError, RegistryError, ResultLost
 from clustrix_containers.oci.model import Descriptor
 from clustrix_containers.registry import Remote
 from clustrix_containers.results import registry as store
-from clustrix_containers.results.inline import Stored, Undelivered
-from tests.bare_worker import KEY, RUN, interpreters
+from clustrix_containers.results.delivery import Stored, Undelivered
+from clustrix_containers.results.registry import RegistryStore
+from tests.bare_worker import RUN, interpreters
 from tests.clusters.registry.cluster import Service
 from tests.delivered import Delivering
 from tests.front import Front, answer, hang_up
 
+IMAGE = "registry.example.org/a@sha256:" + "0" * 64
 LARGE = "import os\ndef f(): return os.urandom(3_000_000)"
 SUBJECT = Descriptor("application/vnd.oci.image.manifest.v1+json", "sha256:" + "5" * 64, 500)
 
@@ -52,7 +55,7 @@ def stored(pod: Delivering) -> Stored:
 
 
 def fetch(where: Remote, pod: Delivering, said: Stored | None) -> bool:
-    return store.fetch(where, RUN, said, 0, 0, pod.mine, key=KEY)
+    return store.fetch(where, pod.expected(), said)
 
 
 @pytest.mark.parametrize("python", interpreters())
@@ -85,6 +88,38 @@ def test_a_result_goes_through_a_registry_with_tokens(
     assert manifest["subject"] == SUBJECT.to_json()
 
 
+def test_one_client_and_one_token_for_all_elements(
+    tmp_path: Path, pod: Delivering, registry_token: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 12
+    name = "team/shared"
+    pod.told(store.open_store(remote(registry_token, tmp_path, name), RUN, SUBJECT, seconds=200))
+    for element in range(count):
+        assert pod.bare.run(element) == (0, "", "")
+    with Front(registry_token.address) as front:
+        login = encoded(f"{registry_token.username}:{registry_token.password}")
+        config = {"auths": {front.address: {"auth": login}}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+        monkeypatch.setenv("CLUSTRIX_CACHE_DIR", str(tmp_path / "cache"))
+        shared = RegistryStore(f"{front.address}/{name}")
+        before = tokens(registry_token)
+        for element in range(count):
+            assert shared.fetch(pod.expected(element), None, IMAGE)
+        assert front.requests == 1
+        with ThreadPoolExecutor(4) as pool:
+            elements = [pod.expected(element) for element in range(count)]
+            assert all(pool.map(lambda it: shared.fetch(it, None, IMAGE), elements))
+        assert front.requests <= 5
+        assert tokens(registry_token) - before == 1
+
+
+def tokens(service: Service) -> int:
+    """How many tokens the token service of all registries has been asked for."""
+    log = service.directory.parent / "token-server" / "token-server.log"
+    return log.read_text().count('"GET /')
+
+
 def test_the_token_is_good_for_one_repository(
     tmp_path: Path, pod: Delivering, registry_token: Service
 ) -> None:
@@ -99,7 +134,9 @@ def test_the_token_is_good_for_one_repository(
 
 
 def test_a_token_that_lives_too_short(tmp_path: Path, registry_token: Service) -> None:
-    with pytest.raises(ClusterError, match=r"lives (300|299) s, and the run may take 1000 s"):
+    with pytest.raises(
+        ClusterError, match=r"is valid for (300|299) s, and the run may take 1000 s"
+    ):
         store.open_store(remote(registry_token, tmp_path), RUN, SUBJECT, seconds=1000)
 
 
@@ -129,7 +166,7 @@ def test_what_was_deleted_is_lost(tmp_path: Path, pod: Delivering, registry_open
     assert pod.bare.run()[0] == 0
     said = stored(pod)
     where.delete(str(said.manifest))
-    with pytest.raises(ResultLost, match="does not have the result of element 0 any more"):
+    with pytest.raises(ResultLost, match="the result of element 0 no longer exists in"):
         fetch(where, pod, said)
     assert not fetch(where, pod, None)
 

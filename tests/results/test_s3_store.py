@@ -6,19 +6,22 @@ import datetime
 import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clustrix_containers.errors import ClusterError, ConfigError, ResultError, ResultLost
-from clustrix_containers.results import s3 as store
-from clustrix_containers.results.inline import Stored, Undelivered
-from tests.bare_worker import KEY, RUN, interpreters
+from clustrix_containers.results.delivery import Stored, Undelivered
+from clustrix_containers.results.s3 import S3Store
+from tests.bare_worker import RUN, interpreters
 from tests.clusters.s3.cluster import BUCKET, S3
 from tests.delivered import Delivering
 from tests.front import Front, answer, hang_up
 
+IMAGE = "registry.example.org/a@sha256:" + "0" * 64
 LARGE = "import os\ndef f(): return os.urandom(3_000_000)"
 AWS = (
     "AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE",
@@ -43,9 +46,9 @@ def keys(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def options(s3: S3, keys: None, request: pytest.FixtureRequest) -> store.Options:
+def options(s3: S3, keys: None, request: pytest.FixtureRequest) -> S3Store:
     prefix = f"/team a/ü '{request.node.name}/"
-    return store.Options(BUCKET, prefix, s3.endpoint, "us-east-1")
+    return S3Store(BUCKET, prefix, s3.endpoint, "us-east-1")
 
 
 @pytest.fixture
@@ -60,8 +63,12 @@ def client(s3: S3) -> Iterator[Any]:
     client.close()
 
 
-def fetch(options: store.Options, pod: Delivering, stored: Stored | None) -> bool:
-    return store.fetch(options, RUN, stored, 0, 0, pod.mine, key=KEY)
+def fetch(options: S3Store, pod: Delivering, stored: Stored | None) -> bool:
+    return options.fetch(pod.expected(), stored, IMAGE)
+
+
+def opened(options: S3Store, run: str = RUN, *, seconds: float) -> dict[str, Any]:
+    return replace(options, expires=seconds).open(run, IMAGE, seconds)
 
 
 def stored(pod: Delivering) -> Stored:
@@ -71,12 +78,10 @@ def stored(pod: Delivering) -> Stored:
 
 
 @pytest.mark.parametrize("python", interpreters())
-def test_a_result_goes_through_the_bucket(
-    tmp_path: Path, python: str, options: store.Options
-) -> None:
+def test_a_result_goes_through_the_bucket(tmp_path: Path, python: str, options: S3Store) -> None:
     pod = Delivering.of(tmp_path / "p", python, LARGE)
     assert not fetch(options, pod, None)
-    signed = store.presign(options, RUN, seconds=60)
+    signed = opened(options, seconds=60)
     pod.told(json.loads(json.dumps(signed)))
     assert pod.bare.run() == (0, "", "")
     assert fetch(options, pod, stored(pod))
@@ -84,20 +89,18 @@ def test_a_result_goes_through_the_bucket(
     assert {path.suffix for path in (pod.mine / "results").iterdir()} == {".mark"}
 
 
-def test_without_its_message_it_is_found_by_listing(
-    pod: Delivering, options: store.Options
-) -> None:
-    pod.told(store.presign(options, RUN, seconds=60))
+def test_without_its_message_it_is_found_by_listing(pod: Delivering, options: S3Store) -> None:
+    pod.told(opened(options, seconds=60))
     assert pod.bare.run()[0] == 0
-    assert not store.fetch(options, RUN, None, 0, 1, pod.mine, key=KEY)
-    assert not store.fetch(options, RUN, None, 1, 0, pod.mine, key=KEY)
+    assert not options.fetch(pod.expected(attempt=1), None, IMAGE)
+    assert not options.fetch(pod.expected(1), None, IMAGE)
     assert fetch(options, pod, None)
     assert fetch(options, pod, stored(pod))
     assert len(pod.value()) == 3_000_000
 
 
-def test_the_first_valid_mark_counts(pod: Delivering, options: store.Options, client: Any) -> None:
-    pod.told(store.presign(options, RUN, seconds=60))
+def test_the_first_valid_mark_counts(pod: Delivering, options: S3Store, client: Any) -> None:
+    pod.told(opened(options, seconds=60))
     name = f"{options.keys(RUN)}0.0.{'0' * 16}.mark"
     client.put_object(Bucket=BUCKET, Key=name, Body=b"{}")
     assert pod.bare.run()[0] == 0
@@ -105,12 +108,12 @@ def test_the_first_valid_mark_counts(pod: Delivering, options: store.Options, cl
     assert len(pod.value()) == 3_000_000
     with pytest.raises(ResultError):
         fetch(options, Delivering(pod.bare, pod.mine), Stored("s3", f"0.0.{'0' * 16}.mark", None))
-    with pytest.raises(ResultError, match="names the mark of another"):
+    with pytest.raises(ResultError, match="names another's mark"):
         fetch(options, pod, Stored("s3", f"1.0.{'0' * 16}.mark", None))
 
 
-def test_what_was_deleted_is_lost(pod: Delivering, options: store.Options, client: Any) -> None:
-    pod.told(store.presign(options, RUN, seconds=60))
+def test_what_was_deleted_is_lost(pod: Delivering, options: S3Store, client: Any) -> None:
+    pod.told(opened(options, seconds=60))
     assert pod.bare.run()[0] == 0
     said = stored(pod)
     client.delete_object(Bucket=BUCKET, Key=options.keys(RUN) + str(said.result))
@@ -123,10 +126,8 @@ def test_what_was_deleted_is_lost(pod: Delivering, options: store.Options, clien
     assert not [path for path in pod.mine.rglob("*") if path.is_file()]
 
 
-def test_another_result_is_not_believed(
-    pod: Delivering, options: store.Options, client: Any
-) -> None:
-    pod.told(store.presign(options, RUN, seconds=60))
+def test_another_result_is_not_believed(pod: Delivering, options: S3Store, client: Any) -> None:
+    pod.told(opened(options, seconds=60))
     assert pod.bare.run()[0] == 0
     said = stored(pod)
     size = pod.bare.outcome().mark.size
@@ -138,9 +139,9 @@ def test_another_result_is_not_believed(
 
 
 def test_an_upload_survives_a_store_that_is_ill_for_a_while(
-    pod: Delivering, options: store.Options, s3: S3
+    pod: Delivering, options: S3Store, s3: S3
 ) -> None:
-    signed = store.presign(options, RUN, seconds=60)
+    signed = opened(options, seconds=60)
     with Front(
         s3.endpoint.removeprefix("http://"),
         answer(500),
@@ -154,18 +155,16 @@ def test_an_upload_survives_a_store_that_is_ill_for_a_while(
     assert fetch(options, pod, stored(pod))
 
 
-def test_an_upload_that_breaks_off_is_made_again(
-    pod: Delivering, options: store.Options, s3: S3
-) -> None:
-    pod.told(store.presign(options, RUN, seconds=60))
+def test_an_upload_that_breaks_off_is_made_again(pod: Delivering, options: S3Store, s3: S3) -> None:
+    pod.told(opened(options, seconds=60))
     s3.cut_next(1_000_000)
     assert pod.bare.run() == (0, "", "")
     assert fetch(options, pod, stored(pod))
     assert len(pod.value()) == 3_000_000
 
 
-def test_another_runs_prefix_is_out_of_reach(pod: Delivering, options: store.Options) -> None:
-    signed = store.presign(options, "another", seconds=60)
+def test_another_runs_prefix_is_out_of_reach(pod: Delivering, options: S3Store) -> None:
+    signed = opened(options, "another", seconds=60)
     pod.told({**signed, "prefix": options.keys(RUN)})
     code, _, err = pod.bare.run()
     assert code == 125
@@ -176,8 +175,8 @@ def test_another_runs_prefix_is_out_of_reach(pod: Delivering, options: store.Opt
         assert secret not in err + pod.message
 
 
-def test_a_policy_that_has_ended_is_told(pod: Delivering, options: store.Options) -> None:
-    pod.told(store.presign(options, RUN, seconds=-5))
+def test_a_policy_that_has_ended_is_told(pod: Delivering, options: S3Store) -> None:
+    pod.told(opened(options, seconds=-5))
     assert pod.bare.run()[0] == 125
     said = pod.said()
     assert isinstance(said, Undelivered)
@@ -185,10 +184,10 @@ def test_a_policy_that_has_ended_is_told(pod: Delivering, options: store.Options
 
 
 def test_tls_with_an_authority_of_its_own(
-    pod: Delivering, options: store.Options, s3: S3, monkeypatch: pytest.MonkeyPatch
+    pod: Delivering, options: S3Store, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    secure = store.Options(BUCKET, options.prefix, s3.tls_endpoint, "us-east-1")
-    signed = store.presign(secure, RUN, seconds=60)
+    secure = S3Store(BUCKET, options.prefix, s3.tls_endpoint, "us-east-1")
+    signed = opened(secure, seconds=60)
     assert signed["ca"] is None
     pod.told(signed)
     assert pod.bare.run()[0] == 125
@@ -198,30 +197,48 @@ def test_tls_with_an_authority_of_its_own(
     with pytest.raises(ClusterError, match="CERTIFICATE_VERIFY_FAILED"):
         fetch(secure, pod, None)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(s3.ca_file))
-    pod.told(store.presign(secure, RUN, seconds=60))
+    pod.told(opened(secure, seconds=60))
     assert pod.bare.run() == (0, "", "")
-    assert fetch(secure, pod, stored(pod))
+    assert fetch(replace(secure), pod, stored(pod))
     assert len(pod.value()) == 3_000_000
+
+
+def test_one_client_for_all_elements(pod: Delivering, options: S3Store, s3: S3) -> None:
+    count = 12
+    with Front(s3.endpoint.removeprefix("http://")) as front:
+        shared = replace(options, endpoint=f"http://{front.address}")
+        for element in range(count):
+            pod.told({**shared.open(RUN, IMAGE, 0), "url": f"{s3.endpoint}/{BUCKET}"})
+            assert pod.bare.run(element) == (0, "", "")
+        assert front.requests == 0
+        for element in range(count):
+            assert shared.fetch(pod.expected(element), None, IMAGE)
+        assert front.requests == 1
+        # Those that are fetched side by side have a few connections, all of one client.
+        with ThreadPoolExecutor(4) as pool:
+            elements = [pod.expected(element) for element in range(count)]
+            assert all(pool.map(lambda it: shared.fetch(it, None, IMAGE), elements))
+        assert front.requests <= 4
 
 
 # --- before anything is submitted -------------------------------------------------------------
 
 
 def test_without_credentials(s3: S3) -> None:
-    options = store.Options(BUCKET, endpoint=s3.endpoint)
+    options = S3Store(BUCKET, endpoint=s3.endpoint)
     with pytest.raises(ClusterError, match="no AWS credentials"):
-        store.presign(options, RUN, seconds=60)
+        opened(options, seconds=60)
 
 
 def test_a_profile_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="nobody"):
-        store.presign(store.Options(BUCKET, profile="nobody"), RUN, seconds=60)
+        opened(S3Store(BUCKET, profile="nobody"), seconds=60)
 
 
-def test_a_signature_lives_seven_days(options: store.Options) -> None:
-    assert store.presign(options, RUN, seconds=7 * 86400)
-    with pytest.raises(ClusterError, match=r"lives 7 days, and the run may take 7\.01 days"):
-        store.presign(options, RUN, seconds=7.01 * 86400)
+def test_a_signature_lives_seven_days(options: S3Store) -> None:
+    assert opened(options, seconds=7 * 86400)
+    with pytest.raises(ClusterError, match=r"valid for 7 days, and the run may take 7\.01 days"):
+        opened(options, seconds=7.01 * 86400)
 
 
 def test_credentials_that_end_too_early(
@@ -235,33 +252,33 @@ def test_credentials_that_end_too_early(
     (tmp_path / "given.json").write_text(json.dumps(given))
     text = f"[profile short]\ncredential_process = cat '{tmp_path / 'given.json'}'\n"
     (tmp_path / "aws-config").write_text(text)
-    options = store.Options(BUCKET, endpoint=s3.endpoint, region="us-east-1", profile="short")
-    assert store.presign(options, RUN, seconds=2.9 * 3600)["fields"]["x-amz-security-token"]
+    options = S3Store(BUCKET, endpoint=s3.endpoint, region="us-east-1", profile="short")
+    assert opened(options, seconds=2.9 * 3600)["fields"]["x-amz-security-token"]
     with pytest.raises(
-        ClusterError, match=r"live 3 hours more at most, .* take 3\.1 hours"
+        ClusterError, match=r"valid for 3 hours at most, .* take 3\.1 hours"
     ) as caught:
-        store.presign(options, RUN, seconds=3.1 * 3600)
+        opened(options, seconds=3.1 * 3600)
     assert "hush" not in str(caught.value)
 
 
 def test_a_session_token_does_not_live_for_days(
-    options: store.Options, monkeypatch: pytest.MonkeyPatch
+    options: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
-    assert store.presign(options, RUN, seconds=36 * 3600)
-    with pytest.raises(ClusterError, match="live 36 hours more at most"):
-        store.presign(options, RUN, seconds=37 * 3600)
+    assert opened(options, seconds=36 * 3600)
+    with pytest.raises(ClusterError, match="valid for 36 hours at most"):
+        opened(options, seconds=37 * 3600)
 
 
 def test_an_endpoint_that_does_not_answer(pod: Delivering, keys: None) -> None:
     with Front("", hang_up) as front:
-        options = store.Options(BUCKET, endpoint=f"http://{front.address}", region="us-east-1")
+        options = S3Store(BUCKET, endpoint=f"http://{front.address}", region="us-east-1")
         with pytest.raises(ClusterError, match="cannot be reached") as caught:
             fetch(options, pod, None)
         assert caught.value.temporary
 
 
-def test_a_bucket_that_is_not_there(pod: Delivering, options: store.Options) -> None:
+def test_a_bucket_that_is_not_there(pod: Delivering, options: S3Store) -> None:
     with pytest.raises(ClusterError, match=r"nowhere .*refused: .*NoSuchBucket") as caught:
-        fetch(store.Options("nowhere", "", options.endpoint, "us-east-1"), pod, None)
+        fetch(S3Store("nowhere", "", options.endpoint, "us-east-1"), pod, None)
     assert not caught.value.temporary

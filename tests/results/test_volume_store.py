@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from clustrix_containers.errors import ClusterError, ResultError
-from clustrix_containers.results import inline
+from clustrix_containers.results import delivery
 from clustrix_containers.results import volume as store
-from clustrix_containers.results.inline import Stored, Undelivered
-from tests.bare_worker import KEY, RUN, interpreters
+from clustrix_containers.results.delivery import Stored, Undelivered
+from tests.bare_worker import RUN, interpreters
 from tests.clusters.daemon import wait_until
 from tests.clusters.faults.late import LateView
 from tests.clusters.faults.volume import Volume
@@ -55,7 +55,7 @@ def stored(pod: Delivering) -> Stored:
 
 
 def fetch(place: Path, pod: Delivering, said: Stored | None) -> bool:
-    return store.fetch(place, RUN, said, 0, 0, pod.mine, key=KEY)
+    return store.fetch(place, pod.expected(), said)
 
 
 def read(pod: Delivering, place: Path, mark: str, sign: Path) -> None:
@@ -65,7 +65,7 @@ def read(pod: Delivering, place: Path, mark: str, sign: Path) -> None:
         capture_output=True,
         check=True,
     )
-    inline.receive([done.stdout], pod.mine, 0, 0, key=KEY, run=RUN)
+    delivery.receive([done.stdout], pod.expected())
 
 
 def again(pod: Delivering) -> None:
@@ -98,10 +98,10 @@ def test_a_pod_reads_it_for_a_client_that_does_not_see_it(
     pod = Delivering.of(tmp_path / "p", python, LARGE).told(config(place))
     sign = tmp_path / "sign"
     for name in ("-", "0.0.0123456789abcdef.mark"):
-        with pytest.raises(inline.Absent):
+        with pytest.raises(delivery.Absent):
             read(pod, place, name, sign)
     assert pod.bare.run() == (0, "", "")
-    with pytest.raises(inline.Absent):
+    with pytest.raises(delivery.Absent):
         read(pod, place, "0.0.0123456789abcdef.mark", sign)
     sign.unlink()
     for name in (stored(pod).mark, "-"):
@@ -162,7 +162,7 @@ def test_what_is_not_the_runs_is_not_taken(place: Path, pod: Delivering) -> None
         fetch(place, pod, said)
     result.unlink()
     assert not fetch(place, pod, said)
-    with pytest.raises(inline.Absent):
+    with pytest.raises(delivery.Absent):
         read(pod, place, said.mark, place.parent / "sign")
     result.symlink_to("/etc/passwd")
     with pytest.raises(ClusterError, match="cannot be read"):
@@ -284,7 +284,7 @@ def test_files_that_show_late(own: Path, place: Path, pod: Delivering) -> None:
             assert wait_until((pod.bare.root / "results/0.1.mark").exists, 30)
             view.show_after(0)
             process.communicate(timeout=60)
-        assert store.fetch(seen, RUN, stored(pod), 0, 1, pod.mine, key=KEY)
+        assert store.fetch(seen, pod.expected(attempt=1), stored(pod))
         assert fetch(seen, pod, None)
         assert len(names(place)) == 4
     finally:

@@ -212,6 +212,7 @@ def test_what_is_read_back_is_the_same_image(contents: list[bytes], labels: dict
         (b"[]", b"[]"),
         (b'{"layers": []}', b'{"rootfs": null}'),
         (b'{"layers": []}', b'{"rootfs": {"diff_ids": ["%s"]}}' % DIGEST.encode()),
+        (b'{"layers": []}', b'{"rootfs": {"diff_ids": [5]}}'),
         (b'{"layers": [{}]}', b'{"rootfs": {"diff_ids": ["%s"]}}' % DIGEST.encode()),
     ],
 )

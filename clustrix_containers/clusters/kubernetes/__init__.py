@@ -1,40 +1,46 @@
 """The Kubernetes target: a run is a Job, or an Indexed Job, of its image's digest.
 
 Nothing of ours is installed in the cluster. The Job's name is the run's, so that submitting
-again finds it; the run's key is a Secret that the Job owns. Ids read
-``NAMESPACE/RUN/ATTEMPT.ELEMENT``.
+again finds it; the run's key is a Secret that the Job owns.
 """
 
 from __future__ import annotations
 
-import re
+import atexit
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.api.status import Cause, State, Status
-from clustrix_containers.clusters import Tell
-from clustrix_containers.clusters.task import Found, Task
-from clustrix_containers.errors import ClusterError, ResultLost
+from clustrix_containers.clusters import Notify, staging
+from clustrix_containers.clusters.task import Capabilities, DiscoveredRun, Fetched, Handle, Task
+from clustrix_containers.errors import ClusterError, Error
 
 from .api import Api, connect
-from .settings import Settings, results_option, seconds
-from .status import JOB_DELETED, JobView, PodView, deletion, judge, newest
-from .watch import Watcher, watcher
+from .settings import Settings, check
+from .status import Events, status_of
+from .views import JobView, PodView, newest
+from .watch import Watcher
 
 if TYPE_CHECKING:
-    from clustrix_containers.results.inline import Stored
+    from clustrix_containers.oci.model import Image
+    from clustrix_containers.oci.progress import Progress
+    from clustrix_containers.results.delivery import Stored
+    from clustrix_containers.results.outcome import Expected
 
-APPEARS = 10.0
-"""Seconds within which the watch has heard of a Job that was made."""
-SEEN_LATE, FOUND_LATE = 75.0, 15.0
-"""Seconds for which a file of a volume is waited for: one that a pod has named, and any."""
+    from .reader import Reader
+    from .take import Taker
+
+NAMED_GRACE, UNNAMED_GRACE = 75.0, 15.0
+"""Seconds for which a file on a volume may show up late: one that a pod has named, and any."""
 SLOW = 3.0
-"""Seconds after which a Job is asked why it has no pods."""
-
-_ID = re.compile(r"([^/]+)/([^/]+)/(\d+)\.(\d+)")
+"""Seconds without pods after which the reason for a Job having none is of interest."""
+FETCHES = 8
+"""How many elements' outcomes are fetched at the same time."""
 
 
 class KubernetesCluster:
@@ -60,7 +66,7 @@ class KubernetesCluster:
         ttl: str | float = 3 * 86400,
         deadline: str | float | None = None,
         pull_grace: str | float = 60,
-        grace: float = 5.0,
+        grace: str | float = 5.0,
         queue: str | None = None,
         service_account: str | None = None,
         priority_class: str | None = None,
@@ -71,302 +77,338 @@ class KubernetesCluster:
         gpu_resource: str = "nvidia.com/gpu",
         user: int | str = 65532,
     ) -> None:
-        if not (isinstance(user, int) and user > 0) and user != "any":
-            raise ClusterError(
-                f"user is {user!r}", hint="It is a uid above 0, or any.", option="user"
-            )
         self._kubeconfig = Path(kubeconfig) if kubeconfig is not None else None
         self._context, self._namespace = context, namespace
-        self._settings = Settings(
-            namespace="",
-            pull_secret=pull_secret,
-            queue=queue,
-            service_account=service_account,
-            priority_class=priority_class,
-            node_selector=node_selector or {},
-            tolerations=tolerations,
-            affinity=affinity or {},
-            overlay=pod_template or {},
-            gpu=gpu_resource,
-            user=user if isinstance(user, int) else None,
-            ttl=int(seconds(ttl, "ttl")),
-            deadline=None if deadline is None else int(seconds(deadline, "deadline")),
-            hold=int(seconds(hold, "hold")),
-            pull_grace=seconds(pull_grace, "pull_grace"),
-            grace=grace,
-            results=results_option(results),
-        )
-        self._since: dict[str, float] = {}
-        self._unsure: dict[str, float] = {}
+        options = {
+            "pull_secret": pull_secret,
+            "results": results,
+            "hold": hold,
+            "ttl": ttl,
+            "deadline": deadline,
+            "pull_grace": pull_grace,
+            "grace": grace,
+            "queue": queue,
+            "service_account": service_account,
+            "priority_class": priority_class,
+            "node_selector": node_selector,
+            "tolerations": tolerations,
+            "affinity": affinity,
+            "pod_template": pod_template,
+            "gpu_resource": gpu_resource,
+            "user": user,
+        }
+        self._checked = check(options)
+        self._lock = threading.Lock()
+        self._connection: _Connection | None = None
+        self._stuck_since: dict[str, float] = {}
+        """Since when a pod (by uid) cannot start."""
+        self._podless_since: dict[str, float] = {}
+        """Since when a Job (by uid) has no pods."""
+        self._unconfirmed_since: dict[Handle, float] = {}
         """Since when an element's end is known by its Job alone."""
 
-    poll_interval = (0.5, 10.0)
-    pulls = True
+    @property
+    def _connected(self) -> _Connection:
+        with self._lock:
+            if self._connection is None:
+                api = connect(self._kubeconfig, self._context, self._namespace)
+                self._connection = _Connection(
+                    api, Settings(namespace=api.namespace, **self._checked)
+                )
+            return self._connection
 
     @property
-    def settings(self) -> Settings:
-        return replace(self._settings, namespace=self._api.namespace)
+    def capabilities(self) -> Capabilities:
+        """A server without Indexed Jobs cannot limit how many elements run at once."""
+        server = self._connected.api.server
+        return Capabilities(images="registry", retries=True, max_parallel=server.indexed)
 
-    @property
-    def _api(self) -> Api:
-        return connect(self._kubeconfig, self._context, self._namespace)
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        from .doctor import check_queue
 
-    @property
-    def _watcher(self) -> Watcher:
-        api = self._api
-        return watcher(api, api.namespace)
+        settings = Settings(namespace="", **self._checked).with_options(options)
+        if settings.queue:
+            check_queue(settings, self._connected.api.server)
 
     def check(self) -> Sequence[tuple[str, bool, str]]:
-        """Reachability, version, permissions, pull secret, quota, and the server's opinion of a Job."""
+        """Reachability, version, permissions, pull secret, quota, and a dry run of a Job."""
         from .doctor import findings
+        from .submit import describe
 
-        return findings(self)
+        try:
+            at = self._connected
+        except ClusterError as error:
+            return [("API server", False, str(error))]
+        return findings(at.api, at.settings, describe(at.settings))
 
-    def choices(self, task: Task) -> str:
-        """What the server's version and the target's options make of it, and where results go."""
-        from . import stores
+    def stage(self, image: Image, *, repository: str | None, progress: Progress) -> str:
+        assert repository is not None  # capabilities.images is registry
+        reference = staging.to_registry(image, repository, progress=progress)
+        staging.to_layout_if_complete(image)
+        return reference
 
-        return f"{self._api.server.describe(len(task.elements))}. {stores.describe(self.settings)}"
+    def describe(self, task: Task) -> str:
+        """What the server's version and the options make of the task, and where results go."""
+        from .submit import describe
+
+        at = self._connected
+        how = at.api.server.describe(len(task.elements))
+        return f"{how}. {describe(at.settings.with_options(task.options))}"
 
     def preview(self, task: Task) -> str:
-        """The objects that :meth:`submit` would make, as YAML, without what is secret."""
+        """The objects that :meth:`submit` would create, as YAML, without what is secret."""
         import yaml
 
         from .submit import plan
 
-        objects = yaml.safe_dump_all(plan(self._api, self.settings, task), sort_keys=False)
-        return f"# {self.choices(task)}\n{objects}"
+        at = self._connected
+        planned = plan(at.api, at.settings.with_options(task.options), task)
+        objects = yaml.safe_dump_all(planned, sort_keys=False)
+        return f"# {self.describe(task)}\n{objects}"
 
-    def submit(self, task: Task) -> Sequence[str]:
-        """Make the Job and its Secret; what is there already is taken as it is."""
-        from .submit import submit
+    def submit(self, task: Task) -> Sequence[Handle]:
+        """Create the Job and its Secret; those that exist already are adopted."""
+        from .submit import handles, submit
 
-        submit(self._api, self.settings, task)
-        prefix = f"{self._api.namespace}/{task.run}/{task.attempt}"
-        return [f"{prefix}.{element}" for element in task.elements]
+        at = self._connected
+        submit(at.api, at.settings.with_options(task.options), task)
+        return handles(at.api, task)
 
-    def subscribe(self, run: str, tell: Tell) -> Callable[[], None]:
-        return self._watcher.follow(run, tell)
+    def subscribe(self, run: str, notify: Notify) -> Callable[[], None]:
+        return self._connected.watcher.subscribe(run, notify)
 
-    def states(self, ids: Sequence[str]) -> Mapping[str, Status]:
-        """Asks nobody: the watch knows. UNKNOWN if it has heard nothing for long."""
-        watching = self._watcher
+    def states(self, handles: Sequence[Handle]) -> Mapping[Handle, Status]:
+        """Sends no request: the watch knows. UNKNOWN if it has been silent for long."""
+        at = self._connected
         try:
-            watching.look()
+            at.watcher.ensure()
         except ClusterError as error:
-            return dict.fromkeys(ids, Status(State.UNKNOWN, message=error.message))
-        found, unsure = self._judge(ids, watching)
-        late = [name for name, since in unsure.items() if watching.has_caught_up(since)]
+            return dict.fromkeys(handles, Status(State.UNKNOWN, message=error.message))
+        found, unconfirmed = self._statuses(at, handles)
+        late = [it for it, since in unconfirmed.items() if at.watcher.has_caught_up(since)]
         try:
-            for run in {_parse(name)[0] for name in late}:
-                watching.refresh(run)
-        except ClusterError:
-            return {**found, **dict.fromkeys(late, Status(State.UNKNOWN))}
-        return {**found, **self._judge(late, watching)[0]}
+            for run in {it.run for it in late}:
+                at.watcher.refresh(run)
+        except ClusterError as error:
+            unknown = Status(State.UNKNOWN, message=error.message)
+            return {**found, **dict.fromkeys(late, unknown)}
+        return {**found, **self._statuses(at, late)[0]}
 
-    def _judge(
-        self, ids: Sequence[str], watching: Watcher
-    ) -> tuple[dict[str, Status], Mapping[str, float]]:
-        """The states; and which of them rest on the Job's word, with no pod that bears it out.
+    def _statuses(
+        self, at: _Connection, handles: Sequence[Handle]
+    ) -> tuple[dict[Handle, Status], Mapping[Handle, float]]:
+        """The statuses; and which of them only the Job reports, and no pod confirms.
 
-        For so long the watch of pods is behind that of Jobs, or the pod is gone.
+        Then the watch of pods is behind that of Jobs, or the pod is gone.
         """
-        found: dict[str, Status] = {}
-        unsure: dict[str, float] = {}
-        for name in ids:
-            run, attempt, element = _parse(name)
-            own = watching.pods(run, attempt, element)
-            job = watching.job(run, attempt, element)
-            status = judge(job, own, element, patient=self._patient(own))
-            if status is None:
-                found[name] = self._deleted(name)
-                continue
-            self._since.pop(name, None)
-            status = self._explained(status, job, own, watching)
-            if job and status.state.terminal and not any(pod.ended or pod.ready for pod in own):
-                since = self._unsure.setdefault(name, job.heard)
-                if watching.listed(run) <= since:
-                    unsure[name] = since
-                    status = Status(State.RUNNING, message="has ended; its pod says how")
+        found: dict[Handle, Status] = {}
+        unconfirmed: dict[Handle, float] = {}
+        for handle in handles:
+            pods = at.watcher.pods(handle.run, handle.attempt, handle.element)
+            job = at.watcher.job(handle.run, handle.attempt, handle.element)
+            status = status_of(
+                job,
+                pods,
+                handle.element,
+                at.events,
+                patient=self._stuck_for(pods) < at.settings.pull_grace,
+                slow=self._podless_for(job, pods) >= SLOW,
+            )
+            if job and status.state.terminal and not any(pod.ended or pod.ready for pod in pods):
+                since = self._unconfirmed_since.setdefault(handle, job.seen_at)
+                if at.watcher.listed(handle.run) <= since:
+                    unconfirmed[handle] = since
+                    status = Status(State.RUNNING, message="has ended; its pod is still awaited")
             else:
-                self._unsure.pop(name, None)
-            found[name] = status
-        _refuse_alike(found, watching)
-        return found, unsure
+                self._unconfirmed_since.pop(handle, None)
+            found[handle] = status
+        _refuse_alike(found, at.watcher)
+        return found, unconfirmed
 
-    def fetch(self, id: str, directory: Path, image: str) -> None:  # noqa: A002
-        """Bring an element's mark and result into ``directory``, from wherever they are."""
-        from clustrix_containers.results import arrival, inline
+    def _stuck_for(self, pods: Sequence[PodView]) -> float:
+        """For how many seconds any of these pods cannot start, as seen here."""
+        now = time.monotonic()
+        for pod in pods:
+            if not pod.stuck:
+                self._stuck_since.pop(pod.uid, None)
+        stuck = [now - self._stuck_since.setdefault(pod.uid, now) for pod in pods if pod.stuck]
+        return max(stuck, default=0.0)
+
+    def _podless_for(self, job: JobView | None, pods: Sequence[PodView]) -> float:
+        """For how many seconds a Job that may run has no pods, as seen here."""
+        if job is None:
+            return 0.0
+        if pods or job.suspended:
+            self._podless_since.pop(job.uid, None)
+            return 0.0
+        now = time.monotonic()
+        return now - self._podless_since.setdefault(job.uid, now)
+
+    def fetch(self, task: Task, handles: Sequence[Handle]) -> Mapping[Handle, Fetched]:
+        """From termination messages, pods that hold a result, and stores: a few side by side."""
+
+        def fetch(handle: Handle) -> Fetched:
+            try:
+                return self._fetch(task, handle)
+            except Error as error:
+                return Fetched(error=error)
+
+        if len(handles) <= 1:
+            return {handle: fetch(handle) for handle in handles}
+        with ThreadPoolExecutor(min(FETCHES, len(handles))) as pool:
+            return dict(zip(handles, pool.map(fetch, handles), strict=True))
+
+    def _fetch(self, task: Task, handle: Handle) -> Fetched:
+        from clustrix_containers.results import delivery, directory
+        from clustrix_containers.results.outcome import Expected
 
         from . import take
 
-        run, attempt, element = _parse(id)
-        api, key = self._api, (directory / "key").read_bytes()
-        claim = self._settings.claim
-        if claim and arrival.arrived(directory, element, attempt, key=key, run=run):
-            return
-        pods = self._pods(run, attempt, element)
-        # Where the Job's word counts, the pods have been asked for since.
-        if not any(pod.ended or pod.ready for pod in pods) and id not in self._unsure:
-            self._watcher.refresh(run)
-            pods = self._pods(run, attempt, element)
+        at = self._connected
+        key = (task.directory / "key").read_bytes()
+        expected = Expected(task.directory, handle.run, handle.element, handle.attempt, key)
+        if at.settings.volume and directory.arrived(expected):
+            return Fetched()
+        pods = self._pods(at, handle)
+        # Where the Job's report counts, the pods have been listed since.
+        if (
+            not any(pod.ended or pod.ready for pod in pods)
+            and handle not in self._unconfirmed_since
+        ):
+            at.watcher.refresh(handle.run)
+            pods = self._pods(at, handle)
         for pod in pods:
-            said = take.said_by(self._watcher.reread(pod) if pod.trimmed else pod, run)
-            if isinstance(said, inline.Inline):
-                inline.put(directory, element, attempt, said.mark, said.result, key=key, run=run)
-                self._watcher.taken(pod)
-                return
-            if said is not None:
-                self._fetch(id, said, directory, image)
-                self._watcher.taken(pod)
-                return
+            whole = at.watcher.reread(pod) if pod.trimmed else pod
+            message = take.message_of(whole, handle.run)
+            if isinstance(message, delivery.Inline):
+                delivery.put(expected, message)
+                at.watcher.trim(pod)
+                return Fetched()
+            if message is not None:
+                fetched = self._from_store(at, task, expected, message)
+                at.watcher.trim(pod)
+                return fetched
             if pod.ready and not pod.ended:
-                take.from_pod(api, api.namespace, pod, directory, run=run, key=key)
-                return
-        if claim and pods and all(pod.exit_code for pod in pods):
-            # Whoever had written there would have said so.
-            return
-        # No pod tells of it any more; a store keeps it all the same.
-        self._fetch(id, None, directory, image)
+                at.taker.take(pod, expected)
+                return Fetched()
+        if at.settings.volume and pods and all(pod.exit_code for pod in pods):
+            # A worker that had written there would have reported it.
+            return Fetched(grace=0.0)
+        # No pod has a message; a store keeps the outcome all the same.
+        return self._from_store(at, task, expected, None)
 
-    def _fetch(
-        self,
-        name: str,
-        said: Stored | None,
-        directory: Path,
-        image: str,
-    ) -> None:
-        from . import stores
-
-        run, attempt, element = _parse(name)
-        place = (element, attempt, directory, (directory / "key").read_bytes())
-        if stores.fetch(self._api, self.settings, image, run, said, *place):
-            return
-        claim = self._settings.claim
-        if not claim or (said is not None and said.kind != "volume"):
-            return
-        # A shared file system shows late what another machine has written.
-        if self._seconds_since(f"{name} late") < (FOUND_LATE if said is None else SEEN_LATE):
+    def _from_store(
+        self, at: _Connection, task: Task, expected: Expected, stored: Stored | None
+    ) -> Fetched:
+        store, volume = at.settings.results, at.settings.volume
+        if store is None or (stored is not None and stored.kind == "hold"):
+            return Fetched()
+        if stored is not None and stored.kind != store.kind:
             raise ClusterError(
-                f"the result of element {element} is not to be seen on the volume claim {claim} yet",
-                temporary=True,
+                f"the result of element {expected.element} is in a store of kind {stored.kind!r},"
+                f" and the target's results are in {store.kind!r}",
+                hint="Name the store of the run (results:) in clustrix.yml.",
+                option="results",
             )
-        if said is not None:
-            raise ResultLost(
-                f"the result of element {element} is not on the volume claim {claim} any more",
-                hint="Somebody has deleted it.",
-                element=element,
-                run=run,
-            )
+        if volume is None:
+            store.fetch(expected, stored, task.image)
+            return Fetched()
+        if volume.mount is None:
+            arrived = at.reader(task.image, expected.run).fetch(expected, stored)
+        else:
+            arrived = volume.fetch(expected, stored, task.image)
+        if arrived:
+            return Fetched()
+        # A shared file system shows late what another machine has written.
+        return Fetched(grace=UNNAMED_GRACE if stored is None else NAMED_GRACE)
 
-    def logs(self, id: str, *, follow: bool = False) -> Iterator[bytes]:  # noqa: A002
+    def logs(
+        self, handles: Sequence[Handle], *, follow: bool = False
+    ) -> Iterator[tuple[Handle, bytes]]:
         from . import logs
 
-        run, attempt, element = _parse(id)
+        at = self._connected
+        for handle in handles:
 
-        def find() -> tuple[PodView | None, bool]:
-            status = self.states([id])[id]
-            pods = self._pods(run, attempt, element)
-            done = next((pod for pod in pods if pod.exit_code == 0), None)
-            return done or newest(pods), status.state.terminal
+            def find(handle: Handle = handle) -> tuple[PodView | None, bool]:
+                status = self.states([handle])[handle]
+                pods = self._pods(at, handle)
+                done = next((pod for pod in pods if pod.exit_code == 0), None)
+                return done or newest(pods), status.state.terminal
 
-        return logs.follow(self._api, self._api.namespace, find, wait=follow)
+            for line in logs.read(at.api, find, follow=follow):
+                yield handle, line
 
-    def cancel(self, ids: Sequence[str]) -> None:
-        from .cancel import cancel
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        from .submit import cancel
 
-        wanted: dict[str, dict[int, set[int]]] = {}
-        for name in ids:
-            run, attempt, element = _parse(name)
-            wanted.setdefault(run, {}).setdefault(attempt, set()).add(element)
-        for run, elements in wanted.items():
-            cancel(self._api, self._api.namespace, run, elements)
+        runs: dict[str, dict[int, set[int]]] = {}
+        for it in handles:
+            runs.setdefault(it.run, {}).setdefault(it.attempt, set()).add(it.element)
+        for run, attempts in runs.items():
+            cancel(self._connected.api, run, attempts)
 
-    def find(self, run: str) -> Found | None:
-        """Everything that is needed to attach lies in the run's Jobs and its Secret."""
+    def find(self, run: str) -> DiscoveredRun | None:
+        """All that is needed to attach is in the run's Jobs and its Secret."""
         from .submit import find
 
-        return find(self._api, self.settings, run)
+        return find(self._connected.api, self._connected.settings, run)
 
-    def tidy(self, older_than: float) -> None:
+    def prune_cache(self, older_than: float) -> None:
         """Nothing is kept there for speed."""
 
-    def _pods(self, run: str, attempt: int, element: int) -> list[PodView]:
-        """An element's pods, those that say how it ended first, then the newest."""
-        self._watcher.look()
-        pods = self._watcher.pods(run, attempt, element)
+    def _pods(self, at: _Connection, handle: Handle) -> list[PodView]:
+        """An element's pods, those that show how it ended first, then the newest."""
+        at.watcher.ensure()
+        pods = at.watcher.pods(handle.run, handle.attempt, handle.element)
         return sorted(
             pods, key=lambda it: (it.exit_code == 0, it.ended, it.ready, it.created), reverse=True
         )
 
-    def _deleted(self, name: str) -> Status:
-        """Neither Job nor pod is there: it was made a moment ago, or somebody has deleted it."""
-        if self._seconds_since(name) < APPEARS:
-            return Status(State.PENDING)
-        return Status(State.FAILED, Cause.DELETED, None, JOB_DELETED)
 
-    def _patient(self, pods: Sequence[PodView]) -> bool:
-        """Whether those that cannot start have been so for less than the grace, as seen here."""
-        for pod in pods:
-            if not pod.stuck:
-                self._since.pop(pod.uid, None)
-        stuck = [self._seconds_since(pod.uid) for pod in pods if pod.stuck]
-        return max(stuck, default=0.0) < self._settings.pull_grace
+class _Connection:
+    """All that lives as long as this process talks to the cluster: closed when it exits."""
 
-    def _explained(
-        self, status: Status, job: JobView | None, pods: Sequence[PodView], watching: Watcher
-    ) -> Status:
-        """With the cluster's words, where neither Job nor pod has them: asked once for all."""
-        if status.state is State.PENDING and job and not pods and not job.suspended:
-            if self._seconds_since(job.uid) < SLOW:
-                return status
-            return replace(
-                status, message=watching.refusals.of(job.uid, job.name) or status.message
-            )
-        if job is not None:
-            self._since.pop(job.uid, None)
-        last = newest(pods)
-        if last is not None and last.reason == "ImagePullBackOff" and last.reason in status.message:
-            said = watching.failures.of(last.uid, last.name)
-            text = f"its image cannot be pulled: {said}"
-            return replace(status, message=text) if said else status
-        cut = next((pod for pod in pods if pod.cut_off and deletion(pod) in status.message), None)
-        if cut is None:
-            return status
-        # Before 1.26 only events tell by what.
-        if said := watching.preemptions.of(cut.uid, cut.name):
-            why = f"was preempted: {said}"
-        elif watching.evictions.of(cut.uid, cut.name):
-            why = f"its node {cut.node} was lost, or tainted"
-        else:
-            return status
-        return replace(status, message=status.message.replace(deletion(cut), why))
+    def __init__(self, api: Api, settings: Settings) -> None:
+        from .take import Taker
 
-    def _seconds_since(self, key: str) -> float:
-        """Since this was first asked about it."""
-        now = time.monotonic()
-        return now - self._since.setdefault(key, now)
+        self.api, self.settings = api, settings
+        self.events = Events(api)
+        self.watcher = Watcher(api)
+        self.taker: Taker = Taker(api)
+        self._readers: dict[str, Reader] = {}
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        atexit.register(self._close)
+
+    def reader(self, image: str, run: str) -> Reader:
+        """The one reader of a run in this process."""
+        from .reader import Reader
+
+        assert self.settings.volume is not None
+        with self._lock:
+            if run not in self._readers:
+                self._readers[run] = Reader(
+                    self.api, self.settings, self.events, self.settings.volume, image, run
+                )
+            return self._readers[run]
+
+    def _close(self) -> None:
+        if os.getpid() != self._process:
+            return  # a fork: readers and releases are its parent's
+        self.taker.close()
+        for reader in list(self._readers.values()):
+            reader.delete(timeout=3.0)
 
 
-def _refuse_alike(found: dict[str, Status], watching: Watcher) -> None:
+def _refuse_alike(found: dict[Handle, Status], watcher: Watcher) -> None:
     """Elements of a run have one image: where none has begun, what one cannot start none can."""
     refused: dict[tuple[str, int], Status] = {}
-    for name, status in found.items():
-        if status.cause is Cause.REFUSED:
-            run, attempt, _ = _parse(name)
-            if (run, attempt) not in refused and not any(
-                pod.started or pod.ended for pod in watching.all_pods(run, attempt)
-            ):
-                refused[run, attempt] = status
-    if refused:
-        for name, status in found.items():
-            run, attempt, _ = _parse(name)
-            if status.state is State.PENDING and (run, attempt) in refused:
-                found[name] = refused[run, attempt]
-
-
-def _parse(name: str) -> tuple[str, int, int]:
-    match = _ID.fullmatch(name)
-    if match is None:
-        raise ClusterError(f"{name!r} is not the id of an element of a Kubernetes target")
-    return match[2], int(match[3]), int(match[4])
+    for handle, status in found.items():
+        attempt = handle.run, handle.attempt
+        refuses = status.cause is Cause.REFUSED and attempt not in refused
+        if refuses and not watcher.has_begun(*attempt):
+            refused[attempt] = status
+    for handle, status in found.items():
+        if status.state is State.PENDING and (handle.run, handle.attempt) in refused:
+            found[handle] = refused[handle.run, handle.attempt]

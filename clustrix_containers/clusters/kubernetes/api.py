@@ -1,198 +1,272 @@
-"""The official client, connected as kubectl would be; its errors in our words."""
+"""The official client, connected as kubectl would be: JSON in and out, retries, our errors."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.errors import ClusterError
-
-from .server import OLDEST, Server
+from clustrix_containers.remote.retry import Retry
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, BatchV1Api, CoreV1Api
 
-T = TypeVar("T")
+OLDEST = (1, 19)
+PAGE = 500
 CONNECT, READ = 10.0, 60.0
 PATIENCE = 60.0
-"""Seconds for which a request is tried again that failed in a way that may pass."""
+"""Seconds for which a request is retried whose failure may pass."""
+RETRY = Retry(attempts=1000, first=0.1, longest=5.0, patience=30.0)
+"""The delays between; :data:`PATIENCE` ends the attempts."""
 DENIED = 20.0
-"""Seconds after which a request is not allowed any more that used to be."""
+"""Seconds for which a request is retried that is denied now and was allowed before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """An API server's version: what it can do. Fields that it does not know are dropped silently, so none
+    is sent."""
+
+    major: int
+    minor: int
+
+    @classmethod
+    def parse(cls, major: str, minor: str) -> Server:
+        """From the two fields of ``/version`` (``"27+"`` on some clouds)."""
+        numbers = [re.match(r"\d+", text) for text in (major, minor)]
+        if not all(numbers):
+            raise ClusterError(f"the API server has no valid version: {major!r}.{minor!r}")
+        return cls(*(int(number[0]) for number in numbers if number))
+
+    @property
+    def version(self) -> tuple[int, int]:
+        return self.major, self.minor
+
+    @property
+    def group_policy(self) -> bool:
+        """``fsGroupChangePolicy`` (on by default since 1.20)."""
+        return self.version >= (1, 20)
+
+    @property
+    def indexed(self) -> bool:
+        """Indexed Jobs, and Jobs that are created suspended (both on by default since 1.22)."""
+        return self.version >= (1, 22)
+
+    @property
+    def labels_indexes(self) -> bool:
+        """Whether the pods of an Indexed Job have their index as a label (since 1.28)."""
+        return self.version >= (1, 28)
+
+    @property
+    def failure_policy(self) -> bool:
+        """``podFailurePolicy`` and the condition DisruptionTarget (on by default since 1.26)."""
+        return self.version >= (1, 26)
+
+    @property
+    def limit_per_index(self) -> bool:
+        """``backoffLimitPerIndex`` (on by default since 1.29)."""
+        return self.version >= (1, 29)
+
+    def describe(self, count: int) -> str:
+        """How an array of ``count`` elements runs there, in one sentence."""
+        name = f"Kubernetes {self.major}.{self.minor}"
+        if count == 1:
+            return f"{name}: one Job"
+        if not self.indexed:
+            return f"{name} has no Indexed Jobs: each of the {count} elements is a Job"
+        if not self.limit_per_index:
+            return f"{name}: one Indexed Job; its retries are counted for all elements together"
+        return f"{name}: one Indexed Job, whose elements fail and are retried one by one"
 
 
 @dataclass
 class Api:
-    """A connection: thread-safe, one per kubeconfig and context of a process."""
+    """One API server and namespace: thread-safe, shared by all runs of a target."""
 
     client: ApiClient
     core: CoreV1Api
     batch: BatchV1Api
     where: str
     namespace: str
-    _server: Server | None = None
     denied: dict[str, float] = field(default_factory=dict)
-    """Since when (monotonic) the server has not allowed something that is not asked by :meth:`call`."""
+    """Since when (monotonic) the server has denied something that :meth:`call` does not do."""
     _allowed: set[str] = field(default_factory=set)
-    """The client's functions that the server has answered before."""
+    """The client's functions that the server has allowed before."""
+    _server: Server | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def server(self) -> Server:
-        """The API server's version, asked once."""
+        """The API server's version, queried once."""
         with self._lock:
             if self._server is None:
                 from kubernetes.client import VersionApi
 
-                code = self.call("ask for the version", VersionApi(self.client).get_code)
-                self._server = Server.parse(code.major, code.minor)
+                code = self.call("query the version", VersionApi(self.client).get_code)
+                self._server = Server.parse(code["major"], code["minor"])
                 if self._server.version < OLDEST:
                     raise ClusterError(
-                        f"{self.where} is Kubernetes {code.major}.{code.minor}; at least"
+                        f"{self.where} is Kubernetes {code['major']}.{code['minor']}; at least"
                         f" {OLDEST[0]}.{OLDEST[1]} is needed"
                     )
             return self._server
 
-    def plain(self, item: Any) -> dict[str, Any]:
-        """One of the client's models as the API writes it."""
-        made: dict[str, Any] = self.client.sanitize_for_serialization(item)
-        return made
+    def call(
+        self,
+        action: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        none: tuple[int, ...] = (),
+        stream: bool = False,
+        **options: Any,
+    ) -> Any:
+        """The JSON that a function of the client gives, retried while that may help.
 
-    def call(self, action: str, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """``function(…)``, tried again while that may help; ClusterError says what failed.
-
-        ``action`` completes "cannot …". An answer that is final (403, 404, 409, 422) is raised
-        as the client's own ApiException where ``final`` holds its status.
+        ``action`` completes "cannot …". ``None`` for a response whose status is in ``none``;
+        the undecoded response with ``stream``. ``ClusterError`` (``status``, ``temporary``) says
+        what failed.
         """
-        final = options.pop("final", ())
         options.setdefault("_request_timeout", (CONNECT, READ))
         name = getattr(function, "__name__", action)
         begun = time.monotonic()
-        end = begun + PATIENCE
-        pause = 0.1
+        failures = 0
         while True:
             try:
-                answer = function(*arguments, **options)
+                response = function(*arguments, _preload_content=False, **options)
                 self._allowed.add(name)
-                return answer
+                return response if stream else _decoded(response)
             except Exception as error:  # noqa: PERF203
-                problem = _problem(error)
+                problem = _problem(error, f"cannot {action} at {self.where}")
                 if problem is None:
                     raise
-                if problem.status in final:
-                    raise
-                if problem.denied and name in self._allowed:
-                    # One that has just started does not know yet who may do what.
-                    end = min(end, begun + DENIED)
-                elif not problem.temporary:
-                    end = 0.0
-                if time.monotonic() + pause > end:
-                    raise ClusterError(
-                        f"cannot {action} at {self.where}: {problem.text}",
-                        hint=problem.hint,
-                        temporary=problem.temporary,
-                    ) from error
-                time.sleep(max(pause * random.uniform(0.5, 1.0), problem.wait))  # noqa: S311
-                pause = min(pause * 2, 5.0)
+                if problem.fields["status"] in none:
+                    return None
+                limit = PATIENCE
+                if problem.fields["denied"] and name in self._allowed:
+                    # An API server that has just started does not know yet who may do what.
+                    limit, problem.fields["temporary"] = DENIED, True
+                failures += 1
+                delay = RETRY.delay(failures, problem)
+                if delay is None or time.monotonic() + delay > begun + limit:
+                    problem.fields["temporary"] &= not problem.fields["denied"]
+                    raise problem from error
+                time.sleep(delay)
+
+    def pages(
+        self, action: str, function: Callable[..., Any], selector: str, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """The pages of a list of the namespace's objects."""
+        token: str | None = None
+        while True:
+            more: dict[str, Any] = {"_continue": token} if token else {}
+            page: dict[str, Any] = self.call(
+                action,
+                function,
+                self.namespace,
+                label_selector=selector,
+                limit=PAGE,
+                **more,
+                **options,
+            )
+            yield page
+            token = page["metadata"].get("continue")
+            if not token:
+                return
 
 
-@dataclass(frozen=True)
-class _Problem:
-    text: str
-    temporary: bool
-    status: int = 0
-    hint: str | None = None
-    wait: float = 0.0
-    denied: bool = False
-    """Whether it is about who asks, and not about what is asked for."""
+def _decoded(response: Any) -> Any:
+    try:
+        return json.loads(response.data)
+    finally:
+        response.release_conn()
 
 
-def _problem(error: Exception) -> _Problem | None:
-    """What an exception of the client means; ``None`` for one that is not about the cluster."""
+def _problem(error: Exception, what: str) -> ClusterError | None:
+    """An exception of the client as our error; ``None`` for one that is not about the cluster."""
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
 
     if isinstance(error, ApiException):
-        return _answer(error)
-    if isinstance(error, HTTPError | OSError):
-        text = str(error.__cause__ or getattr(error, "reason", None) or error)
-        if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
-            return _Problem(
-                f"its certificate, or yours, is refused: {text}",
-                False,
-                hint="Is the kubeconfig an old one? `kubectl version` with it shows the same.",
-            )
-        return _Problem(f"no answer: {text}", True, hint="Does `kubectl version` get an answer?")
-    return None
+        return _refusal(error, what)
+    if not isinstance(error, HTTPError | OSError):
+        return None
+    text = str(error.__cause__ or getattr(error, "reason", None) or error)
+    certificate = "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower()
+    return ClusterError(
+        f"{what}: its certificate, or yours, is refused: {text}"
+        if certificate
+        else f"{what}: no response: {text}",
+        hint="Is the kubeconfig outdated? `kubectl version` with it shows the same."
+        if certificate
+        else "Does `kubectl version` get a response?",
+        temporary=not certificate,
+        status=0,
+        denied=False,
+    )
 
 
-def _answer(error: Any) -> _Problem:
+def _refusal(error: Any, what: str) -> ClusterError:
     status = int(error.status or 0)
-    message = str(error.reason or "")
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        message = json.loads(error.body).get("message") or message
+    message = error_message(error.body, str(error.reason or ""))
     hint = None
     if status == 401:
         hint = "The kubeconfig's credentials are not accepted: have they expired?"
     elif status == 403 and "exceeded quota" not in message:
-        hint = "`cxc doctor --on …` lists the permissions that are missing; k8s/ has a Role."
-    wait = 0.0
+        hint = PERMISSION_HINT
+    retry_after = None
     with contextlib.suppress(ValueError, TypeError, AttributeError):
-        wait = min(30.0, float(error.headers.get("Retry-After") or 0))
-    temporary = status in (0, 429, 500, 502, 503, 504)
-    denied = status == 401 or (status == 403 and bool(re.search(r'User "[^"]*" cannot ', message)))
-    return _Problem(f"{status} {message}".strip(), temporary, status, hint, wait, denied)
+        retry_after = float(error.headers.get("Retry-After"))
+    return ClusterError(
+        f"{what}: {status} {message}".rstrip(),
+        hint=hint,
+        temporary=status in (0, 429, 500, 502, 503, 504),
+        status=status,
+        retry_after=retry_after,
+        # About who asks, and not about what is requested.
+        denied=status == 401
+        or (status == 403 and bool(re.search(r'User "[^"]*" cannot ', message))),
+    )
 
 
-def body(answer: Any) -> Any:
-    """The JSON of an answer that was not decoded (``_preload_content=False``)."""
-    try:
-        return json.loads(answer.data)
-    finally:
-        answer.release_conn()
+PERMISSION_HINT = "`cxc doctor --on …` lists the permissions that are missing; k8s/ has a Role."
 
 
-def lines(answer: Any, *, whole: bool = False) -> Iterator[bytes]:
-    """The lines of an answer as they arrive; the connection is closed at the end.
+def error_message(body: Any, default: str) -> str:
+    """The message in the body of a response that is an error."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        return str(json.loads(body).get("message") or default)
+    return default
 
-    A last line without an end comes too, unless only ``whole`` ones are wanted.
+
+def lines(response: Any, *, whole: bool = False) -> Iterator[bytes]:
+    """The lines of a response as they arrive; the connection is closed at the end.
+
+    A last line without a line break is included, unless only ``whole`` ones are wanted.
     """
     rest = b""
     try:
-        for chunk in answer.stream(1 << 16, decode_content=True):
+        for chunk in response.stream(1 << 16, decode_content=True):
             *ended, rest = (rest + chunk).split(b"\n")
             yield from (line + b"\n" for line in ended)
         if rest and not whole:
             yield rest
     finally:
-        answer.close()
-        answer.release_conn()
-
-
-_connections: dict[tuple[str, str, str], Api] = {}
-_connecting = threading.Lock()
+        response.close()
+        response.release_conn()
 
 
 def connect(kubeconfig: Path | None, context: str | None, namespace: str | None) -> Api:
-    """Connect as kubectl would; in a pod, as that pod's account. Asks the server nothing.
+    """Connect as kubectl would; in a pod, as that pod's account. Sends no request.
 
-    ClusterError if there is no kubeconfig, or if it has no such context.
+    ``ClusterError`` if there is no kubeconfig, or if it has no such context.
     """
-    key = (str(kubeconfig), str(context), str(namespace))
-    with _connecting:
-        if key not in _connections:
-            _connections[key] = _connect(kubeconfig, context, namespace)
-        return _connections[key]
-
-
-def _connect(kubeconfig: Path | None, context: str | None, namespace: str | None) -> Api:
     try:
         import kubernetes
     except ImportError as error:
@@ -203,15 +277,15 @@ def _connect(kubeconfig: Path | None, context: str | None, namespace: str | None
     from kubernetes.config import ConfigException
 
     configuration = kubernetes.client.Configuration()
-    # Tried again by us, who know what may pass.
+    # Api.call retries: it knows what may pass.
     configuration.retries = False
     configuration.connection_pool_maxsize = 16
-    configuration.socket_options = list(_noticing_dead_lines())
+    configuration.socket_options = list(_keepalive())
     try:
         found, where = _load(kubernetes, configuration, kubeconfig, context)
     except ConfigException as error:
         raise ClusterError(
-            f"there is no usable kubeconfig: {error}",
+            f"no usable kubeconfig: {error}",
             hint="Name the file (kubeconfig:) and context (context:) of the target in clustrix.yml,"
             " or set KUBECONFIG as for kubectl.",
         ) from error
@@ -221,10 +295,10 @@ def _connect(kubeconfig: Path | None, context: str | None, namespace: str | None
     return Api(client, core, batch, where, namespace or found or "default")
 
 
-def _noticing_dead_lines() -> Iterator[tuple[int, int, int]]:
-    """Socket options by which a connection ends whose other side says nothing: within a minute.
+def _keepalive() -> Iterator[tuple[int, int, int]]:
+    """Socket options that end a connection within a minute whose other side is gone silently.
 
-    Else a watch over a line that is dead, and does not say so, would wait for its whole time.
+    Without them a watch over a dead connection would wait for its whole time.
     """
     import socket
 
@@ -246,7 +320,7 @@ def _load(
     account = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     file = str(kubeconfig.expanduser()) if kubeconfig is not None else None
     if file is not None and not Path(file).exists():
-        raise ClusterError(f"there is no kubeconfig {file}", option="kubeconfig")
+        raise ClusterError(f"no such kubeconfig: {file}", option="kubeconfig")
     usual = os.environ.get("KUBECONFIG") or "~/.kube/config"
     if file is None and account.exists() and not Path(usual).expanduser().exists():
         kubernetes.config.load_incluster_config(client_configuration=configuration)

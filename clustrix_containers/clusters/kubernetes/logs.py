@@ -9,47 +9,47 @@ from clustrix_containers.errors import ClusterError
 
 from .api import Api, lines
 from .manifest import CONTAINER
-from .status import PodView
+from .views import PodView
 
 SILENCE = 60.0
-"""Seconds without a line after which a log is asked for again."""
+"""Seconds without a line after which a log is requested again."""
 PATIENCE = 900.0
-"""Seconds without an answer after which a log is followed no further."""
+"""Seconds without a response after which a log is followed no further."""
 
 
-def follow(
-    api: Api, namespace: str, find: Callable[[], tuple[PodView | None, bool]], *, wait: bool
+def read(
+    api: Api, find: Callable[[], tuple[PodView | None, bool]], *, follow: bool
 ) -> Iterator[bytes]:
-    """The lines of the pod that ``find`` gives with whether the element is over.
+    """The lines of the pod that ``find`` gives with whether the element has ended.
 
-    With ``wait`` from its start to its end, and then those of the pod that takes its place; else
-    what there is now. An API server that is out of reach is waited for for :data:`PATIENCE`.
+    With ``follow`` from its start to its end, and then those of the pod that takes its place; else
+    what there is now. For an API server that is out of reach it waits :data:`PATIENCE`.
     """
-    seen: dict[str, _Seen] = {}
-    pause, heard = 0.05, time.monotonic()
+    seen: dict[str, _Position] = {}
+    pause, reached = 0.05, time.monotonic()
     while True:
         over = False
         try:
             pod, over = find()
             if pod is not None and (pod.started or pod.ended):
-                own = seen.setdefault(pod.uid, _Seen())
-                for line in _read(api, namespace, pod, own, wait and not pod.ended):
+                own = seen.setdefault(pod.uid, _Position())
+                for line in _read(api, pod, own, follow and not pod.ended):
                     pause = 0.05
                     yield line
-            heard = time.monotonic()
+            reached = time.monotonic()
         except ClusterError as error:
-            passing = wait and not over and error.fields.get("temporary")
-            if not passing or time.monotonic() - heard > PATIENCE:
+            passing = follow and not over and error.fields.get("temporary")
+            if not passing or time.monotonic() - reached > PATIENCE:
                 raise
         # Over before this reading began: nothing more can come, of no other pod either.
-        if over or not wait:
+        if over or not follow:
             return
         time.sleep(pause)
         pause = min(pause * 1.5, 2.0)
 
 
-class _Seen:
-    """Where the reading has come to: a time, and how many lines of that very time."""
+class _Position:
+    """How far a log has been read: to a time, and how many lines of that very time."""
 
     def __init__(self) -> None:
         self.stamp = ""
@@ -69,37 +69,39 @@ class _Seen:
         return True
 
 
-def _read(api: Api, namespace: str, pod: PodView, seen: _Seen, stay: bool) -> Iterator[bytes]:
+def _read(api: Api, pod: PodView, seen: _Position, stay: bool) -> Iterator[bytes]:
     options = {"container": CONTAINER, "timestamps": True, "follow": stay}
     if seen.stamp:
-        # Whole seconds, and the line itself once more: what was seen is dropped here.
+        # Whole seconds, and the line itself once more: what was read before is dropped here.
         options["since_seconds"] = _age(seen.stamp)
     seen.restart()
     try:
-        answer = api.call(
+        response = api.call(
             "read the log",
             api.core.read_namespaced_pod_log,
             pod.name,
-            namespace,
-            _preload_content=False,
-            # Asked again where it was: a node that is gone ends no connection.
+            api.namespace,
+            stream=True,
+            # Reconnected where it was: a node that is gone ends no connection.
             _request_timeout=(10, SILENCE if stay else 60),
-            # Asked for again by whoever follows it: another pod may have taken the place of one
-            # whose node does not answer.
-            final=(400, 404, *((500, 502, 503, 504) if stay else ())),
+            # Whoever follows it tries again: another pod may have taken the place of one whose
+            # node does not respond.
+            none=(400, 404, *((500, 502, 503, 504) if stay else ())),
             **options,
         )
+        if response is None:
+            return
         # What breaks off in a line comes once more; at the end nothing does, and all is read.
-        for line in lines(answer, whole=stay):
+        for line in lines(response, whole=stay):
             stamp, _, text = line.partition(b" ")
-            # A kubelet says in the place of a log that it cannot give it: without a time.
+            # A kubelet may send, instead of the log and without a time, that it cannot give it.
             if stamp[:1].isdigit() and seen.is_new(_comparable(stamp.decode("ascii", "replace"))):
                 yield text
     except ClusterError:
         raise
     except Exception as error:
-        # Not there yet, there no more, or cut off: the caller looks again.
-        if getattr(error, "status", None) is None and not stay:
+        # Broken off: the caller looks again.
+        if not stay:
             raise ClusterError(f"the log of {pod.name} cannot be read: {error}") from error
 
 

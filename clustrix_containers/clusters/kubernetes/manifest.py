@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import functools
 import json
 import math
 import re
@@ -16,10 +17,11 @@ from typing import Any
 
 from clustrix_containers.api.options import Resources
 from clustrix_containers.clusters.task import Task
+from clustrix_containers.containers.environment import outer_limit, worker_environment
+from clustrix_containers.results.volume import MOUNT_PATH
 from clustrix_containers.worker import contract
 
-from .overlay import merge
-from .server import Server
+from .api import Server
 from .settings import Settings
 
 MANAGER = "clustrix-containers"
@@ -31,39 +33,40 @@ LABEL_ELEMENT = f"{PREFIX}/element"
 LABEL_FUNCTION = f"{PREFIX}/function"
 LABEL_DIGEST = f"{PREFIX}/digest"
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
-NOTE_IMAGE = f"{PREFIX}/image"
-NOTE_COUNT = f"{PREFIX}/count"
-NOTE_ARRAY = f"{PREFIX}/array"
-NOTE_COMMAND = f"{PREFIX}/command"
-NOTE_TASK = f"{PREFIX}/task"
+ANNOTATION_IMAGE = f"{PREFIX}/image"
+ANNOTATION_COUNT = f"{PREFIX}/count"
+ANNOTATION_ARRAY = f"{PREFIX}/array"
+ANNOTATION_COMMAND = f"{PREFIX}/command"
+ANNOTATION_TASK = f"{PREFIX}/task"
 """What another machine needs to run a lost element again: resources and retries, as JSON."""
 CONTAINER = "main"
 CLAIM = "claim"
 HOLD_PORT = 8473
-VOLUME_PATH = "/opt/clustrix/volume"
-"""Where a volume claim for results is mounted."""
 MESSAGE_PATH = "/dev/termination-log"
+DELIVERY = 60
+"""Seconds that a worker may need to deliver a result that no container holds."""
 INDEX = "batch.kubernetes.io/job-completion-index"
 
 
-def selector(run: str | None = None) -> str:
-    """The label selector of our Jobs and pods, or of one run's."""
-    ours = f"{LABEL_MANAGER}={MANAGER}"
-    return ours if run is None else f"{ours},{LABEL_RUN}={run}"
+def selector(run: str | None = None, *, attempt: int | None = None) -> str:
+    """The label selector of our Jobs and pods, or of one run's, or of one attempt's."""
+    labels = {LABEL_MANAGER: MANAGER, LABEL_RUN: run, LABEL_ATTEMPT: attempt}
+    return ",".join(f"{name}={value}" for name, value in labels.items() if value is not None)
 
 
 def secret_name(task: Task) -> str:
     return task.run
 
 
-def job_name(task: Task, element: int | None) -> str:
-    """The name is the run's and the attempt's, so that the same Job is never made twice."""
+def _job_name(task: Task, element: int | None) -> str:
+    """The name is the run's and the attempt's, so that the same Job is never created twice."""
     name = f"{task.run}-{task.attempt}"
-    return name if element is None else f"{name}-{element}"
+    alone = element is None or (element == 0 and len(task.elements) == 1)
+    return name if alone else f"{name}-{element}"
 
 
 def job_names(run: str, attempt: int, element: int) -> Sequence[str]:
-    """The names that a Job of this element alone may have: the first was made by itself."""
+    """The names that a Job of this element alone may have; see :func:`_job_name`."""
     name = f"{run}-{attempt}"
     return (f"{name}-{element}",) if element else (f"{name}-0", name)
 
@@ -101,37 +104,24 @@ def owner(job: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def jobs(task: Task, settings: Settings, server: Server, *, held: bool) -> list[dict[str, Any]]:
-    """The Jobs of a task: one, or one per element where the server has no Indexed Jobs.
-
-    ``held`` says that a container may have to wait with its result for the client.
-    """
+def jobs(task: Task, settings: Settings, server: Server) -> list[dict[str, Any]]:
+    """The Jobs of a task: one, or one per element where the server has no Indexed Jobs."""
     if is_indexed(task, server):
-        return [_job(task, settings, server, None, held)]
-    single = len(task.elements) == 1 and task.elements[0] == 0
-    return [
-        _job(task, settings, server, element, held, named=not single) for element in task.elements
-    ]
+        return [_job(task, settings, server, None)]
+    return [_job(task, settings, server, element) for element in task.elements]
 
 
-def _job(
-    task: Task,
-    settings: Settings,
-    server: Server,
-    element: int | None,
-    held: bool,
-    named: bool = True,
-) -> dict[str, Any]:
+def _job(task: Task, settings: Settings, server: Server, element: int | None) -> dict[str, Any]:
     labels = _labels(task, element)
     spec: dict[str, Any] = {
         "backoffLimit": task.retries,
         "ttlSecondsAfterFinished": settings.ttl,
-        "template": _template(task, settings, server, element, labels, held),
+        "template": _template(task, settings, server, element, labels),
     }
     if settings.deadline is not None:
         spec["activeDeadlineSeconds"] = settings.deadline
     if server.indexed:
-        # Resumed when its Secret is there; by Kueue, where a queue says when.
+        # Resumed when its Secret exists; by Kueue, if there is a queue.
         spec["suspend"] = True
     if element is None:
         count = len(task.elements)
@@ -148,15 +138,17 @@ def _job(
     if server.failure_policy:
         spec["podFailurePolicy"] = _FAILURE_POLICY
     metadata: dict[str, Any] = {
-        "name": job_name(task, element if named else None),
+        "name": _job_name(task, element),
         "namespace": settings.namespace,
         "labels": {**labels, **({LABEL_QUEUE: settings.queue} if settings.queue else {})},
         "annotations": {
-            NOTE_IMAGE: task.image,
-            NOTE_COUNT: str(len(task.elements)),
-            NOTE_ARRAY: str(int(task.array)),
-            NOTE_COMMAND: json.dumps(list(task.command)),
-            NOTE_TASK: json.dumps({"retries": task.retries, **_resources_note(task.resources)}),
+            ANNOTATION_IMAGE: task.image,
+            ANNOTATION_COUNT: str(len(task.elements)),
+            ANNOTATION_ARRAY: str(int(task.array)),
+            ANNOTATION_COMMAND: json.dumps(list(task.command)),
+            ANNOTATION_TASK: json.dumps(
+                {"retries": task.retries, **_resources_annotation(task.resources)}
+            ),
         },
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
@@ -168,7 +160,7 @@ def like(job: Mapping[str, Any], element: int) -> dict[str, Any]:
     own = str(element)
 
     def labels(of: Mapping[str, Any]) -> dict[str, str]:
-        # What the server has put there says which pods are that Job's.
+        # The server adds labels that select the pods of that Job.
         names = (LABEL_MANAGER, LABEL_QUEUE)
         found = of["metadata"]["labels"]
         kept = {k: v for k, v in found.items() if k in names or k.startswith(f"{PREFIX}/")}
@@ -199,7 +191,7 @@ def like(job: Mapping[str, Any], element: int) -> dict[str, Any]:
     }
 
 
-def _resources_note(resources: Resources) -> dict[str, Any]:
+def _resources_annotation(resources: Resources) -> dict[str, Any]:
     return {"resources": {**asdict(resources), "env": dict(resources.env)}}
 
 
@@ -235,19 +227,18 @@ def _template(
     server: Server,
     element: int | None,
     labels: Mapping[str, str],
-    held: bool,
 ) -> dict[str, Any]:
     more: dict[str, Any] = {}
-    if task.resources.timeout is not None:
-        # The worker ends the function in time and says so; this is for a worker that cannot. A
-        # result that waits, or goes to a slow store, has as long as one that is held.
-        spare = 60 + math.ceil(settings.grace) + settings.hold
-        more["activeDeadlineSeconds"] = math.ceil(task.resources.timeout) + spare
-    container = _container(task, settings, element, held)
+    limit = outer_limit(task.resources.timeout, settings.grace)
+    if limit is not None:
+        # The worker ends the function in time and reports that; this is for a worker that cannot.
+        # A result that goes to a slow store has as long as one that is held.
+        more["activeDeadlineSeconds"] = math.ceil(limit) + DELIVERY + settings.hold
+    container = _container(task, settings, element)
     volumes = _volumes(task)
-    if settings.claim:
-        container["volumeMounts"].append({"name": CLAIM, "mountPath": VOLUME_PATH})
-        volumes.append(claimed(settings.claim))
+    if settings.volume:
+        container["volumeMounts"].append({"name": CLAIM, "mountPath": MOUNT_PATH})
+        volumes.append(claimed(settings.volume.claim))
     return template(settings, server, labels, container, volumes, **more)
 
 
@@ -285,7 +276,7 @@ def template(
     }
     spec |= {name: value for name, value in chosen.items() if value}
     ours = {"metadata": {"labels": dict(labels)}, "spec": spec}
-    merged: dict[str, Any] = merge(ours, settings.overlay)
+    merged: dict[str, Any] = functools.reduce(merge, settings.pod_template, ours)
     return merged
 
 
@@ -293,7 +284,7 @@ def _pod_security(settings: Settings, server: Server) -> dict[str, Any]:
     security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     if settings.user is not None:
         security |= {"runAsUser": settings.user, "runAsGroup": settings.user}
-    if settings.claim and settings.user is not None:
+    if settings.volume and settings.user is not None:
         # A new disk belongs to root. Where the group is right already, no file is looked at.
         security["fsGroup"] = settings.user
         if server.group_policy:
@@ -308,7 +299,7 @@ CONTAINER_SECURITY: Mapping[str, Any] = {
 }
 
 
-def _container(task: Task, settings: Settings, element: int | None, held: bool) -> dict[str, Any]:
+def _container(task: Task, settings: Settings, element: int | None) -> dict[str, Any]:
     mounts: Sequence[tuple[str, str, bool]] = (
         ("run", contract.RUN, True),
         ("results", contract.RESULTS, False),
@@ -328,8 +319,8 @@ def _container(task: Task, settings: Settings, element: int | None, held: bool) 
             for name, path, fixed in mounts
         ],
     }
-    if held:
-        # The worker's port answers while a result waits: so the pod becomes Ready.
+    if settings.results is None:
+        # The worker's port answers while it holds a result: then the pod is Ready.
         container["readinessProbe"] = {
             "tcpSocket": {"port": HOLD_PORT},
             "periodSeconds": 1,
@@ -339,19 +330,18 @@ def _container(task: Task, settings: Settings, element: int | None, held: bool) 
 
 
 def _environment(task: Task, settings: Settings, element: int | None) -> list[dict[str, str]]:
-    resources = task.resources
     values = {
-        **resources.env,
-        contract.ENV_RUN: task.run,
-        contract.ENV_ATTEMPT: str(task.attempt),
-        contract.ENV_CPUS: f"{resources.cpus:g}",
-        contract.ENV_GRACE: f"{settings.grace:g}",
+        **task.resources.env,
+        **worker_environment(
+            run=task.run,
+            attempt=task.attempt,
+            element=element,
+            cpus=task.resources.cpus,
+            timeout=task.resources.timeout,
+            grace=settings.grace,
+        ),
         "USER": "clustrix",
     }
-    if element is not None:
-        values[contract.ENV_ELEMENT] = str(element)
-    if resources.timeout is not None:
-        values[contract.ENV_TIMEOUT] = f"{resources.timeout:g}"
     # A value is text to Kubernetes but for $(NAME), which $$ escapes.
     return [{"name": name, "value": value.replace("$", "$$")} for name, value in values.items()]
 
@@ -361,10 +351,10 @@ def _resources(resources: Resources, settings: Settings) -> dict[str, Any]:
     if resources.memory is not None:
         amounts["memory"] = quantity(resources.memory)
     if resources.gpus:
-        amounts[settings.gpu] = str(resources.gpus)
+        amounts[settings.gpu_resource] = str(resources.gpus)
     return {
         "requests": {"cpu": f"{math.ceil(resources.cpus * 1000)}m", **amounts},
-        # A fraction is for finding room: held to it, Python alone would take seconds to start.
+        # A fraction is for scheduling only: limited to it, Python would take seconds to start.
         "limits": {"cpu": str(math.ceil(resources.cpus)), **amounts},
     }
 
@@ -388,3 +378,61 @@ def _volumes(task: Task) -> list[dict[str, Any]]:
             "emptyDir": {"medium": "Memory", "sizeLimit": quantity(task.resources.shm)},
         },
     ]
+
+
+_KEYS = {
+    "containers": "name",
+    "initContainers": "name",
+    "ephemeralContainers": "name",
+    "env": "name",
+    "volumes": "name",
+    "volumeMounts": "mountPath",
+    "volumeDevices": "devicePath",
+    "imagePullSecrets": "name",
+    "hostAliases": "ip",
+    "topologySpreadConstraints": "topologyKey",
+    "ports": "containerPort",
+}
+"""The lists of a pod template that are merged element by element, and what names an element."""
+
+
+def merge(base: Any, change: Any, name: str = "") -> Any:
+    """``base`` with ``change`` over it, as ``kubectl patch --type=strategic`` does it.
+
+    https://kubernetes.io/docs/tasks/manage-kubernetes-objects/update-api-object-kubectl-patch/
+    """
+    if isinstance(base, Mapping) and isinstance(change, Mapping):
+        return _merge_maps(base, change)
+    if isinstance(base, list) and isinstance(change, list) and name in _KEYS:
+        return _merge_lists(base, change, _KEYS[name])
+    return change
+
+
+def _merge_maps(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    if change.get("$patch") == "replace":
+        return {key: value for key, value in change.items() if key != "$patch"}
+    merged = dict(base)
+    for key, value in change.items():
+        if value is None:
+            merged.pop(key, None)
+        elif key in merged:
+            merged[key] = merge(merged[key], value, key)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _merge_lists(base: list[Any], change: list[Any], key: str) -> list[Any]:
+    merged = list(base)
+    for item in change:
+        name = item.get(key) if isinstance(item, Mapping) else None
+        places = [
+            i for i, old in enumerate(merged) if isinstance(old, Mapping) and old.get(key) == name
+        ]
+        if isinstance(item, Mapping) and item.get("$patch") == "delete":
+            merged = [old for i, old in enumerate(merged) if i not in places]
+        elif name is not None and places:
+            merged[places[0]] = merge(merged[places[0]], item)
+        else:
+            merged.append(item)
+    return merged

@@ -1,43 +1,42 @@
 """A pod that reads results from a volume claim, for a client that has not mounted it.
 
-It is a Job of the run's own image that sleeps, and reads when it is told to, through exec. One
-serves a run and this process. It ends when it has not been used for a while, whoever is gone.
+It is a Job of the run's own image that sleeps, and reads on request, through exec. One serves a run
+and this process. It ends when it has not been used for a while, also if its client is gone.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import secrets
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.results import inline
+from clustrix_containers.results import delivery
+from clustrix_containers.results.outcome import Expected
+from clustrix_containers.results.volume import MOUNT_PATH, VolumeStore
 from clustrix_containers.worker import contract
 
 from . import manifest, take
-from .api import Api
-from .server import Server
-from .settings import Settings, volume
-from .status import PodView, view_pod
+from .api import Api, Server
+from .settings import Settings
+from .status import Events
 from .stream import command
-from .watch import watcher
+from .views import PodView, view_pod
 
 IDLE = 120
 """Seconds without use after which the pod ends by itself."""
 LINGER = 10.0
 """Seconds without use after which this process deletes it."""
 STARTS = 15.0
-"""Seconds for which whoever wants something waits for it to start; later, it is asked again."""
+"""Seconds for which a caller waits for it to start; later, the caller tries again."""
 STUCK = 30.0
-"""Seconds for which nothing comes through before another pod is tried: its node may be gone."""
-LONGEST = 86400
-"""Seconds that the Job may take in all."""
-MOST_FAILURES = 3
+"""Seconds without success after which another pod is tried: its node may be gone."""
+MAX_AGE = 86400
+"""Seconds that the Job may run in all."""
+MAX_FAILURES = 3
 """How many pods in a row may end without having been of use."""
 READS = f"{manifest.PREFIX}/reads"
 SIGN = "/tmp/used"  # noqa: S108
@@ -45,40 +44,39 @@ PYTHON = f"{contract.VENV}/bin/python"
 
 
 class Reader:
-    """At most one Job, made when something is to be read; threads may share it."""
+    """At most one Job, created when something is to be read; threads may share it."""
 
-    def __init__(self, api: Api, settings: Settings, image: str, run: str) -> None:
-        self._api, self._settings, self._image, self._run = api, settings, image, run
+    def __init__(
+        self, api: Api, settings: Settings, events: Events, store: VolumeStore, image: str, run: str
+    ) -> None:
+        self._api, self._settings, self._events = api, settings, events
+        self._store, self._image, self._run = store, image, run
         self._lock = threading.RLock()
         self._job: Any = None
         self._begun = self._used = 0.0
         self._users = self._failures = 0
         self._broken: float | None = None
-        """Since when nothing has come through."""
+        """Since when no read has succeeded."""
 
-    def take(
-        self,
-        said: inline.Stored | None,
-        element: int,
-        attempt: int,
-        directory: Path,
-        *,
-        key: bytes,
-    ) -> bool:
-        """Bring an outcome into ``directory``; False if it is not to be seen on the volume.
+    def fetch(self, expected: Expected, stored: delivery.Stored | None) -> bool:
+        """Bring an outcome into the run's directory; False if it is not visible on the volume.
 
-        ``ClusterError`` (``temporary``) while the pod has not started, or if the way broke off.
+        ``ClusterError`` (``temporary``) while the pod has not started, or if the read broke off.
         """
-        place = volume(self._settings.results).directory(manifest.VOLUME_PATH, self._run)
-        words = [PYTHON, contract.GIVER, "read", str(place), str(element), str(attempt)]
-        words += [said.mark if said is not None else "-", SIGN]
-        with (
-            self._pod() as pod,
-            command(self._api, self._settings.namespace, pod, words) as giver,
-        ):
+        place = str(self._store.directory(MOUNT_PATH, self._run))
+        words = [
+            PYTHON,
+            contract.GIVER,
+            "read",
+            place,
+            str(expected.element),
+            str(expected.attempt),
+        ]
+        words += [stored.mark if stored is not None else "-", SIGN]
+        with self._pod() as pod, command(self._api, pod, words) as giver:
             try:
-                take.receive(giver, pod, directory, element, attempt, run=self._run, key=key)
-            except inline.Absent:
+                take.receive(giver, pod, expected)
+            except delivery.Absent:
                 return False
         return True
 
@@ -90,15 +88,15 @@ class Reader:
             return
         with contextlib.suppress(Exception):
             self._api.batch.delete_namespaced_job(
-                job.metadata.name,
-                self._settings.namespace,
+                job["metadata"]["name"],
+                self._api.namespace,
                 propagation_policy="Background",
                 _request_timeout=timeout,
             )
 
     @contextlib.contextmanager
     def _pod(self) -> Iterator[str]:
-        """The name of a pod that runs, for as long as it is needed."""
+        """The name of a running pod, for as long as it is needed."""
         with self._lock:
             self._used = time.monotonic()
             name = self._started()
@@ -125,7 +123,7 @@ class Reader:
             pod = self._look()
             if self._is_over(pod):
                 self._drop(useful=pod is not None and pod.exit_code == 0)
-                if self._failures >= MOST_FAILURES:
+                if self._failures >= MAX_FAILURES:
                     raise self._problem("ends at once", pod)
                 self._make()
             elif pod is not None and pod.started:
@@ -136,45 +134,34 @@ class Reader:
             pause = min(pause * 1.5, 1.0)
 
     def _make(self) -> None:
-        from kubernetes.client import ApiException
-
-        api, namespace = self._api, self._settings.namespace
+        api = self._api
         name = f"{self._run}-reads-{secrets.token_hex(3)}"
-        job = manifest_of(self._settings, api.server, self._image, self._run, name)
-        action = f"make the Job {name}"
-        try:
-            made = api.call(action, api.batch.create_namespaced_job, namespace, job, final=(409,))
-        except ApiException:
-            # The answer to an earlier try was lost.
-            made = api.call(action, api.batch.read_namespaced_job, name, namespace)
-        self._job = made
+        job = manifest_of(self._settings, api.server, self._store, self._image, self._run, name)
+        action = f"create the Job {name}"
+        create = api.batch.create_namespaced_job
+        # 409: the response to an earlier try was lost.
+        self._job = api.call(action, create, api.namespace, job, none=(409,)) or api.call(
+            action, api.batch.read_namespaced_job, name, api.namespace
+        )
         self._begun = time.monotonic()
         threading.Thread(target=self._expire, args=(self._job,), daemon=True, name=name).start()
 
     def _look(self) -> PodView | None:
-        name = self._job.metadata.name
-        listed = self._api.call(
-            "list pods",
-            self._api.core.list_namespaced_pod,
-            self._settings.namespace,
-            label_selector=f"{READS}={name}",
-        )
-        found = [view_pod(self._api.plain(pod)) for pod in listed.items]
+        chosen = f"{READS}={self._job['metadata']['name']}"
+        found = [
+            view_pod(pod)
+            for page in self._api.pages("list pods", self._api.core.list_namespaced_pod, chosen)
+            for pod in page["items"]
+        ]
         return max(found, key=lambda pod: pod.created, default=None)
 
     def _is_over(self, pod: PodView | None) -> bool:
         """Whether nothing can be read any more: it was idle, or somebody has ended it."""
-        from kubernetes.client import ApiException
-
         if pod is not None:
             return pod.ended or pod.deleted
-        api, name = self._api, self._job.metadata.name
-        action, function = f"read the Job {name}", api.batch.read_namespaced_job
-        try:
-            api.call(action, function, name, self._settings.namespace, final=(404,))
-        except ApiException:
-            return True
-        return False
+        api, name = self._api, self._job["metadata"]["name"]
+        read = api.batch.read_namespaced_job
+        return api.call(f"read the Job {name}", read, name, api.namespace, none=(404,)) is None
 
     def _drop(self, *, useful: bool = False) -> None:
         """Give the Job up; the next one may do better."""
@@ -183,9 +170,9 @@ class Reader:
         self._failures += not useful
 
     def _problem(self, what: str, pod: PodView | None, **fields: Any) -> ClusterError:
-        claim = self._settings.claim
         return ClusterError(
-            f"the pod that reads results from the volume claim {claim} {what}: {self._why(pod)}",
+            f"the pod that reads results from the volume claim {self._store.claim} {what}:"
+            f" {self._why(pod)}",
             hint=f"They stay where they are; later: cxc result {self._run}",
             **fields,
         )
@@ -198,11 +185,8 @@ class Reader:
             )
         if self._job is None:
             return "its Job was deleted"
-        refusals = watcher(self._api, self._settings.namespace).refusals
-        return (
-            refusals.of(self._job.metadata.uid, self._job.metadata.name)
-            or "its Job has made no pod yet"
-        )
+        made = self._job["metadata"]
+        return self._events.refusals.of(made["uid"], made["name"]) or "its Job has no pod yet"
 
     def _expire(self, job: Any) -> None:
         """Delete the Job once nobody has used it for a while."""
@@ -216,9 +200,9 @@ class Reader:
 
 
 def manifest_of(
-    settings: Settings, server: Server, image: str, run: str, name: str
+    settings: Settings, server: Server, store: VolumeStore, image: str, run: str, name: str
 ) -> dict[str, Any]:
-    """The Job: nothing that looks for a run's Jobs or pods takes it for one."""
+    """The Job; its labels are not those by which a run's own Jobs and pods are selected."""
     labels = {
         manifest.LABEL_MANAGER: f"{manifest.MANAGER}-reader",
         manifest.LABEL_RUN: run,
@@ -235,36 +219,16 @@ def manifest_of(
         },
         "securityContext": manifest.CONTAINER_SECURITY,
         "volumeMounts": [
-            {"name": manifest.CLAIM, "mountPath": manifest.VOLUME_PATH, "readOnly": True},
+            {"name": manifest.CLAIM, "mountPath": MOUNT_PATH, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
         ],
     }
-    assert settings.claim is not None
-    volumes = [manifest.claimed(settings.claim), {"name": "tmp", "emptyDir": {}}]
+    volumes = [manifest.claimed(store.claim), {"name": "tmp", "emptyDir": {}}]
     spec = {
         "backoffLimit": 0,
-        "activeDeadlineSeconds": LONGEST,
+        "activeDeadlineSeconds": MAX_AGE,
         "ttlSecondsAfterFinished": 60,
         "template": manifest.template(settings, server, labels, container, volumes),
     }
     metadata = {"name": name, "namespace": settings.namespace, "labels": labels}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
-
-
-_readers: dict[tuple[int, str, str], Reader] = {}
-_lock = threading.Lock()
-
-
-def of(api: Api, settings: Settings, image: str, run: str) -> Reader:
-    """The one reader of a run in this process."""
-    with _lock:
-        key = (id(api), settings.namespace, run)
-        if key not in _readers:
-            _readers[key] = Reader(api, settings, image, run)
-        return _readers[key]
-
-
-@atexit.register
-def _delete_all() -> None:
-    for reader in list(_readers.values()):
-        reader.delete(timeout=3.0)

@@ -1,26 +1,27 @@
-"""The options of a Kubernetes target, checked."""
+"""The options of a Kubernetes target, checked; and those of one call over them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from clustrix_containers.api.quantities import parse_duration
 from clustrix_containers.errors import ClusterError, ConfigError
+from clustrix_containers.results.stores import ResultStore, parse_results
+from clustrix_containers.results.volume import VolumeStore
 
-if TYPE_CHECKING:
-    from clustrix_containers.results.volume import Options
-
-STORES = ("auto", "hold", "s3", "registry", "volume")
+HELD = ("auto", "hold")
+"""``results`` of a target whose containers hold what does not fit into a termination message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the lines of a target say about its pods and Jobs. Durations are in seconds.
+    """How a target's pods and Jobs are to be. Durations are in seconds.
 
-    ``overlay`` is merged over the pod template last. ``results`` says where results go that
-    do not fit into a termination message: ``{"kind": …}`` and that store's own options.
+    ``pod_template`` are merged over ours, one after the other. ``user`` is ``None`` where the
+    cluster chooses the uid. ``results`` is where results go that do not fit into a termination
+    message; ``None``: the container holds them until the client has them.
     """
 
     namespace: str
@@ -31,58 +32,120 @@ class Settings:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: Sequence[Mapping[str, Any]] = ()
     affinity: Mapping[str, Any] = field(default_factory=dict)
-    overlay: Mapping[str, Any] = field(default_factory=dict)
-    gpu: str = "nvidia.com/gpu"
+    pod_template: Sequence[Mapping[str, Any]] = ()
+    gpu_resource: str = "nvidia.com/gpu"
     user: int | None = 65532
     ttl: int = 3 * 86400
     deadline: int | None = None
     hold: int = 3600
     pull_grace: float = 60.0
     grace: float = 5.0
-    results: Mapping[str, Any] = field(default_factory=lambda: {"kind": "auto"})
+    results: ResultStore | None = None
 
     @property
-    def claim(self) -> str | None:
+    def volume(self) -> VolumeStore | None:
         """The volume claim that the pods write results to."""
-        return volume(self.results).claim if self.results["kind"] == "volume" else None
+        return self.results if isinstance(self.results, VolumeStore) else None
+
+    def with_options(self, options: Mapping[str, Any]) -> Settings:
+        """These, with the options of one call over them.
+
+        ``node_selector`` and ``pod_template`` are merged, everything else is replaced.
+        ``ClusterError`` (``option``) for one that a call cannot have.
+        """
+        for name in options:
+            if name not in CALL_OPTIONS:
+                raise ClusterError(
+                    f"a call has no option {name!r} for Kubernetes",
+                    hint=f"Its options are: {', '.join(CALL_OPTIONS)}.",
+                    option=name,
+                )
+        changes = check(options)
+        if "node_selector" in changes:
+            changes["node_selector"] = {**self.node_selector, **changes["node_selector"]}
+        if "pod_template" in changes:
+            changes["pod_template"] = (*self.pod_template, *changes["pod_template"])
+        return replace(self, **changes)
 
 
-def results_option(value: object) -> Mapping[str, Any]:
-    """``results:`` of a target: a store by name, or a mapping of one name to its options."""
-    if isinstance(value, str) and value in STORES and value != "volume":
-        return {"kind": value}
-    if isinstance(value, Mapping) and len(value) == 1:
-        ((kind, options),) = value.items()
-        if kind in STORES and isinstance(options, Mapping | None):
-            chosen = {"kind": kind, **(options or {})}
-            if kind == "volume":
-                volume(chosen)
-            return chosen
-    raise ClusterError(
-        f"results is {value!r}",
-        hint=f"It is one of {', '.join(STORES)}, or one of these with its options, as in"
-        " results: {s3: {bucket: my-bucket}}.",
-        option="results",
-    )
+def check(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as fields of :class:`Settings`; ``ClusterError`` (``option``) for a wrong value."""
+    return {name: _CHECKS[name](name, value) for name, value in options.items()}
 
 
-def volume(results: Mapping[str, Any]) -> Options:
-    """The options of the store ``volume``."""
-    from clustrix_containers.results.volume import Options
-
-    try:
-        return Options(**{key: value for key, value in results.items() if key != "kind"})
-    except TypeError as error:
-        raise ClusterError(
-            f"results: volume: {str(error).rpartition('__init__() ')[2]}",
-            hint="Its options are claim, path and mount.",
-            option="results",
-        ) from error
+def _invalid(name: str, value: object, expected: str) -> ClusterError:
+    return ClusterError(f"{name}: {value!r} is not {expected}", option=name)
 
 
-def seconds(value: object, option: str) -> float:
-    """A duration (``"3d"`` or seconds) of the option."""
+def _text(name: str, value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise _invalid(name, value, "a name")
+
+
+def _mapping(name: str, value: object) -> Mapping[str, Any]:
+    if value is None or isinstance(value, Mapping):
+        return value or {}
+    raise _invalid(name, value, "a mapping")
+
+
+def _templates(name: str, value: object) -> Sequence[Mapping[str, Any]]:
+    return (_mapping(name, value),) if value else ()
+
+
+def _mappings(name: str, value: object) -> Sequence[Mapping[str, Any]]:
+    if isinstance(value, list | tuple) and all(isinstance(it, Mapping) for it in value):
+        return value
+    raise _invalid(name, value, "a list of mappings")
+
+
+def _seconds(name: str, value: object) -> float:
     try:
         return parse_duration(value)
     except ConfigError as error:
-        raise ClusterError(f"{option}: {error.message}", hint=error.hint, option=option) from error
+        raise ClusterError(f"{name}: {error.message}", hint=error.hint, option=name) from error
+
+
+def _whole_seconds(name: str, value: object) -> int:
+    return int(_seconds(name, value))
+
+
+def _optional_seconds(name: str, value: object) -> int | None:
+    return None if value is None else _whole_seconds(name, value)
+
+
+def _user(name: str, value: object) -> int | None:
+    if isinstance(value, int) and value > 0:
+        return value
+    if value == "any":
+        return None
+    raise _invalid(name, value, "a uid above 0, or any")
+
+
+def _results(_name: str, value: object) -> ResultStore | None:
+    return parse_results(value, own=HELD)
+
+
+_CALL_CHECKS: Mapping[str, Callable[[str, object], Any]] = {
+    "queue": _text,
+    "service_account": _text,
+    "priority_class": _text,
+    "node_selector": _mapping,
+    "tolerations": _mappings,
+    "affinity": _mapping,
+    "pod_template": _templates,
+    "gpu_resource": _text,
+    "ttl": _whole_seconds,
+    "deadline": _optional_seconds,
+    "hold": _whole_seconds,
+}
+CALL_OPTIONS = tuple(_CALL_CHECKS)
+"""What one call may have of its own."""
+_CHECKS: Mapping[str, Callable[[str, object], Any]] = {
+    **_CALL_CHECKS,
+    "pull_secret": _text,
+    "pull_grace": _seconds,
+    "grace": _seconds,
+    "user": _user,
+    "results": _results,
+}

@@ -1,259 +1,99 @@
-"""What Jobs and pods say about an element: compact views of them, and one Status."""
+"""How an element is, by its Job, its pods and, where these do not explain it, the cluster's events."""
 
 from __future__ import annotations
 
-import functools
-import sys
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 from clustrix_containers.api.status import Cause, State, Status
+from clustrix_containers.errors import ClusterError
 from clustrix_containers.worker.contract import GIVEN_UP
 
-from .manifest import (
-    CONTAINER,
-    INDEX,
-    LABEL_ATTEMPT,
-    LABEL_ELEMENT,
-    LABEL_QUEUE,
-    LABEL_RUN,
-    NOTE_COUNT,
-)
+from .api import PAGE, Api
+from .views import IMAGE_REASONS, JobView, PodView, newest, within
 
-_IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
-_CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _LOST_REASONS = ("NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity")
-JOB_DELETED = "its Job was deleted, and not by this client"
 _REJECTED = ("OutOf", "UnexpectedAdmissionError", "Preempting")
+_NO_CAUSE = ("", "Error: ErrImagePull", "Error: ImagePullBackOff")
+"""What a kubelet reports in the same second as the registry's message."""
+REFRESH = 15.0
+"""Seconds for which events are used that were listed before."""
+
+DELETED = Status(State.FAILED, Cause.DELETED, None, "its Job was deleted, and not by this client")
+ABSENT = replace(DELETED, state=State.ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
-class PodView:
-    """One pod. Times are seconds since the epoch; ``element`` is ``None`` for none of ours.
+class Events:
+    """What explains the state of Jobs and pods that do not do so themselves.
 
-    ``message`` is the termination message of its container.
+    https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/
     """
 
-    run: str
-    attempt: int
-    element: int | None
-    uid: str
-    name: str
-    node: str
-    phase: str
-    created: float
-    ready: bool = False
-    """Whether it holds a result for whoever takes it."""
-    deleted: bool = False
-    gone: bool = False
-    """Whether it is not there any more: this is how it was last seen."""
-    started: bool = False
-    exit_code: int | None = None
-    signal: int | None = None
-    message: str | None = None
-    trimmed: bool = False
-    """Whether its message is not kept here (any more): the pod itself has it."""
-    reason: str = ""
-    """Why its container, else the pod, ended or waits."""
-    detail: str = ""
-    pod_reason: str = ""
-    disruption: str = ""
-    memory: str = ""
-    """Its memory limit, as the API writes it."""
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing more will be said of it."""
-        return self.phase in ("Succeeded", "Failed") or self.deleted or self.gone
-
-    @property
-    def ended(self) -> bool:
-        over = self.phase in ("Succeeded", "Failed") or self.exit_code is not None
-        return over or self.gone
-
-    @property
-    def stuck(self) -> bool:
-        """Whether its node cannot start it, and tries again."""
-        return not self.started and self.reason in _IMAGE_REASONS + _CONFIG_REASONS
-
-    @property
-    def cut_off(self) -> bool:
-        """Whether it was deleted while it ran, and not ended by anything else."""
-        by_hand = not self.pod_reason and not self.disruption and self.reason != "OOMKilled"
-        return self.deleted and by_hand and self.exit_code in (None, 137, 143)
+    def __init__(self, api: Api) -> None:
+        self.refusals = _Messages(api, "Job", "FailedCreate")
+        """Why a Job has no pods."""
+        self.pull_failures = _Messages(api, "Pod", "Failed")
+        """Why a pod does not start."""
+        self.preemptions = _Messages(api, "Pod", "Preempted")
+        """For which other pod a pod was ended."""
+        self.taints = _Messages(api, "Pod", "TaintManagerEviction")
+        """That a node's taint has ended a pod, for example because the node is lost."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobView:
-    """One Job; ``element`` is ``None`` for an Indexed Job of ``count`` elements."""
+class _Messages:
+    """The events of one reason about one kind of object, listed all at once."""
 
-    run: str
-    attempt: int
-    element: int | None
-    uid: str
-    name: str
-    count: int
-    indexed: bool
-    suspended: bool
-    condition: str = ""
-    """``Complete`` or ``Failed`` when it has ended."""
-    reason: str = ""
-    detail: str = ""
-    completed: str = ""
-    failed: str = ""
-    retries: int = 0
-    deleted: bool = False
-    queue: str = ""
-    """Kueue's queue that says when it may run."""
-    active: int = 0
-    heard: float = field(default=0.0, compare=False)
-    """When this was first heard (monotonic)."""
+    def __init__(self, api: Api, kind: str, reason: str) -> None:
+        self._api = api
+        self._selector = f"involvedObject.kind={kind},reason={reason}"
+        self._lock = threading.Lock()
+        self._listed: float | None = None
+        self._messages: dict[str, str] = {}
 
-    def counted(self, later: JobView) -> bool:
-        """Whether ``later`` differs only in how many elements have come how far."""
-        told = replace(self, completed=later.completed, failed=later.failed, active=later.active)
-        return told == later
+    def of(self, uid: str, name: str) -> str:
+        """The last message about an object; ``""`` if there is none, or none may be read."""
+        with self._lock:
+            if self._listed is None or time.monotonic() - self._listed > REFRESH:
+                self._list()
+                self._listed = time.monotonic()
+            # Some controllers give no uid.
+            return self._messages.get(uid) or self._messages.get(name) or ""
 
-
-def view_pod(pod: Mapping[str, Any]) -> PodView:
-    """The view of a pod as the API gives it."""
-    metadata, status, container = pod["metadata"], pod.get("status", {}), _container(pod)
-    labels = metadata.get("labels", {})
-    element = labels.get(LABEL_ELEMENT, labels.get(INDEX))
-    if element is None:
-        element = metadata.get("annotations", {}).get(INDEX)
-    conditions = {it["type"]: it for it in status.get("conditions", ())}
-    disruption = conditions.get("DisruptionTarget", {})
-    view = PodView(
-        run=_same(labels.get(LABEL_RUN, "")),
-        attempt=int(labels.get(LABEL_ATTEMPT, "0")),
-        element=int(element) if element is not None else 0,
-        uid=metadata["uid"],
-        name=metadata["name"],
-        node=_same(pod.get("spec", {}).get("nodeName", "")),
-        phase=_same(status.get("phase", "Pending")),
-        created=seconds(metadata.get("creationTimestamp")),
-        # One that does not hold results is Ready as soon as it runs.
-        ready="readinessProbe" in container and conditions.get("Ready", {}).get("status") == "True",
-        deleted="deletionTimestamp" in metadata,
-        pod_reason=status.get("reason", ""),
-        detail=status.get("message", ""),
-        disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
-        memory=_same(container.get("resources", {}).get("limits", {}).get("memory", "")),
-    )
-    containers = [it for it in status.get("containerStatuses", ()) if it["name"] == CONTAINER]
-    if containers:
-        return _with_container(view, containers[0].get("state", {}))
-    scheduled = conditions.get("PodScheduled", {})
-    if scheduled.get("status") == "False":
-        return replace(view, reason="Unschedulable", detail=scheduled.get("message", ""))
-    return view
+    def _list(self) -> None:
+        api = self._api
+        try:
+            listed = api.call(
+                "list events",
+                api.core.list_namespaced_event,
+                api.namespace,
+                field_selector=self._selector,
+                limit=PAGE,
+            )
+        except ClusterError:
+            # They only explain: without them the state is the same.
+            return
+        self._messages = {}
+        for event in sorted(listed["items"], key=lambda it: it.get("lastTimestamp") or ""):
+            about, message = event["involvedObject"], event.get("message", "")
+            if message not in _NO_CAUSE:
+                self._messages[about.get("uid") or about.get("name", "")] = message
 
 
-def _same(text: str) -> str:
-    """One string for all pods that say the same."""
-    return sys.intern(str(text))
+def status_of(
+    job: JobView | None,
+    pods: Sequence[PodView],
+    element: int,
+    events: Events,
+    *,
+    patient: bool,
+    slow: bool,
+) -> Status:
+    """How an element is; :data:`ABSENT` if there is neither a Job nor a pod.
 
-
-def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = [it for it in pod.get("spec", {}).get("containers", ()) if it["name"] == CONTAINER]
-    return found[0] if found else {}
-
-
-def _with_container(view: PodView, state: Mapping[str, Any]) -> PodView:
-    if ended := state.get("terminated"):
-        return replace(
-            view,
-            started=True,
-            exit_code=ended["exitCode"],
-            signal=ended.get("signal"),
-            reason=_same(ended.get("reason", "")),
-            message=ended.get("message"),
-        )
-    if waiting := state.get("waiting"):
-        detail = waiting.get("message", "") or view.detail
-        return replace(view, reason=waiting.get("reason", ""), detail=detail)
-    return replace(view, started="running" in state)
-
-
-def view_job(job: Mapping[str, Any]) -> JobView:
-    """The view of a Job as the API gives it."""
-    metadata, spec, status = job["metadata"], job["spec"], job.get("status", {})
-    labels = metadata.get("labels", {})
-    element = labels.get(LABEL_ELEMENT)
-    final: Mapping[str, str] = next(
-        (
-            it
-            for it in status.get("conditions", ())
-            if it["type"] in ("Complete", "Failed") and it["status"] == "True"
-        ),
-        {},
-    )
-    indexed = spec.get("completionMode") == "Indexed"
-    return JobView(
-        run=labels.get(LABEL_RUN, ""),
-        attempt=int(labels.get(LABEL_ATTEMPT, "0")),
-        element=int(element) if element is not None else (None if indexed else 0),
-        uid=metadata["uid"],
-        name=metadata["name"],
-        count=int(metadata.get("annotations", {}).get(NOTE_COUNT, "1")),
-        indexed=indexed,
-        suspended=bool(spec.get("suspend")),
-        condition=final.get("type", ""),
-        reason=final.get("reason", ""),
-        detail=final.get("message", ""),
-        completed=status.get("completedIndexes", ""),
-        failed=status.get("failedIndexes", ""),
-        queue=labels.get(LABEL_QUEUE, ""),
-        active=int(status.get("active", 0)),
-        retries=int(
-            spec.get("backoffLimitPerIndex", 0 if indexed else spec.get("backoffLimit", 0))
-        ),
-        deleted="deletionTimestamp" in metadata,
-    )
-
-
-def within(indexes: str, index: int) -> bool:
-    """Whether an index is in ``"1,3-5,7"``, as a Job's status writes them."""
-    firsts, lasts = _ranges(indexes)
-    place = bisect_right(firsts, index) - 1
-    return place >= 0 and index <= lasts[place]
-
-
-@functools.lru_cache(16)
-def _ranges(indexes: str) -> tuple[Sequence[int], Sequence[int]]:
-    """The first and the last index of each part, which are in ascending order."""
-    parts = [part.partition("-") for part in indexes.split(",") if part]
-    firsts = [int(first) for first, _, _ in parts]
-    return firsts, [int(last or first) for first, _, last in parts]
-
-
-def news(before: JobView, later: JobView) -> set[int]:
-    """The elements of whose end a Job tells for the first time, and some that it has told of."""
-    found: set[int] = set()
-    for old, new in ((before.completed, later.completed), (before.failed, later.failed)):
-        if old != new:
-            for part in set(new.split(",")) - set(old.split(",")):
-                first, _, last = part.partition("-")
-                found.update(range(int(first), int(last or first) + 1) if part else ())
-    return found
-
-
-def newest(pods: Sequence[PodView]) -> PodView | None:
-    """The pod that counts: one that lives, else the last."""
-    return max(
-        pods, key=lambda pod: (not pod.deleted, not pod.ended, pod.created, pod.uid), default=None
-    )
-
-
-def judge(
-    job: JobView | None, pods: Sequence[PodView], element: int, *, patient: bool
-) -> Status | None:
-    """How an element is; ``None`` if nothing is known of it: no Job, no pod.
-
-    ``patient`` says whether a pod that is stuck has still time to start.
+    ``patient`` says whether a pod that is stuck has still time to start, ``slow`` whether the Job
+    has been without pods for so long that the reason is of interest.
     """
     for pod in pods:
         if pod.message == GIVEN_UP:
@@ -266,43 +106,39 @@ def judge(
     if job is not None and within(job.completed, element):
         return Status(State.SUCCEEDED, exit_code=0)
     if last is None:
-        return _without_pod(job, element)
+        return ABSENT if job is None else _without_pod(job, element, events, slow)
     ended = [pod for pod in pods if pod.ended]
     if last.exit_code and not last.final:
-        # Whether it was evicted, its pod says a moment later.
+        # Whether it was evicted, its pod shows a moment later.
         return Status(State.RUNNING, message="its container has ended")
     if last.ended:
-        return _ended(job, last, element, len(ended))
-    again = _again([pod for pod in pods if pod is not last and (pod.ended or pod.deleted)])
+        return _ended(job, last, element, len(ended), events)
+    replaced = newest([pod for pod in pods if pod is not last and (pod.ended or pod.deleted)])
+    again = "" if replaced is None else f" (again: {_failure(replaced, events).message})"
     if last.started:
         return Status(State.RUNNING, message=f"on the node {last.node}{again}")
     before = newest(ended)
     if job is not None and job.condition == "Failed":
-        # What was to replace a pod was given up with the Job: that pod's end tells why.
-        return _job_failed(job) if before is None else _ended(job, before, element, len(ended))
-    status = _waiting(last, patient)
+        # What was to replace a pod was given up with the Job: that pod's end is the reason.
+        return (
+            _job_failed(job) if before is None else _ended(job, before, element, len(ended), events)
+        )
+    status = _waiting(last, events, patient)
     return replace(status, message=f"{status.message}{again}")
 
 
-def _again(before: Sequence[PodView]) -> str:
-    """Why an element has another pod than its first."""
-    last = newest(before)
-    return "" if last is None else f" (again: {_why(last).message})"
-
-
-def _without_pod(job: JobView | None, element: int) -> Status | None:
-    if job is None:
-        return None
+def _without_pod(job: JobView, element: int, events: Events, slow: bool) -> Status:
     if job.condition == "Complete":
         return Status(State.SUCCEEDED, exit_code=0)
     if job.condition == "Failed" or within(job.failed, element):
         status = _job_failed(job)
         if status.cause is Cause.TIME_LIMIT:
             return status
-        return replace(status, message=f"{status.message}; no pod is left that says why")
-    if job.suspended and job.queue:
-        return Status(State.PENDING, message=f"suspended: waits in the queue {job.queue}")
-    return Status(State.PENDING, message="suspended" if job.suspended else "")
+        return replace(status, message=f"{status.message}; no pod is left that explains it")
+    if job.suspended:
+        waits = f": waits in the queue {job.queue}" if job.queue else ""
+        return Status(State.PENDING, message=f"suspended{waits}")
+    return Status(State.PENDING, message=events.refusals.of(job.uid, job.name) if slow else "")
 
 
 def _job_failed(job: JobView) -> Status:
@@ -311,30 +147,23 @@ def _job_failed(job: JobView) -> Status:
     return Status(State.FAILED, cause, None, text)
 
 
-def _ended(job: JobView | None, pod: PodView, element: int, ended: int) -> Status:
-    status = _why(pod)
+def _ended(job: JobView | None, pod: PodView, element: int, ended: int, events: Events) -> Status:
     if job is None or job.deleted:
-        if pod.cut_off:
-            return Status(State.FAILED, Cause.DELETED, pod.exit_code, JOB_DELETED)
-        return status
+        return replace(DELETED, exit_code=pod.exit_code) if pod.cut_off else _failure(pod, events)
     if job.reason == "DeadlineExceeded":
         return _job_failed(job)
+    status = _failure(pod, events)
     if job.condition == "Failed" or within(job.failed, element):
         return status
     if status.cause.infrastructure or pod.deleted:
         # The Job's controller makes another pod; if it does not, the Job fails.
         return Status(State.PENDING, message=f"{status.message}; it runs again")
     if ended <= job.retries:
-        return Status(State.PENDING, message=f"{status.message}; it is tried again")
+        return Status(State.PENDING, message=f"{status.message}; it is retried")
     return status
 
 
-def deletion(pod: PodView) -> str:
-    """That a pod was cut off, where it does not say by what."""
-    return f"its pod was deleted while it ran on the node {pod.node}"
-
-
-def _why(pod: PodView) -> Status:
+def _failure(pod: PodView, events: Events) -> Status:
     """Why a pod did not succeed, in one sentence."""
     cause, text = Cause.DIED, ""
     if pod.reason == "OOMKilled":
@@ -353,7 +182,7 @@ def _why(pod: PodView) -> Status:
     elif pod.pod_reason.startswith(_REJECTED):
         cause, text = Cause.EVICTED, f"the node {pod.node} refused it: {pod.detail}"
     elif pod.cut_off:
-        cause, text = Cause.EVICTED, deletion(pod)
+        cause, text = _deletion(pod, events)
     elif pod.exit_code is not None:
         how = f"signal {pod.exit_code - 128}" if pod.exit_code > 128 else f"code {pod.exit_code}"
         text = f"its container ended with {how}"
@@ -364,22 +193,24 @@ def _why(pod: PodView) -> Status:
     return Status(State.FAILED, cause, pod.exit_code, text.rstrip(": "))
 
 
-def _waiting(pod: PodView, patient: bool) -> Status:
+def _deletion(pod: PodView, events: Events) -> tuple[Cause, str]:
+    """Why a pod was deleted while it ran: before 1.26 only events show it."""
+    if message := events.preemptions.of(pod.uid, pod.name):
+        return Cause.PREEMPTED, f"was preempted: {message}"
+    if events.taints.of(pod.uid, pod.name):
+        return Cause.NODE_LOST, f"its node {pod.node} was lost, or tainted"
+    return Cause.EVICTED, f"its pod was deleted while it ran on the node {pod.node}"
+
+
+def _waiting(pod: PodView, events: Events, patient: bool) -> Status:
     if pod.reason == "Unschedulable":
         return Status(State.PENDING, message=f"no node takes it yet: {pod.detail}")
-    if pod.stuck:
-        what = "its image cannot be pulled" if pod.reason in _IMAGE_REASONS else "cannot start"
-        text = f"{what} ({pod.reason}): {pod.detail}"
-        if not patient:
-            return Status(State.FAILED, Cause.REFUSED, None, text)
+    if not pod.stuck:
+        return Status(State.PENDING, message=pod.reason)
+    what = "its image cannot be pulled" if pod.reason in IMAGE_REASONS else "cannot start"
+    text = f"{what} ({pod.reason}): {pod.detail}"
+    if pod.reason == "ImagePullBackOff" and (message := events.pull_failures.of(pod.uid, pod.name)):
+        text = f"{what}: {message}"
+    if patient:
         return Status(State.PENDING, message=text)
-    return Status(State.PENDING, message=pod.reason)
-
-
-def seconds(stamp: str | None) -> float:
-    """Seconds since the epoch of a time as the API writes it (RFC 3339)."""
-    if not stamp:
-        return 0.0
-    from datetime import datetime
-
-    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
+    return Status(State.FAILED, Cause.REFUSED, None, text)

@@ -1,7 +1,7 @@
 """A command in a pod and its three streams, over a WebSocket none of whose waits is endless.
 
-``kubernetes.stream`` connects without any timeout: an API server that has gone without a word, or
-that accepts and is silent, would be waited for until the machine is switched off.
+``kubernetes.stream`` connects without any timeout: it would wait forever for an API server that
+accepts and is silent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.errors import ClusterError
 
-from .api import DENIED, Api
+from .api import DENIED, PERMISSION_HINT, Api, error_message
 from .manifest import CONTAINER
 
 if TYPE_CHECKING:
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 
 STDIN, STDOUT, STDERR, ERROR = 0, 1, 2, 3
 CONNECT = 10.0
-"""Seconds for each of: the connection, TLS, and each piece of the answer to the upgrade."""
-MOST_WORDS = 4096
+"""Seconds for each of: the connection, TLS, and each piece of the response to the upgrade."""
+MAX_STDERR = 4096
 EXEC = "exec"
 
 
 class BrokenOff(Exception):
-    """A connection that ended, or was silent for too long, before the command had."""
+    """A connection that ended, or was silent for too long, before the command ended."""
 
 
 class Command:
-    """A command that runs in a pod. ``said`` is what it wrote to standard error (its beginning).
+    """A command that runs in a pod. ``stderr`` is the beginning of its standard error.
 
     ``succeeded`` is known once its output has ended.
     """
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
-        self.said = ""
+        self.stderr = ""
         self.succeeded: bool | None = None
 
     def output(self, silence: float, within: float = float("inf")) -> Iterator[bytes]:
         """Its standard output in pieces, to its end; :class:`BrokenOff` if that does not come.
 
-        ``silence`` is for how many seconds nothing may come, ``within`` how many all may take.
+        ``silence`` and ``within``: seconds without a byte, and in all.
         """
         from websocket import ABNF, WebSocketException
 
@@ -70,12 +70,12 @@ class Command:
             if channel == STDOUT:
                 yield data
             elif channel == STDERR:
-                self.said = (self.said + data.decode("utf-8", "replace"))[:MOST_WORDS]
+                self.stderr = (self.stderr + data.decode("utf-8", "replace"))[:MAX_STDERR]
             elif channel == ERROR:
                 self._end(data)
 
-    def tell(self, line: bytes, within: float) -> bool:
-        """Write to its standard input and wait for its end; whether it then said that all is well.
+    def finish(self, line: bytes, within: float) -> bool:
+        """Write to its standard input and wait for its end; whether it then succeeded.
 
         Takes ``within`` seconds at most, and raises nothing.
         """
@@ -96,29 +96,27 @@ class Command:
             self.succeeded = False
         if not self.succeeded:
             text = data.decode("utf-8", "replace")
-            self.said = (self.said + text)[:MOST_WORDS] if not self.said else self.said
+            self.stderr = (self.stderr + text)[:MAX_STDERR] if not self.stderr else self.stderr
 
 
 @contextlib.contextmanager
 def command(
-    api: Api, namespace: str, pod: str, words: Sequence[str], *, patience: float = CONNECT
+    api: Api, pod: str, words: Sequence[str], *, patience: float = CONNECT
 ) -> Iterator[Command]:
     """Run a command in a pod of ours.
 
     ``ClusterError`` if it cannot be started; ``temporary`` says whether that may pass.
     """
-    connection = _connect(api, namespace, pod, words, patience)
-    # It forgets the socket of a connection that the other side has closed. And no parting words:
-    # whoever is at the other end may be gone.
+    connection = _connect(api, pod, words, patience)
+    # The client forgets the socket of a connection that the other side has closed. And no closing
+    # handshake: the other side may be gone.
     raw = connection.sock
     assert raw is not None
     with contextlib.closing(raw):
         yield Command(connection)
 
 
-def _connect(
-    api: Api, namespace: str, pod: str, words: Sequence[str], patience: float
-) -> WebSocket:
+def _connect(api: Api, pod: str, words: Sequence[str], patience: float) -> WebSocket:
     from functools import partial
 
     from kubernetes.client import ApiClient, CoreV1Api
@@ -130,7 +128,7 @@ def _connect(
     try:
         made: WebSocket = CoreV1Api(client).connect_get_namespaced_pod_exec(
             pod,
-            namespace,
+            api.namespace,
             container=CONTAINER,
             command=list(words),
             stdin=True,
@@ -142,7 +140,7 @@ def _connect(
     except WebSocketBadStatusException as error:
         raise _refused(api, pod, error) from error
     except (WebSocketException, OSError) as error:
-        raise ClusterError(f"{api.where} does not answer: {error}", temporary=True) from error
+        raise ClusterError(f"{api.where} does not respond: {error}", temporary=True) from error
     api.denied.pop(EXEC, None)
     return made
 
@@ -186,17 +184,16 @@ def _tls(configuration: Any) -> dict[str, Any]:
 def _refused(api: Api, pod: str, error: Any) -> ClusterError:
     status = int(error.status_code)
     body = getattr(error, "resp_body", None) or b""
-    said = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        said = json.loads(said).get("message") or said
-    hint, temporary = None, True
-    if status in (401, 403):
-        # One that has just started does not know yet who may do what.
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
+    denied = status in (401, 403)
+    temporary = True
+    if denied:
+        # An API server that has just started does not know yet who may do what.
         temporary = time.monotonic() - api.denied.setdefault(EXEC, time.monotonic()) < DENIED
-        hint = "`cxc doctor --on …` lists the permissions that are missing; k8s/ has a Role."
     return ClusterError(
-        f"{api.where} refuses to run a command in the pod {pod}: {status} {said}".rstrip(),
-        hint=hint,
+        f"{api.where} refuses to run a command in the pod {pod}: {status}"
+        f" {error_message(body, text)}".rstrip(),
+        hint=PERMISSION_HINT if denied else None,
         temporary=temporary,
         status=status,
     )

@@ -1,276 +1,311 @@
-"""Making, adopting and finding the objects of a run."""
+"""Creating, adopting, finding and deleting the objects of a run."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from clustrix_containers.api.options import Resources
-from clustrix_containers.clusters.task import Found, Task
+from clustrix_containers.clusters.task import DiscoveredRun, Handle, Task
 from clustrix_containers.errors import ClusterError
+from clustrix_containers.storage import atomic
 
-from . import claim, manifest, stores
-from .api import Api, body
-from .server import Server
+from . import manifest
+from .api import Api
+from .doctor import check_claim, check_queue
 from .settings import Settings
+from .views import view_job, view_pod
 
 PARALLEL = 8
-MOST_OWNERS = 2
+MAX_OWNERS = 2
+MAX_SELECTED = 50
+"""Elements up to which their pods are selected by name, and not all of the run's."""
 
 
 def plan(api: Api, settings: Settings, task: Task) -> list[dict[str, Any]]:
     """The Secret, its values left out, and the Jobs."""
-    server = api.server
-    _refuse(task, settings, api)
+    check_queue(settings, api.server)
     secret = manifest.secret(task, settings, {}, b"")
     secret["data"] = dict.fromkeys(secret["data"], "")
-    return [secret, *manifest.jobs(task, settings, server, held=_held(settings))]
+    return [secret, *manifest.jobs(task, settings, api.server)]
 
 
 def submit(api: Api, settings: Settings, task: Task) -> None:
-    """Make a task's objects, or adopt those of the same name that are of the same run.
+    """Create a task's objects, or adopt those of the same name that are of the same run.
 
     Where Jobs can be suspended, the Job comes first and its Secret belongs to it from the start.
     Where not, the Secret comes first, so that no pod waits for it.
     """
-    server = api.server
-    _refuse(task, settings, api)
-    if settings.claim:
-        claim.require(api, settings)
+    check_queue(settings, api.server)
+    check_claim(api, settings)
     key = (task.directory / "key").read_bytes()
-    secret = manifest.secret(task, settings, stores.deliver(settings, task), key)
-    jobs = manifest.jobs(task, settings, server, held=_held(settings))
-    if server.indexed:
-        made = each(lambda job: _make_job(api, settings.namespace, job), jobs)
-        if not _make_secret(api, settings, secret, made):
-            _adopt_key(api, settings, task, key)
+    secret = manifest.secret(task, settings, deliver(settings, task), key)
+    jobs = manifest.jobs(task, settings, api.server)
+    if api.server.indexed:
+        made = each(lambda job: _create_job(api, job), jobs)
+        if not _create_secret(api, secret, made):
+            _adopt_key(api, task, key)
         if not settings.queue:
-            each(lambda job: _resume(api, settings.namespace, job), made)
+            each(lambda job: _resume(api, job), made)
         return
-    _make_secret(api, settings, secret, ())
-    made = each(lambda job: _make_job(api, settings.namespace, job), jobs)
-    _own(api, settings.namespace, secret["metadata"]["name"], made)
+    _create_secret(api, secret, ())
+    made = each(lambda job: _create_job(api, job), jobs)
+    _own(api, secret["metadata"]["name"], made)
 
 
-def find(api: Api, settings: Settings, run: str) -> Found | None:
-    """What the Jobs and the Secret of a run say of it; ``None`` if there is no such Job.
+def deliver(settings: Settings, task: Task) -> Mapping[str, Any]:
+    """The file ``run/deliver`` of a task: its store, opened for as long as an element may take.
 
-    What its client had not come to before it ended is done now: Jobs are made or resumed, a Secret
-    that no pod has waited for yet is made with a new key.
+    ``ClusterError`` if a credential would end sooner.
     """
-    namespace = settings.namespace
-    chosen = f"{manifest.selector(run)},{manifest.LABEL_ATTEMPT}=0"
-    # Any of them tells all about the run.
-    first = next(iter(_jobs(api, namespace, chosen, limit=1)), None)
+    store: Mapping[str, Any] = {
+        "kind": "hold",
+        "port": manifest.HOLD_PORT,
+        "seconds": settings.hold,
+    }
+    if settings.results is not None:
+        store = settings.results.open(task.run, task.image, task.resources.timeout or 0.0)
+    return {"message": manifest.MESSAGE_PATH, "limit": 4096, "store": store}
+
+
+def describe(settings: Settings) -> str:
+    """Where results go, in one sentence."""
+    larger = f"a pod keeps a larger one for {settings.hold} s until the client takes it"
+    if settings.results is not None:
+        larger = settings.results.describe()
+    return f"Results of a few kilobytes come with the pod's termination message; {larger}."
+
+
+def find(api: Api, settings: Settings, run: str) -> DiscoveredRun | None:
+    """What the Jobs and the Secret of a run have of it; ``None`` if there is no such Job.
+
+    What its client had not done before it ended is done now: Jobs are created or resumed, a Secret
+    that no pod has waited for yet is created with a new key.
+    """
+    first = _first_job(api, run)
     if first is None:
         return None
-    notes = first["metadata"]["annotations"]
-    noted = json.loads(notes.get(manifest.NOTE_TASK) or "{}")
+    annotations = first["metadata"]["annotations"]
+    noted = json.loads(annotations.get(manifest.ANNOTATION_TASK) or "{}")
     task = Task(
         run=run,
         name=first["metadata"]["labels"].get(manifest.LABEL_FUNCTION, "run"),
-        image=notes[manifest.NOTE_IMAGE],
-        elements=range(int(notes[manifest.NOTE_COUNT])),
+        image=annotations[manifest.ANNOTATION_IMAGE],
+        elements=range(int(annotations[manifest.ANNOTATION_COUNT])),
         resources=Resources(**noted.get("resources", {})),
         directory=Path(),
-        command=tuple(json.loads(notes[manifest.NOTE_COMMAND])),
-        array=notes[manifest.NOTE_ARRAY] == "1",
+        command=tuple(json.loads(annotations[manifest.ANNOTATION_COMMAND])),
+        array=annotations[manifest.ANNOTATION_ARRAY] == "1",
         retries=int(noted.get("retries", 0)),
     )
-    secret = _read_secret(api, namespace, run)
+    secret = _read_secret(api, run)
     if secret is None and first["spec"].get("suspend"):
-        new = manifest.secret(task, settings, stores.deliver(settings, task), os.urandom(32))
-        _make_secret(api, settings, new, [first])
-        secret = _read_secret(api, namespace, run)
+        new = manifest.secret(task, settings, deliver(settings, task), os.urandom(32))
+        _create_secret(api, new, [first])
+        secret = _read_secret(api, run)
     if secret is None:
-        raise ClusterError(f"the Secret with the key of run {run} is gone")
-    _complete(api, namespace, chosen, first, secret)
-    return Found(
+        raise ClusterError(f"the Secret with the key of run {run} no longer exists")
+    _complete(api, run, first, secret)
+    return DiscoveredRun(
         run=run,
         name=task.name,
         image=task.image,
         count=len(task.elements),
         array=task.array,
         key=_key(secret),
-        ids=tuple(f"{namespace}/{run}/0.{element}" for element in task.elements),
+        handles=tuple(handles(api, task)),
         command=task.command,
         resources=task.resources,
         retries=task.retries,
     )
 
 
-def _jobs(api: Api, namespace: str, chosen: str, **options: Any) -> list[dict[str, Any]]:
+def handles(api: Api, task: Task) -> Sequence[Handle]:
+    """The handles of a task's elements: run, attempt and element say all but the namespace."""
+    return [Handle(task.run, task.attempt, it, api.namespace) for it in task.elements]
+
+
+def _first_job(api: Api, run: str) -> dict[str, Any] | None:
+    """Any Job of a run's first attempt: it has all about the run."""
     listed = api.call(
         "list Jobs",
         api.batch.list_namespaced_job,
-        namespace,
-        label_selector=chosen,
-        _preload_content=False,
-        **options,
+        api.namespace,
+        label_selector=manifest.selector(run, attempt=0),
+        limit=1,
     )
-    return list(body(listed)["items"])
+    return next(iter(listed["items"]), None)
 
 
-def _read_secret(api: Api, namespace: str, run: str) -> dict[str, Any] | None:
-    from kubernetes.client import ApiException
+def _complete(api: Api, run: str, first: dict[str, Any], secret: Mapping[str, Any]) -> None:
+    """Create what is missing of a submission that its client has not finished.
 
-    try:
-        found = api.call(
-            "read the run's Secret", api.core.read_namespaced_secret, run, namespace, final=(404,)
-        )
-    except ApiException:
-        return None
-    return api.plain(found)
+    Where each element has a Job, the Secret gets its owners when all of them are created: from
+    then on what is missing was deleted, and stays so.
+    """
+    labels = first["metadata"]["labels"]
+    if manifest.LABEL_ELEMENT not in labels or secret["metadata"].get("ownerReferences"):
+        if not labels.get(manifest.LABEL_QUEUE):
+            _resume(api, first)
+        return
+    count = int(first["metadata"]["annotations"][manifest.ANNOTATION_COUNT])
+    chosen = manifest.selector(run, attempt=0)
+    there = {
+        int(job["metadata"]["labels"][manifest.LABEL_ELEMENT]): job
+        for page in api.pages("list Jobs", api.batch.list_namespaced_job, chosen)
+        for job in page["items"]
+    }
+    missing = [element for element in range(count) if element not in there]
+    new = [manifest.like(first, element) for element in missing]
+    there.update(zip(missing, each(lambda job: _create_job(api, job), new), strict=True))
+    _own(api, secret["metadata"]["name"], [there[it] for it in range(count)])
+
+
+def _create_job(api: Api, job: dict[str, Any]) -> dict[str, Any]:
+    """The Job as the server has it: created now, or by an earlier try of the same run."""
+    name, batch = job["metadata"]["name"], api.batch
+    made = api.call(
+        f"create the Job {name}", batch.create_namespaced_job, api.namespace, job, none=(409,)
+    )
+    if made is None:
+        read = batch.read_namespaced_job
+        made = api.call(f"read the Job {name}", read, name, api.namespace)
+        if _run_and_image(made) != _run_and_image(job):
+            raise ClusterError(f"the Job {name} in {api.namespace} is not this run's")
+    found: dict[str, Any] = made
+    return found
+
+
+def _run_and_image(job: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    labels, annotations = job["metadata"].get("labels", {}), job["metadata"].get("annotations", {})
+    return labels.get(manifest.LABEL_RUN), annotations.get(manifest.ANNOTATION_IMAGE)
+
+
+def _create_secret(api: Api, secret: dict[str, Any], jobs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether it was created now; False if an earlier try of this run has created it."""
+    secret["metadata"]["ownerReferences"] = _owners(jobs)
+    create = api.core.create_namespaced_secret
+    action = "create the run's Secret"
+    return api.call(action, create, api.namespace, secret, none=(409,)) is not None
+
+
+def _read_secret(api: Api, run: str) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = api.call(
+        "read the run's Secret",
+        api.core.read_namespaced_secret,
+        run,
+        api.namespace,
+        none=(404,),
+    )
+    return found
 
 
 def _key(secret: Mapping[str, Any]) -> bytes:
     return base64.b64decode(secret["data"]["key"])
 
 
-def _complete(
-    api: Api, namespace: str, chosen: str, first: dict[str, Any], secret: Mapping[str, Any]
-) -> None:
-    """Make what is missing of a submission that its client has not finished.
-
-    Where each element has a Job, the Secret gets its owners when all of them are made: from then
-    on what is missing was deleted, and stays so.
-    """
-    labels = first["metadata"]["labels"]
-    if manifest.LABEL_ELEMENT not in labels or secret["metadata"].get("ownerReferences"):
-        if not labels.get(manifest.LABEL_QUEUE):
-            _resume(api, namespace, first)
-        return
-    count = int(first["metadata"]["annotations"][manifest.NOTE_COUNT])
-    there = {
-        int(job["metadata"]["labels"][manifest.LABEL_ELEMENT]): job
-        for job in _jobs(api, namespace, chosen)
-    }
-    missing = [element for element in range(count) if element not in there]
-    new = [manifest.like(first, element) for element in missing]
-    made = each(lambda job: _make_job(api, namespace, job), new) if new else []
-    there.update(zip(missing, made, strict=True))
-    _own(api, namespace, secret["metadata"]["name"], [there[it] for it in range(count)])
+def _adopt_key(api: Api, task: Task, key: bytes) -> None:
+    """Take the key that the pods have: another machine may have completed this run."""
+    secret = _read_secret(api, task.run)
+    if secret is not None and _key(secret) != key:
+        atomic.write(task.directory / "key", _key(secret), mode=0o600)
 
 
-def refused_queue(settings: Settings, server: Server) -> str:
-    """Why a queue cannot be kept there; empty if it can, or if none is wanted."""
-    if not settings.queue or server.indexed:
-        return ""
-    return (
-        f"the queue {settings.queue} cannot be kept by Kubernetes {server.major}.{server.minor}:"
-        " its Jobs cannot be made suspended (1.22), which Kueue needs"
-    )
-
-
-def _refuse(task: Task, settings: Settings, api: Api) -> None:
-    if words := refused_queue(settings, api.server):
-        raise ClusterError(words, hint="Leave queue out for this target.", option="queue")
-    if task.max_parallel and len(task.elements) > task.max_parallel and not api.server.indexed:
-        raise ClusterError(
-            f"max_parallel cannot be kept by {api.server.describe(len(task.elements))}",
-            hint="Leave max_parallel out, or give the namespace a ResourceQuota.",
-        )
-
-
-def _held(settings: Settings) -> bool:
-    return settings.results["kind"] in ("auto", "hold")
-
-
-def _make_job(api: Api, namespace: str, job: dict[str, Any]) -> dict[str, Any]:
-    """The Job as the server has it: made now, or by an earlier try of the same run."""
-    from kubernetes.client import ApiException
-
-    name = job["metadata"]["name"]
-    try:
-        made = api.call(
-            f"make the Job {name}",
-            api.batch.create_namespaced_job,
-            namespace,
-            job,
-            final=(409,),
-        )
-    except ApiException:
-        made = api.call(f"read the Job {name}", api.batch.read_namespaced_job, name, namespace)
-        if _whose(api.plain(made)) != _whose(job):
-            raise ClusterError(
-                f"there is a Job {name} in {namespace} that is not this run's"
-            ) from None
-    return api.plain(made)
-
-
-def _whose(job: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The run and the image of a Job."""
-    labels, notes = job["metadata"].get("labels", {}), job["metadata"].get("annotations", {})
-    return labels.get(manifest.LABEL_RUN), notes.get(manifest.NOTE_IMAGE)
-
-
-def _make_secret(
-    api: Api, settings: Settings, secret: dict[str, Any], jobs: Sequence[Mapping[str, Any]]
-) -> bool:
-    """Whether it was made now; False if there is one."""
-    from kubernetes.client import ApiException
-
-    secret["metadata"]["ownerReferences"] = [manifest.owner(job) for job in _owners(jobs)]
-    try:
-        api.call(
-            "make the run's Secret",
-            api.core.create_namespaced_secret,
-            settings.namespace,
-            secret,
-            final=(409,),
-        )
-    except ApiException:
-        return False  # an earlier try of this run
-    return True
-
-
-def _adopt_key(api: Api, settings: Settings, task: Task, key: bytes) -> None:
-    """Take the key that the pods have: another machine may have gone on with this run meanwhile."""
-    secret = _read_secret(api, settings.namespace, task.run)
-    if secret is None or _key(secret) == key:
-        return
-    part = task.directory / ".key.part"
-    part.unlink(missing_ok=True)
-    part.touch(0o600)
-    part.write_bytes(_key(secret))
-    part.replace(task.directory / "key")
-
-
-def _own(api: Api, namespace: str, secret: str, jobs: Sequence[Mapping[str, Any]]) -> None:
-    """Let the Secret belong to the first and the last Job: it stays until both are gone."""
-    owners = [manifest.owner(job) for job in _owners(jobs)]
+def _own(api: Api, secret: str, jobs: Sequence[Mapping[str, Any]]) -> None:
     api.call(
-        "give the run's Secret its owners",
+        "set the owners of the run's Secret",
         api.core.patch_namespaced_secret,
         secret,
-        namespace,
-        {"metadata": {"ownerReferences": owners}},
+        api.namespace,
+        {"metadata": {"ownerReferences": _owners(jobs)}},
     )
 
 
-def _owners(jobs: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    return jobs if len(jobs) <= MOST_OWNERS else (jobs[0], jobs[-1])
+def _owners(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """References to the first and the last Job: what they own stays until both are gone."""
+    chosen = jobs if len(jobs) <= MAX_OWNERS else (jobs[0], jobs[-1])
+    return [manifest.owner(job) for job in chosen]
 
 
-def _resume(api: Api, namespace: str, job: Mapping[str, Any]) -> None:
+def _resume(api: Api, job: Mapping[str, Any]) -> None:
     if job["spec"].get("suspend"):
+        name, patch = job["metadata"]["name"], api.batch.patch_namespaced_job
+        api.call("resume the Job", patch, name, api.namespace, {"spec": {"suspend": False}})
+
+
+def cancel(api: Api, run: str, attempts: Mapping[int, Collection[int]]) -> None:
+    """End elements, by attempt: delete their Jobs; where an Indexed Job has others too, their pods.
+
+    A run that is ended as a whole takes one deletion, whatever its size.
+    """
+    found = _first_job(api, run)
+    first = view_job(found) if found else None
+    if first is not None and first.count <= len(set().union(*attempts.values())):
         api.call(
-            "resume the Job",
-            api.batch.patch_namespaced_job,
-            job["metadata"]["name"],
-            namespace,
-            {"spec": {"suspend": False}},
+            "delete the run's Jobs",
+            api.batch.delete_collection_namespaced_job,
+            api.namespace,
+            label_selector=manifest.selector(run),
+            propagation_policy="Background",
         )
+        return
+    for attempt, elements in attempts.items():
+        if attempt == 0 and first is None:
+            continue  # they are gone
+        if attempt == 0 and first is not None and first.indexed:
+            _give_up(api, run, elements)
+        else:
+            names = {name for it in elements for name in manifest.job_names(run, attempt, it)}
+            each(lambda name: _delete_job(api, name), sorted(names))
+
+
+def _give_up(api: Api, run: str, elements: Collection[int]) -> None:
+    """End some elements of an Indexed Job, which itself has no way to do that.
+
+    Its controller may start the index of a deleted pod again, or one that has had no pod so far:
+    so the run's Secret notes which are cancelled, and their workers end before they begin.
+    """
+    api.call(
+        "note in the run's Secret what is cancelled",
+        api.core.patch_namespaced_secret,
+        run,
+        api.namespace,
+        {"data": {f"cancelled-{element}": "" for element in elements}},
+        none=(404,),
+    )
+    chosen = manifest.selector(run, attempt=0)
+    if api.server.labels_indexes and len(elements) <= MAX_SELECTED:
+        chosen += f",{manifest.INDEX} in ({','.join(map(str, sorted(elements)))})"
+    pods = [
+        view_pod(item)
+        for page in api.pages("list pods", api.core.list_namespaced_pod, chosen)
+        for item in page["items"]
+    ]
+    live = [pod.name for pod in pods if pod.element in elements and not pod.final]
+    each(lambda name: _delete_pod(api, name), live)
+
+
+def _delete_job(api: Api, name: str) -> None:
+    delete = api.batch.delete_namespaced_job
+    background = "Background"
+    api.call(
+        "delete a Job", delete, name, api.namespace, none=(404,), propagation_policy=background
+    )
+
+
+def _delete_pod(api: Api, name: str) -> None:
+    delete = api.core.delete_namespaced_pod
+    api.call("delete a pod", delete, name, api.namespace, none=(404,))
 
 
 def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """``function`` of each item, a few at a time; the first error ends it."""
-    if len(items) == 1:
-        return [function(items[0])]
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    if len(items) <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(PARALLEL, len(items))) as pool:
         return list(pool.map(function, items))

@@ -87,7 +87,7 @@ class LocalCluster:
     @property
     def unpacked(self) -> Path:
         """The directory of unpacked images."""
-        from clustrix_containers.config.file import paths
+        from clustrix_containers.config.paths import paths
 
         return (self.cache or paths().cache).resolve()
 

@@ -1,1 +1,1 @@
-"""A Docker engine for tests: one that is given, or Debian's ``dockerd`` for this run alone."""
+"""A Docker engine for tests: a given one, or Debian's ``dockerd`` for this run only."""

@@ -48,7 +48,7 @@ def test_down_ends_running_containers_and_leaves_no_mount_process_or_file(
     assert not answers(own_engine.host)
 
 
-def test_up_and_down_may_be_said_twice(own_engine: Engine) -> None:
+def test_up_and_down_are_idempotent(own_engine: Engine) -> None:
     own_engine.up()
     own_engine.up()
     assert answers(own_engine.host)
@@ -66,13 +66,13 @@ def test_an_engine_ends_with_the_process_that_started_it(own_engine: Engine) -> 
     assert wait_until(lambda: not own_engine.running(), 20)
 
 
-def test_an_engine_that_cannot_start_says_why_with_its_log(own_engine: Engine) -> None:
+def test_an_engine_that_cannot_start_fails_with_its_log(own_engine: Engine) -> None:
     (own_engine.directory / "data").write_text("in the way of a folder")
     with pytest.raises(StartError, match=r"dockerd ended with 1:\n(.*\n)*.*points to a file"):
         own_engine.up()
 
 
-def test_without_root_it_says_how_to_name_an_engine() -> None:
+def test_without_root_the_error_explains_how_to_name_an_engine() -> None:
     script = (
         "import os; from pathlib import Path; from tests.clusters.docker.engine import Engine;"
         "os.geteuid() or os.setuid(65534); Engine(Path('/tmp/cxd-never')).up()"

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.clusters.daemon import Daemon
 from tests.clusters.faults.mounts import mounted, unmount
 
-_SERVING = Path(__file__).with_name("late_serving.py")
+_FUSE = Path(__file__).with_name("late_fuse.py")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class LateView:
         return Daemon(
             name="late",
             command=(
-                *(sys.executable, "-I", "-X", "utf8", str(_SERVING)),
+                *(sys.executable, "-I", "-X", "utf8", str(_FUSE)),
                 *map(str, (self.source, self.path, self.directory / "seconds")),
             ),
             directory=self.directory,

@@ -88,7 +88,7 @@ class Proxy:
         return len(self._serving)
 
     def delay(self, up: float, down: float | None = None) -> None:
-        """Let what comes from now on arrive so many seconds late; one number is for both ways.
+        """Delay what comes from now on by some seconds; one number is for both directions.
 
         It is a long line, not a narrow one: 4 MiB may be underway in each direction.
         """

@@ -224,7 +224,7 @@ def test_users_are_who_they_are(view: LateView, source: Path) -> None:
     assert "Permission denied" in as_nobody("cat secret", view.path).stderr
 
 
-def test_a_full_disk_says_so_and_can_be_freed(volume: Volume) -> None:
+def test_a_full_disk_is_enospc_and_can_be_freed(volume: Volume) -> None:
     (volume.path / "before").write_bytes(b"x" * 10_000)
     volume.fill()
     assert volume.available == 0

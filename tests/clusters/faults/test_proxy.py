@@ -181,7 +181,7 @@ def test_refused_connections_come_back_to_the_same_port(
         assert read(other, 1) == b"x"
 
 
-def test_a_stalled_line_says_nothing_until_it_is_healed(
+def test_a_stalled_connection_carries_nothing_until_it_is_healed(
     client: socket.socket, proxy: Proxy
 ) -> None:
     trip(client)
@@ -208,7 +208,7 @@ def test_a_target_that_is_not_there_resets_the_client() -> None:
 
 
 def test_a_cut_in_the_moment_in_which_a_connection_ends_leaves_no_socket_open(echo: Echo) -> None:
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
         for step in range(600):
             with Proxy(echo.listener.getsockname()) as line:
@@ -220,4 +220,4 @@ def test_a_cut_in_the_moment_in_which_a_connection_ends_leaves_no_socket_open(ec
                     pass
                 line.cut()
         gc.collect()
-    assert [str(it.message) for it in said] == []
+    assert [str(it.message) for it in caught] == []

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.clusters.daemon import Daemon
 from tests.clusters.faults.mounts import mounted, unmount
 
-_HOLDING = Path(__file__).with_name("holding.py")
+_TMPFS = Path(__file__).with_name("tmpfs.py")
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Volume:
     @property
     def _daemon(self) -> Daemon:
         return Daemon(
-            name="holding",
-            command=(sys.executable, "-I", str(_HOLDING), str(self.path), str(self.size)),
+            name="tmpfs",
+            command=(sys.executable, "-I", str(_TMPFS), str(self.path), str(self.size)),
             directory=self.directory,
             ready=lambda: mounted(self.path),
             with_parent=self.with_parent,

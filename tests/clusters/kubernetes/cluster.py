@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.clusters.daemon import StartError, wait_until
-from tests.clusters.kubernetes import answers, audit, faults, parts, volumes
+from tests.clusters.kubernetes import audit, faults, health, services, volumes
 from tests.clusters.kubernetes import programs as built
 from tests.clusters.kubernetes.access import GIVEN, SECRET, Access
-from tests.clusters.kubernetes.alone import alone
 from tests.clusters.kubernetes.configuration import INSIDE, NODES, Configuration
+from tests.clusters.kubernetes.lock import locked
 from tests.clusters.machines.machine import Machine
 from tests.clusters.machines.network import Network
 from tests.clusters.machines.roots import place, root
@@ -46,10 +46,10 @@ class Kubernetes:
     def up(self) -> None:
         """Start what does not run, put right what a fault has damaged, wait for both nodes (10 s).
 
-        The first time it builds Kubernetes, and says so (six minutes on 2 cores).
+        The first time it builds Kubernetes, with a message (six minutes on 2 cores).
         """
         prepare()
-        with alone(self.directory):
+        with locked(self.directory):
             self.network.up()
             if not self._mark.exists():
                 # Nothing of a network that has ended can be used in this one.
@@ -60,7 +60,7 @@ class Kubernetes:
             for machine in self.machines:
                 if machine.running():
                     machine.resume()
-                    machine.mend()
+                    machine.reconnect()
                 machine.up()
             self._start()
             self._connect_anew()
@@ -86,7 +86,7 @@ class Kubernetes:
 
     def logs(self) -> str:
         shown = [f"== {it.name}: first process\n{it.logs()}" for it in self.machines]
-        # A network that did not come up has no addresses, a machine that is paused says nothing.
+        # A network that did not come up has no addresses, a paused machine does not answer.
         with contextlib.suppress(StartError):
             for service in self._services():
                 with contextlib.suppress(StartError, subprocess.TimeoutExpired):
@@ -95,7 +95,7 @@ class Kubernetes:
 
     def down(self) -> None:
         """End everything, and remove all it had."""
-        with alone(self.directory):
+        with locked(self.directory):
             self._remove_machines()
             self.network.down()
             shutil.rmtree(self.directory)
@@ -144,19 +144,19 @@ class Kubernetes:
 
     @property
     def api_server(self) -> Service:
-        return parts.api_server(self.control, self.configuration)
+        return services.api_server(self.control, self.configuration)
 
     @property
     def controller_manager(self) -> Service:
-        return parts.controller_manager(self.control, self.configuration)
+        return services.controller_manager(self.control, self.configuration)
 
     @property
     def scheduler(self) -> Service:
-        return parts.scheduler(self.control, self.configuration)
+        return services.scheduler(self.control, self.configuration)
 
     def kubelet(self, name: str) -> Service:
         """A node's kubelet, to stop and start: its containers go on without it."""
-        return parts.kubelet(self.node(name), self.configuration)
+        return services.kubelet(self.node(name), self.configuration)
 
     # -- for tests
 
@@ -184,7 +184,7 @@ class Kubernetes:
     def requests(
         self, *, user: str = "", agent: str = "", since: datetime.datetime | None = None
     ) -> list[audit.Request]:
-        """What the API server has answered to ``user``, to who says ``agent``, and from ``since`` on.
+        """The requests of ``user`` and of clients with ``agent``, received from ``since`` on.
 
         ``user`` is a name, ``agent`` a part of the User-Agent; ``since`` has a time zone. What
         the cluster asks of itself is not among them.
@@ -198,7 +198,7 @@ class Kubernetes:
 
     def ready_nodes(self) -> list[str]:
         """The nodes that are Ready, as the API server sees it; none while it does not answer."""
-        return answers.ready_nodes(self.configuration)
+        return health.ready_nodes(self.configuration)
 
     def wait_for_nodes(self, *names: str, seconds: float = 120) -> None:
         """Wait until these nodes (both, if none is named) are ready, and no other is."""
@@ -246,7 +246,7 @@ class Kubernetes:
         self._restart_kubelet(name, "1Pi")
 
     def free_disk(self, name: str) -> None:
-        """There is room again, as the node says in about 10 s."""
+        """Free the disk; the node reports it in about 10 s."""
         self._restart_kubelet(name)
 
     # -- how
@@ -285,9 +285,9 @@ class Kubernetes:
         self._shared.mkdir()
         for name in NODES:
             self.configuration.write_kubelet(name, self._pods(name))
-            for part in parts.OWN_DISK:
+            for part in services.OWN_DISK:
                 (self.directory / f"{name}-{part}").mkdir()
-        (self._configuration / "pause.tar").write_bytes(parts.pause_image(Path(busybox)))
+        (self._configuration / "pause.tar").write_bytes(services.pause_image(Path(busybox)))
 
     def _start(self) -> None:
         """Start what runs in the machines, and the registry, all at once."""
@@ -311,7 +311,7 @@ class Kubernetes:
         _write(self.directory / "authorities.pem", f"{known}\n{own}")
 
     def _start_control(self) -> None:
-        etcd = parts.etcd(self.control)
+        etcd = services.etcd(self.control)
         etcd.start()
         etcd.wait()
         self.api_server.start()
@@ -322,7 +322,7 @@ class Kubernetes:
             service.wait()
 
     def _connect_anew(self) -> None:
-        """Start those anew whose API server was: left alone, they ask it again in up to a minute.
+        """Restart those whose API server was restarted: else they retry it in up to a minute.
 
         https://github.com/kubernetes/kubernetes/blob/v1.20.2/staging/src/k8s.io/client-go/tools/cache/reflector.go
         """
@@ -349,12 +349,12 @@ class Kubernetes:
 
     def _start_node(self, name: str) -> None:
         machine = self.node(name)
-        machine.run("sh", "-c", parts.PREPARE, "sh", f"{INSIDE}/{name}.cni.json")
-        containerd = parts.containerd(machine)
+        machine.run("sh", "-c", services.PREPARE, "sh", f"{INSIDE}/{name}.cni.json")
+        containerd = services.containerd(machine)
         containerd.start()
         containerd.wait()
         images = machine.run("ctr", "--namespace=k8s.io", "images", "list", "--quiet").stdout
-        if parts.PAUSE not in images:
+        if services.PAUSE not in images:
             machine.run("ctr", "--namespace=k8s.io", "images", "import", f"{INSIDE}/pause.tar")
         kubelet = self.kubelet(name)
         kubelet.start()
@@ -373,21 +373,21 @@ class Kubernetes:
         return f"{prefix}.{64 * (1 + NODES.index(name))}/26"
 
     def _services(self) -> list[Service]:
-        found = [parts.etcd(self.control), self.api_server]
+        found = [services.etcd(self.control), self.api_server]
         found += [self.controller_manager, self.scheduler]
         for name in NODES:
-            found += [parts.containerd(self.node(name)), self.kubelet(name)]
+            found += [services.containerd(self.node(name)), self.kubelet(name)]
         return found
 
     def _machine(self, name: str, number: int) -> Machine:
         own = self.directory / name
-        binds = {self._configuration: INSIDE, built.place(): parts.PROGRAMS}
+        binds = {self._configuration: INSIDE, built.place(): services.PROGRAMS}
         if name in NODES:
             binds[self._shared] = volumes.SHARED
-            for part in parts.OWN_DISK:
+            for part in services.OWN_DISK:
                 binds[self.directory / f"{name}-{part}"] = f"/var/lib/{part}"
         return Machine(
-            name, own, place(parts.RECIPE), self.network, number, binds, self.with_parent
+            name, own, place(services.RECIPE), self.network, number, binds, self.with_parent
         )
 
 
@@ -399,7 +399,7 @@ def prepare() -> None:
             " or leave it out by name (--exclude kubernetes)"
         )
     with ThreadPoolExecutor() as pool:
-        for future in [pool.submit(root, parts.RECIPE), pool.submit(built.programs)]:
+        for future in [pool.submit(root, services.RECIPE), pool.submit(built.programs)]:
             future.result()
 
 

@@ -1,4 +1,4 @@
-"""What the parts of a Kubernetes are told: certificates, kubeconfigs, configuration files."""
+"""The configuration of a Kubernetes: certificates, kubeconfigs, configuration files."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Configuration:
             "evictionSoft": {"nodefs.available": room},
             "evictionSoftGracePeriod": {"nodefs.available": "1s"},
         }
-        # There is no name service: this address says so at once.
+        # There is no name service: this address refuses at once.
         config = {**_KUBELET, "podCIDR": pods, "clusterDNS": [self.server]}
         if room:
             config |= limit
@@ -114,9 +114,9 @@ class Configuration:
         self._write(f"{name}.cni.json", _cni(pods))
 
     def has_room(self, name: str) -> bool:
-        """Whether the kubelet is told the usual limits."""
-        told = json.loads((self.directory / f"{name}.kubelet.json").read_text())
-        return "evictionSoft" not in told
+        """Whether the kubelet has the usual limits."""
+        settings = json.loads((self.directory / f"{name}.kubelet.json").read_text())
+        return "evictionSoft" not in settings
 
     def trust(self, registry: str, authority: Path) -> None:
         """containerd trusts ``authority`` for ``registry`` (``HOST:PORT``) from its next pull on."""

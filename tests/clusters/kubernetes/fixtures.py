@@ -14,8 +14,8 @@ import pytest
 
 from tests.clusters.daemon import StartError, wait_until
 from tests.clusters.kubernetes.access import GIVEN, Access, given
-from tests.clusters.kubernetes.alone import alone, if_left
 from tests.clusters.kubernetes.cluster import Kubernetes, prepare
+from tests.clusters.kubernetes.lock import if_unlocked, locked
 
 _FAILED = pytest.StashKey[str]()
 _PREFIX = "cx own k8s ' "
@@ -69,7 +69,7 @@ def _own_kubernetes(request: pytest.FixtureRequest) -> Iterator[Kubernetes]:
         pytest.fail(request.config.stash[_FAILED])
     _clean()
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    with alone(directory):
+    with locked(directory):
         cluster = Kubernetes(directory / "cluster", with_parent=True)
         try:
             try:
@@ -85,7 +85,7 @@ def _own_kubernetes(request: pytest.FixtureRequest) -> Iterator[Kubernetes]:
 def _clean() -> None:
     """Remove what is left of the clusters of test runs that were killed."""
     for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with if_left(directory) as left, contextlib.suppress(StartError):
+        with if_unlocked(directory) as left, contextlib.suppress(StartError):
             if left:
                 Kubernetes(directory / "cluster").down()
                 directory.rmdir()

@@ -71,10 +71,10 @@ def _build(directory: Path) -> None:
     _say(f"building Kubernetes, once: about 6 minutes on 2 cores; its log is {log}")
     start = time.monotonic()
     # In a process namespace of its own, so that all of a build ends with its starter.
-    alone = ("setpriv", "--pdeathsig=KILL", "unshare", "--pid", "--fork", "--kill-child=KILL")
+    namespace = ("setpriv", "--pdeathsig=KILL", "unshare", "--pid", "--fork", "--kill-child=KILL")
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [*alone, "--mount-proc", _BUILD, compiler, directory],
+            [*namespace, "--mount-proc", _BUILD, compiler, directory],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

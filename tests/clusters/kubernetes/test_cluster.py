@@ -93,23 +93,23 @@ class Jobs:
             listed = self.batch.list_namespaced_job(self.namespace).items
             return [item.metadata.name for item in listed]
 
-        assert wait_until(lambda: job not in names(), 90), self.told(job)
+        assert wait_until(lambda: job not in names(), 90), self.describe(job)
 
-    def told(self, job: str) -> str:
-        """What is known of its pod, for a test that fails."""
+    def describe(self, job: str) -> str:
+        """The status and the events of its pod, for a test that fails."""
         pod = self.pod(job)
         events = self.core.list_namespaced_event(self.namespace).items
         return f"{pod and pod.status}\n" + "\n".join(str(event.message) for event in events)
 
     def wait_running(self, job: str) -> None:
         known = ("Running", "Succeeded", "Failed")
-        assert wait_until(lambda: self.phase(job) in known, 90), self.told(job)
-        assert self.phase(job) == "Running", self.told(job)
+        assert wait_until(lambda: self.phase(job) in known, 90), self.describe(job)
+        assert self.phase(job) == "Running", self.describe(job)
 
     def ended(self, job: str) -> Any:
         """How its only container ended."""
         over = ("Succeeded", "Failed")
-        assert wait_until(lambda: self.phase(job) in over, 90), self.told(job)
+        assert wait_until(lambda: self.phase(job) in over, 90), self.describe(job)
         return self.pod(job).status.container_statuses[0].state.terminated
 
     def log(self, job: str) -> bytes:
@@ -208,7 +208,7 @@ def test_what_is_paused_and_cut_off_is_put_right(own_kubernetes: Kubernetes) -> 
 def test_a_cut_off_node_is_noticed(own_kubernetes: Kubernetes) -> None:
     own_kubernetes.node("node1").cut()
     own_kubernetes.wait_for_nodes("node2")
-    own_kubernetes.node("node1").mend()
+    own_kubernetes.node("node1").reconnect()
     own_kubernetes.wait_for_nodes()
 
 
@@ -255,7 +255,7 @@ def test_pulls_are_refused_and_heal(
     fresh = kubernetes.push("test/refused", busybox_image())
     job = jobs.start(fresh, "true")
     assert wait_until(lambda: jobs.waiting(job) in ("ErrImagePull", "ImagePullBackOff"), 60)
-    assert wait_until(lambda: "connection refused" in jobs.told(job), 30), jobs.told(job)
+    assert wait_until(lambda: "connection refused" in jobs.describe(job), 30), jobs.describe(job)
     own_kubernetes.allow_pulls()
     assert jobs.ended(job).exit_code == 0
 
@@ -293,7 +293,7 @@ def test_a_pod_that_writes_too_much_is_evicted(jobs: Jobs, busybox: str) -> None
     volume = {"name": "data", "emptyDir": {"sizeLimit": "1Mi"}}
     job = jobs.start(busybox, "", containers=[container], volumes=[volume])
     # The Job's controller makes no other one, and keeps this.
-    assert wait_until(lambda: jobs.phase(job) == "Failed", 120), jobs.told(job)
+    assert wait_until(lambda: jobs.phase(job) == "Failed", 120), jobs.describe(job)
     assert jobs.pod(job).status.reason == "Evicted"
 
 
@@ -332,7 +332,9 @@ def test_a_quota_is_kept_and_a_finished_job_deleted(jobs: Jobs, busybox: str) ->
 
     assert wait_until(counted, 60)
     refused = jobs.start(busybox, "true")
-    assert wait_until(lambda: "exceeded quota" in jobs.told(refused), 60), jobs.told(refused)
+    assert wait_until(lambda: "exceeded quota" in jobs.describe(refused), 60), jobs.describe(
+        refused
+    )
 
 
 def test_requests_are_counted_by_user_agent_and_time(

@@ -52,7 +52,7 @@ class Groups:
             else:
                 continue
             state.write_text(wanted)
-            # Version 2 says so in another file, and a process of it stops soon after.
+            # Version 2 reports it in another file, and a process of it stops soon after.
             if state.name == "freezer.state" and not wait_until(partial(_holds, state, wanted), 30):
                 raise StartError(f"{state} does not become {wanted}")
 

@@ -24,7 +24,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine whose state lies in ``directory``: what it writes survives :meth:`kill`.
+    """A machine with its state in ``directory``: what it writes survives :meth:`kill`.
 
     ``root`` is its root file system, which stays as it is; ``binds`` are paths of this machine
     by their place inside. ``number`` gives its address in ``network``. With ``with_parent`` it
@@ -95,7 +95,7 @@ class Machine:
         """Pull the network cable."""
         ip("link", "set", self._port, "down", inside=self.network.hub)
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         """Plug the cable in again, and lose nothing any more."""
         ip("link", "set", self._port, "up", inside=self.network.hub)
         self._filter("delete table inet losing", check=False)

@@ -27,7 +27,7 @@ def ip(*arguments: str, inside: int | None = None, check: bool = True) -> str:
 
 @dataclass(frozen=True)
 class Network:
-    """A network whose state lies in ``directory``; ``with_parent`` ends it with its starter.
+    """A network with its state in ``directory``; ``with_parent`` ends it with its starter.
 
     This machine is ``.1`` in it, and reaches every machine in it by its address.
     """

@@ -24,7 +24,7 @@ until [ -s "$1" ]; do sleep 0.01; done
 class Service:
     """``command`` in ``machine``, which it ends with.
 
-    ``ready`` says whether it answers.
+    ``ready``: whether it answers.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Service:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
-        """Start it without waiting; fine if it runs. :meth:`wait` then says whether it answers."""
+        """Start it without waiting; fine if it runs. :meth:`wait` waits until it answers."""
         if self.running():
             return
         variables = [f"{name}={value}" for name, value in self.environment.items()]
@@ -82,7 +82,7 @@ class Service:
 
     @property
     def log(self) -> str:
-        """Where its log lies in the machine; ``.before`` is the one before it was last started."""
+        """Its log's path in the machine; ``.before`` is that of the previous start."""
         return f"/var/log/{self.name}.log"
 
     def logs(self, lines: int = 40) -> str:

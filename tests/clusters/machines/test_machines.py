@@ -41,7 +41,7 @@ def pair(
 
 
 def answers(machine: Machine, port: int = 9) -> bool:
-    """Whether a machine's kernel says anything, if only that nothing listens."""
+    """Whether a machine's kernel answers, if only with RST."""
     with socket.socket() as connection:
         connection.settimeout(1)
         try:
@@ -109,11 +109,11 @@ def test_a_cable_is_pulled_and_plugged_in(pair: tuple[Machine, Machine]) -> None
     one, two = pair
     two.cut()
     assert not reaches(one, "two")
-    two.mend()
+    two.reconnect()
     assert wait_until(lambda: reaches(one, "two"), 30)
     two.lose(100)
     assert not all(reaches(one, "two") for _ in range(3))
-    two.mend()
+    two.reconnect()
     assert wait_until(lambda: reaches(one, "two"), 30)
 
 

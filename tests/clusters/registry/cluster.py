@@ -46,7 +46,7 @@ class Registries:
     """The three registries, with all they have in ``directory``.
 
     They listen on ``host``, an address of this machine. ``with_parent`` ends them when whoever
-    started them ends. With ``disk`` each has so many MiB to store in, in memory, and is empty
+    started them ends. With ``disk`` each has a file system of ``disk`` MiB, in memory, and is empty
     after each start.
     """
 
@@ -111,9 +111,9 @@ class Registries:
         daemon.stop()
 
     def expire_tokens(self, seconds: int | None) -> None:
-        """What is granted from now on ends after so many seconds, though its holder is told more.
+        """Tokens granted from now on expire after ``seconds``, though their ``expires_in`` is longer.
 
-        None: it is as valid as it is said to be.
+        None: they are valid for as long as that says.
         """
         life = self._token_server.directory / LIFE
         if seconds is None:

@@ -57,18 +57,18 @@ class SmallDisk:
         spaces = [f"--target={self.pid}", "--mount", *(("--user",) if _own_user() else ())]
         command = ["nsenter", *spaces, "--preserve-credentials", "--", "mount", "-o", options]
 
-        said = ""
+        problem = ""
 
         def done() -> bool:
-            nonlocal said
+            nonlocal problem
             tried = subprocess.run(
                 [*command, str(self.path)], check=False, capture_output=True, text=True
             )
-            said = tried.stderr
+            problem = tried.stderr
             return tried.returncode == 0
 
         if not wait_until(done, 30):
-            raise StartError(f"{self.path} cannot be remounted: {said}")
+            raise StartError(f"{self.path} cannot be remounted: {problem}")
 
 
 def _own_user() -> tuple[str, ...]:

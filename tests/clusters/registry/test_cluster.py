@@ -57,7 +57,7 @@ def test_a_missing_program_is_named_with_its_package(
         Registries(tmp_path / "state").up()
 
 
-def test_what_podman_and_skopeo_are_told_by_the_environment_does_not_matter(
+def test_the_environment_of_podman_and_skopeo_does_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))

@@ -1,7 +1,7 @@
 """A token service as https://distribution.github.io/distribution/spec/auth/ describes it.
 
 ``python -m tests.clusters.registry.token_server CERTIFICATE KEY`` listens on a free port of
-127.0.0.1 and says which: ``listening on 127.0.0.1:PORT``. One user, :data:`USER`, may do
+127.0.0.1 and prints which: ``listening on 127.0.0.1:PORT``. One user, :data:`USER`, may do
 everything; who gives no password may pull; :data:`REFRESH` is a refresh token of that user.
 """
 
@@ -30,7 +30,7 @@ SECONDS = 300
 LEEWAY = 60
 """Seconds that docker-registry adds to the end of a token."""
 LIFE = Path("life")
-"""A file: after how many seconds the registry refuses a token, though its holder is told more."""
+"""A file: the seconds after which the registry refuses a token, whatever its ``expires_in`` is."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

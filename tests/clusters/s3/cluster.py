@@ -89,7 +89,7 @@ class S3:
         self._daemon.stop()
 
     def cut_next(self, after: int) -> None:
-        """The next connection breaks off when the client has sent so many bytes."""
+        """Cut the next connection when the client has sent this number of bytes."""
         new = self.directory / "cut.new"
         new.write_text(str(after))
         new.rename(self.directory / gate.CUT)

@@ -6,7 +6,7 @@ this process, which bound its two ports before it went there, carries bytes betw
 It understands nothing of them: what is refused is refused by SeaweedFS.
 
 ``python -m tests.clusters.s3.gate HOST PORT TLS_PORT WEED`` runs in the cluster's directory, and
-says ``serving PORT TLS_PORT`` when both answer; port 0 is any free one. With it ends ``weed``.
+prints ``serving PORT TLS_PORT`` when both answer; port 0 is any free one. With it ends ``weed``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def enter(host: str, ports: list[int], weed: str) -> None:
 
 
 def serve(weed: str, listeners: list[socket.socket]) -> None:
-    """Start ``weed``, and carry bytes until it ends or this process is told to."""
+    """Start ``weed``, and forward bytes until it ends or this process gets SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     process = subprocess.Popen(
@@ -112,7 +112,7 @@ def _connected(port: int) -> socket.socket:
 
 
 class _Limit:
-    """How many bytes the client may still send: no end, or what the file says that this takes."""
+    """How many bytes the client may still send: the number in the file, which is removed; else any."""
 
     def __init__(self) -> None:
         self.left = float("inf")

@@ -27,7 +27,7 @@ def now() -> datetime.datetime:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server said."""
+    """The server's response."""
 
     status: int
     headers: Mapping[str, str]
@@ -45,7 +45,7 @@ def form(
 ) -> dict[str, str]:
     """The fields of a presigned POST of objects under ``prefix`` with at most ``largest`` bytes.
 
-    It says that it was signed now and lasts a minute, unless told otherwise.
+    By default it is signed now and valid for a minute.
     """
     signed_at = signed_at or now()
     expires = expires or now() + datetime.timedelta(minutes=1)

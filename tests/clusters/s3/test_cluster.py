@@ -332,7 +332,7 @@ def test_it_ends_with_the_process_that_started_it_and_comes_up_again(tmp_path: P
     assert not own.exists()
 
 
-def test_it_listens_where_it_is_told_to_and_nowhere_else(tmp_path: Path) -> None:
+def test_it_listens_on_the_given_address_only(tmp_path: Path) -> None:
     s3 = S3(tmp_path / "s3", "127.9.8.7", with_parent=True)
     try:
         s3.up()

@@ -17,7 +17,7 @@ from tests.clusters.machines.network import Network
 from tests.clusters.machines.roots import place, root
 from tests.clusters.machines.service import Service
 from tests.clusters.machines.sshd import Entry, Sshd, write_config
-from tests.clusters.slurm import parts
+from tests.clusters.slurm import services
 from tests.clusters.slurm.configuration import INSIDE, NODES, Configuration
 from tests.clusters.slurm.variants import USER, VARIANTS, Variant
 from tests.clusters.slurm.volume import Volume
@@ -27,7 +27,7 @@ MACHINES = ("login", "control", *NODES)
 
 @dataclass(frozen=True)
 class Slurm:
-    """A SLURM cluster whose state lies in ``directory``.
+    """A SLURM cluster with its state in ``directory``.
 
     The controller has a machine of its own: whatever happens to it, the login node answers.
     ``with_parent`` ends the cluster when the thread that started it ends.
@@ -60,7 +60,7 @@ class Slurm:
             machine = self.machine(name)
             if machine.running():
                 machine.resume()
-                machine.mend()
+                machine.reconnect()
             machine.up()
         with ThreadPoolExecutor() as pool:
             started = [pool.submit(self.start_node, name) for name in NODES]
@@ -206,7 +206,7 @@ class Slurm:
         """Start what runs on a compute node, which is on; fine if it runs."""
         node = self.machine(name)
         self._prepare(node)
-        parts.slurmd(node).start()
+        services.slurmd(node).start()
 
     def start_login(self) -> None:
         """Start what runs on the login node, which is on; fine if it runs."""
@@ -217,9 +217,9 @@ class Slurm:
     def start_control(self) -> None:
         """Start what runs on the controller's machine, which is on; fine if it runs."""
         control = self.control
-        database = parts.mariadbd(control)
-        parts.prepare(control, self.variant)
-        munged = parts.munged(control)
+        database = services.mariadbd(control)
+        services.prepare(control, self.variant)
+        munged = services.munged(control)
         munged.start()
         if self.variant.accounting:
             database.start()
@@ -227,22 +227,22 @@ class Slurm:
         if self.variant.accounting:
             database.wait()
             self.start_accounting()
-        controller = parts.slurmctld(control)
+        controller = services.slurmctld(control)
         controller.start()
         controller.wait()
 
     def start_accounting(self) -> None:
         """Start slurmdbd, with the database there; fine if it runs."""
-        parts.make_database(self.control)
-        accounting = parts.slurmdbd(self.control)
+        services.make_database(self.control)
+        accounting = services.slurmdbd(self.control)
         accounting.start()
         accounting.wait()
-        parts.make_accounts(self.control)
+        services.make_accounts(self.control)
 
     def _prepare(self, machine: Machine) -> None:
-        parts.prepare(machine, self.variant)
+        services.prepare(machine, self.variant)
         self.volume.attach(machine)
-        munged = parts.munged(machine)
+        munged = services.munged(machine)
         munged.start()
         munged.wait()
 
@@ -259,8 +259,8 @@ class Slurm:
         return self._mark.exists() and self._mark.read_text() == self._identity
 
     def _services(self) -> list[Service]:
-        found = [parts.munged(self.machine(name)) for name in MACHINES]
-        found += [parts.slurmctld(self.control)]
+        found = [services.munged(self.machine(name)) for name in MACHINES]
+        found += [services.slurmctld(self.control)]
         if self.variant.accounting:
-            found += [parts.mariadbd(self.control), parts.slurmdbd(self.control)]
-        return found + [parts.slurmd(self.machine(name)) for name in NODES]
+            found += [services.mariadbd(self.control), services.slurmdbd(self.control)]
+        return found + [services.slurmd(self.machine(name)) for name in NODES]

@@ -75,7 +75,7 @@ CommitDelay=0
 """
 
 _GRES = "Name=gpu File=/dev/nvidia[0-1]\n"
-"""The devices are fakes: jobs are told which are theirs, and can do nothing with them."""
+"""The devices are fakes: jobs get them in their environment, and can do nothing with them."""
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,20 @@
-"""What goes wrong on SLURM clusters, on demand; each function says how it is undone."""
+"""What goes wrong on SLURM clusters, on demand; each docstring has how it is undone."""
 
 from __future__ import annotations
 
 from tests.clusters.daemon import StartError, wait_until
-from tests.clusters.slurm import parts
+from tests.clusters.slurm import services
 from tests.clusters.slurm.cluster import Slurm
 
 
 def stop_controller(cluster: Slurm) -> None:
     """End slurmctld: clients wait 9 s, then fail. Jobs run on. See :func:`start_controller`."""
-    parts.slurmctld(cluster.control).stop()
+    services.slurmctld(cluster.control).stop()
 
 
 def start_controller(cluster: Slurm) -> None:
     """Start slurmctld, and wait until both nodes are back."""
-    controller = parts.slurmctld(cluster.control)
+    controller = services.slurmctld(cluster.control)
     controller.start()
     controller.wait()
     cluster.wait_for_nodes()
@@ -30,7 +30,7 @@ def kill_controller(cluster: Slurm) -> None:
 
 def stop_accounting(cluster: Slurm) -> None:
     """End slurmdbd: sacct fails, jobs run. ``cluster.start_accounting()`` starts it again."""
-    parts.slurmdbd(cluster.control).stop()
+    services.slurmdbd(cluster.control).stop()
 
 
 def kill_node(cluster: Slurm, name: str) -> None:
@@ -65,7 +65,7 @@ def fail_node(cluster: Slurm, name: str) -> None:
 
 
 def cut(cluster: Slurm, name: str) -> None:
-    """Pull a machine's network cable; ``cluster.machine(name).mend()`` plugs it in again."""
+    """Pull a machine's network cable; ``cluster.machine(name).reconnect()`` plugs it in again."""
     cluster.machine(name).cut()
 
 

@@ -110,7 +110,7 @@ def output(cluster: Slurm, job: str, element: int = 4294967294) -> str:
 
 
 def begin(cluster: Slurm, script: str, *options: str) -> str:
-    """:func:`submit`, and wait until the script runs: the controller says so too early."""
+    """:func:`submit`, and wait until the script runs: the controller reports RUNNING too early."""
     job = submit(cluster, f"echo begun; {script}", *options)
     if not wait_until(lambda: output(cluster, job).startswith("begun\n"), 90):
         pytest.fail(f"{job} does not begin\n{cluster.logs()}")
@@ -269,7 +269,7 @@ def test_a_login_node_that_is_cut_off_comes_back(slurm: Slurm) -> None:
     faults.cut(slurm, "login")
     reach = ("ssh", "-F", slurm.ssh_config, "-o", "ConnectTimeout=1", "login", "true")
     assert subprocess.run(reach, check=False, capture_output=True).returncode == 255
-    slurm.login.mend()
+    slurm.login.reconnect()
     slurm.ssh("true")
 
 

@@ -117,7 +117,7 @@ def test_a_connection_that_stands_still_goes_on(line: Proxy, client: paramiko.SS
     assert output.channel.recv(5) == b"word\n"
 
 
-def test_a_host_that_refuses_says_so(ssh_host: Host, line: Proxy) -> None:
+def test_a_host_that_refuses_connections(ssh_host: Host, line: Proxy) -> None:
     line.refuse()
     done = subprocess.run(
         through(line, ssh_host, "true"), check=False, capture_output=True, timeout=60

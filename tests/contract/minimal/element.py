@@ -7,12 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-from clustrix_containers.containers.container import ContainerSpec, Mount
-from clustrix_containers.containers.environment import container_environment, worker_environment
-
 from clustrix_containers.clusters import staging
 from clustrix_containers.config.file import paths
 from clustrix_containers.containers import limits, rootfs
+from clustrix_containers.containers.container import ContainerSpec, Mount
+from clustrix_containers.containers.environment import container_environment, worker_environment
 from clustrix_containers.containers.runtimes import choose, open_runtime
 from clustrix_containers.worker import contract
 

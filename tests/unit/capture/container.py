@@ -1,6 +1,6 @@
 """A code layer run as the contract says, in a process that sees nothing else of this machine.
 
-The worker is another part; this is the least that follows ``contract``'s words.
+The worker is tested elsewhere; this is the least that follows ``contract``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers.capture.bundle import Bundle
-from clustrix_containers.capture.layout import bundle_files
+from clustrix_containers.capture.bundle import Bundle, bundle_files
 from clustrix_containers.worker import contract
 
 _LOADER = r"""
@@ -108,7 +107,7 @@ def run(bundle: Bundle, work: Path, args: tuple[Any, ...] = (), **kwargs: Any) -
     from clustrix_containers.capture.pickling import dump_call, load, script_module
 
     code = unpack(bundle, work / "code")
-    data, _ = dump_call(args, kwargs, bundle.main)
+    data, _ = dump_call(args, kwargs)
 
     def main() -> Any:
         script = (code / str(bundle.entry.script)).read_bytes()

@@ -431,7 +431,7 @@ def test_compiled_local_module(bundle_of: Any, project: Any) -> None:
 def test_compiled_for_another_python(place: str, bundle_of: Any) -> None:
     name = "_slow.cpython-36m-x86_64-linux-gnu.so"
     statement = f"import {place.replace('/', '.')}_slow"
-    with pytest.raises(CaptureError, match=r"there only as _slow\.cpython-36m"):
+    with pytest.raises(CaptureError, match=r"exists only as _slow\.cpython-36m"):
         bundle_of(
             {
                 f"{place}{name}": b"\x7fELF",

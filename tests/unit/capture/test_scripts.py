@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clustrix_containers.capture import scripts
+from clustrix_containers.capture import program
 from clustrix_containers.capture.callables import capture
 from clustrix_containers.capture.pickling import dump_call, load, load_script
 from clustrix_containers.worker import contract
@@ -135,7 +135,7 @@ container.run_raw(container.unpack(bundle, work / "code"), data, work)
     source = (tmp_path / "code" / script.name).read_bytes()
     before = set(sys.modules)
     outcome, (point, color) = load(
-        out.read_bytes(), main=lambda: scripts.script_module(script, lambda: source)
+        out.read_bytes(), main=lambda: program.script_module(script, lambda: source)
     )
     assert outcome == "ok"
     assert point.x == 3
@@ -144,10 +144,10 @@ container.run_raw(container.unpack(bundle, work / "code"), data, work)
     assert name.startswith(contract.MAIN + ".")
     # The same again is the same type; and it can be an argument again.
     _, (again, _) = load(
-        out.read_bytes(), main=lambda: scripts.script_module(script, lambda: source)
+        out.read_bytes(), main=lambda: program.script_module(script, lambda: source)
     )
     assert type(again) is type(point) or type(again).__module__ != name
-    data, names = dump_call((point,), {}, script)
+    data, names = dump_call((point,), {})
     assert names == {contract.MAIN}
     assert b"__clustrix_main__." not in data
     for added in set(sys.modules) - before:
@@ -317,7 +317,7 @@ def test_failed_script_leaves_no_module(tmp_path: Path) -> None:
 _DIGEST = """
 import hashlib, sys
 from clustrix_containers.capture.callables import capture
-from clustrix_containers.capture.layout import bundle_files
+from clustrix_containers.capture.bundle import bundle_files
 from clustrix_containers.capture.pickling import dump_call
 def digest(function, *args):
     total = hashlib.sha256()

@@ -4,6 +4,7 @@ import gzip
 import io
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.validate import validate
 from clustrix_containers.oci.archive import (
     Entry,
+    EntryType,
     Form,
-    Kind,
+    Member,
     arrange,
     directory,
     header,
     link,
-    read_files,
     write_layer,
 )
 from clustrix_containers.oci.gzip import Isal, Spliced, Stored
 from clustrix_containers.oci.model import Image, Layer
+from clustrix_containers.oci.reading import read_files
 from clustrix_containers.oci.store import BlobWriter
 from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
+from tests.validation import validate
 
 FORMS: tuple[Form, ...] = ("stored", "spliced", "isal")
 
@@ -58,10 +60,10 @@ def test_what_is_written_is_what_tarfile_reads(content: dict[str, bytes], form: 
             assert all(m.mtime == m.uid == m.gid == 0 for m in archive)
 
 
-@given(part.map("x/".__add__), st.integers(0, 2**40), st.sampled_from(list(Kind)))
-def test_headers_are_read_back(name: str, size: int, kind: Kind) -> None:
-    size = size if kind is Kind.FILE else 0
-    raw = header(name, 0o755, size, kind, "t" * 150 if kind is Kind.LINK else "")
+@given(part.map("x/".__add__), st.integers(0, 2**40), st.sampled_from(list(EntryType)))
+def test_headers_are_read_back(name: str, size: int, kind: EntryType) -> None:
+    size = size if kind is EntryType.FILE else 0
+    raw = header(name, 0o755, size, kind, "t" * 150 if kind is EntryType.LINK else "")
     found = tarfile.TarFile(fileobj=io.BytesIO(raw + b"\0" * 1024)).next()
     assert found is not None
     assert (found.name, found.size, found.mode, found.type) == (name, size, 0o755, kind.value)
@@ -167,6 +169,16 @@ def test_an_unreadable_file_leaves_nothing_behind(cache: Path, tmp_path: Path) -
     with pytest.raises(ImageError, match="cannot read"):
         layer([Entry("opt/venv/a", tmp_path / "missing")], cache, "isal")
     assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_damaged_member_of_a_wheel_is_named(cache: Path, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 999
+    raw = bytearray(zlib.compress(data, wbits=-15))
+    raw[50:60] = b"\xff" * 10
+    (tmp_path / "a.whl").write_bytes(raw)
+    member = Member(tmp_path / "a.whl", 0, len(raw), len(data), zlib.crc32(data))
+    with pytest.raises(ImageError, match=r"a\.whl: 'opt/venv/a' (cannot be inflated|has a wrong)"):
+        layer([Entry("opt/venv/a", member)], cache, "spliced")
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:

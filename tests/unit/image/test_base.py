@@ -5,30 +5,34 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.base import check_wheel, from_registry, packed
-from clustrix_containers.image.elf import read_elf
-from clustrix_containers.image.facts import LABEL_GLIBC, LABEL_INTERPRETER
-from clustrix_containers.image.libraries import closure
-from clustrix_containers.image.validate import validate
+from clustrix_containers.image.base import LABEL_GLIBC, LABEL_INTERPRETER, from_registry
+from clustrix_containers.image.build import build
+from clustrix_containers.image.interpreter import packed
+from clustrix_containers.image.libraries import check_wheel, find_libraries
+from clustrix_containers.oci.elf import read_architecture, read_elf
 from clustrix_containers.oci.model import (
-    DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_MANIFEST,
     LAYER_GZIP,
+    LAYER_ZSTD,
     Image,
     Platform,
     Reference,
     canonical,
+    elf_architecture,
     sha256,
 )
+from clustrix_containers.registry import Layout
 from clustrix_containers.worker.contract import LABEL_PYTHON
+from tests.validation import validate
 
-from .making import MINOR
+from .making import MINOR, bundle, lock
 
 
 def test_the_packed_interpreter_keeps_the_rules(base: Image, shared_cache: Path) -> None:
@@ -71,14 +75,15 @@ def test_elf_files_say_what_ldd_says() -> None:
     elf = read_elf(binary)
     assert elf is not None
     assert elf.interpreter is not None
-    found = closure([binary])
+    found = find_libraries([binary])
     said = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=True).stdout
     expected = {
         name: Path(place).resolve()
         for name, arrow, place, *_ in (line.split() for line in said.splitlines() if "=>" in line)
     }
-    assert {name: path.resolve() for name, path in found.libraries.items()} == expected
+    assert {name: path.resolve() for name, path in found.paths.items()} == expected
     assert found.loader == elf.interpreter
+    assert elf.architecture == read_architecture(binary) == Platform.host().architecture
     assert elf.glibc is None or elf.glibc <= tuple(map(int, platform.libc_ver()[1].split(".")))
 
 
@@ -123,9 +128,9 @@ def test_a_wheel_and_a_base(filename: str, problem: str | None) -> None:
 class Shelf:
     """A registry of one image, by its manifest and config."""
 
-    def __init__(self, env: list[str], origin: Reference) -> None:
+    def __init__(self, env: list[str], origin: Reference, layer_type: str) -> None:
         blob = b"a layer that nobody reads"
-        layer = {"mediaType": DOCKER_LAYER, "digest": sha256(blob), "size": len(blob)}
+        layer = {"mediaType": layer_type, "digest": sha256(blob), "size": len(blob)}
         self.config = canonical(
             {
                 "os": "linux",
@@ -135,7 +140,7 @@ class Shelf:
             }
         )
         config = {
-            "mediaType": DOCKER_CONFIG,
+            "mediaType": "application/vnd.docker.container.image.v1+json",
             "digest": sha256(self.config),
             "size": len(self.config),
         }
@@ -154,9 +159,9 @@ class Shelf:
         return Image.read(self.manifest, self.config, origin=self.origin)
 
 
-def on_shelf(env: list[str]) -> tuple[Reference, Shelf]:
+def on_shelf(env: list[str], layer_type: str = DOCKER_LAYER) -> tuple[Reference, Shelf]:
     origin = Reference.parse("example.org/library/python:slim")
-    shelf = Shelf(env, origin)
+    shelf = Shelf(env, origin, layer_type)
     return Reference.parse(f"{origin.name}@{sha256(shelf.manifest)}"), shelf
 
 
@@ -174,15 +179,64 @@ def test_an_official_python_image() -> None:
     validate(base)
 
 
+def test_a_base_with_zstd_layers_runs(
+    base: Image, run_in: Callable[..., str], tmp_path: Path, cache: Path
+) -> None:
+    """Converted by skopeo, read from a layout, built upon, unpacked and run."""
+    plain = replace(base, settings={"Env": base.settings["Env"]})
+    Layout(tmp_path / "gzip").push(plain, "v1")
+    copy = ["skopeo", "--insecure-policy", "copy", "--dest-compress-format", "zstd"]
+    copy += [f"oci:{tmp_path}/gzip:v1", f"oci:{tmp_path}/zstd:v1"]
+    subprocess.run(copy, check=True, capture_output=True)
+    reference = Reference.parse("example.org/base:v1")
+    python = f"/opt/python/bin/python{MINOR}"
+    found = from_registry(reference, Layout(tmp_path / "zstd"), python=python)
+    assert {layer.descriptor.media_type for layer in found.layers} == {LAYER_ZSTD}
+    assert [layer.diff_id for layer in found.layers] == [layer.diff_id for layer in base.layers]
+    blobs = tmp_path / "zstd/blobs/sha256"
+    layers = tuple(
+        replace(layer, blob=blobs / layer.digest.removeprefix("sha256:")) for layer in found.layers
+    )
+    image = build(bundle(), lock(), replace(found, layers=layers), cache=cache)
+    validate(image)
+    script = "import sys, m; print(sys.prefix, m.f(1))"
+    path = "import sys; sys.path.insert(0, '/opt/clustrix/code')"
+    assert run_in(image, "/opt/venv/bin/python", "-c", f"{path}; {script}") == "/opt/venv 2\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["oci.image.layer.v1.tar+zstd", "docker.image.rootfs.diff.tar.zstd"]
+)
+def test_both_media_types_of_zstd_layers(name: str) -> None:
+    reference, shelf = on_shelf([f"PYTHON_VERSION={MINOR}.4"], f"application/vnd.{name}")
+    (layer,) = from_registry(reference, shelf).layers
+    assert layer.descriptor.media_type == LAYER_ZSTD
+
+
+def test_a_layer_of_an_unknown_type() -> None:
+    reference, shelf = on_shelf([f"PYTHON_VERSION={MINOR}.4"], "application/x-squashfs")
+    with pytest.raises(ImageError, match="unknown type 'application/x-squashfs'"):
+        from_registry(reference, shelf)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name", "elf"),
+    [("x86_64", "amd64", 62), ("aarch64", "arm64", 183), ("i686", "386", 3), ("armv7l", "arm", 40)],
+)
+def test_names_of_machines(kernel: str, name: str, elf: int) -> None:
+    assert Platform("linux", name).machine == kernel
+    assert elf_architecture(elf) == name
+    assert Platform("linux", "other").machine == "other"
+
+
 def test_a_base_that_says_where_its_python_is() -> None:
     reference, shelf = on_shelf([])
-    with pytest.raises(ImageError, match="nothing says where"):
+    with pytest.raises(ImageError, match="cannot find the Python of"):
         from_registry(reference, shelf)
     with pytest.raises(ImageError, match="not the path of a Python"):
         from_registry(reference, shelf, python="python")
-    base = from_registry(reference, shelf, python=f"/usr/bin/python{MINOR}", glibc="2.31")
+    base = from_registry(reference, shelf, python=f"/usr/bin/python{MINOR}")
     assert base.settings["Labels"][LABEL_INTERPRETER] == f"/usr/bin/python{MINOR}"
-    assert base.settings["Labels"][LABEL_GLIBC] == "2.31"
 
 
 def test_another_minor_version_is_refused() -> None:

@@ -19,13 +19,13 @@ import pytest
 from clustrix_containers.capture.bundle import Bundle, Distribution, Entry, File
 from clustrix_containers.errors import ImageError
 from clustrix_containers.image import layers as packages
+from clustrix_containers.image.base import LABEL_GLIBC, LIBRARIES, as_base
 from clustrix_containers.image.build import MOST_LAYERS, build, call_layer, with_call
-from clustrix_containers.image.facts import LABEL_GLIBC, LIBRARIES, as_base
-from clustrix_containers.image.validate import validate
-from clustrix_containers.oci.archive import read_files
 from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Image, Layer, sha256
+from clustrix_containers.oci.reading import read_files
 from clustrix_containers.packages.lock import Package
 from clustrix_containers.worker.contract import LABEL_COUNT, LABEL_FUNCTION, LAYER_KIND, LAYER_TITLE
+from tests.validation import validate
 
 from .making import MINOR, bundle, lock, make_wheel, package
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from clustrix_containers.image.bytecode import bytecode_layer, compiled, sources
-from clustrix_containers.image.validate import validate
 from clustrix_containers.oci.archive import Entry
 from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.unpack import unpack
 from clustrix_containers.packages.wheels import wheel_entries
+from tests.validation import validate
 
 from .making import MINOR, make_wheel
 

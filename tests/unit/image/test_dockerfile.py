@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.base import from_dockerfile
+from clustrix_containers.image.base import LABEL_GLIBC, LABEL_INTERPRETER
 from clustrix_containers.image.build import build
-from clustrix_containers.image.facts import LABEL_GLIBC, LABEL_INTERPRETER
-from clustrix_containers.image.validate import validate
+from clustrix_containers.image.dockerfile import from_dockerfile
 from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.unpack import unpack
 from clustrix_containers.worker.contract import LABEL_PYTHON
+from tests.validation import validate
 
 from .making import MINOR, bundle, lock
 
@@ -82,7 +82,7 @@ def test_dockerfiles_that_cannot_be_used(
 # The SDK forgets to close the socket that could not connect.
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_no_engine(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(ImageError, match="no Docker engine answers") as caught:
+    with pytest.raises(ImageError, match="cannot reach a Docker engine") as caught:
         from_dockerfile(tmp_path / "Dockerfile", cache, host=f"unix://{tmp_path}/nobody.sock")
     assert "DOCKER_HOST" in str(caught.value)
     del caught

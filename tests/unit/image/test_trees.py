@@ -9,11 +9,11 @@ import pytest
 
 from clustrix_containers.errors import ImageError
 from clustrix_containers.image.trees import find_installed, tree_entries, trees_layer
-from clustrix_containers.image.validate import validate
 from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.unpack import unpack
 from clustrix_containers.packages.installed import Installed
 from clustrix_containers.packages.wheels import parse_record
+from tests.validation import validate
 
 from .making import MINOR, make_wheel, tree
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import io
+import gzip
 import pickle
 import subprocess
 import sys
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from clustrix_containers.errors import DigestMismatch, ImageError
 from clustrix_containers.oci.archive import Entry, link, write_layer
-from clustrix_containers.oci.model import Layer
+from clustrix_containers.oci.model import LAYER_ZSTD, Descriptor, Layer, sha256
+from clustrix_containers.oci.reading import read_files
 from clustrix_containers.oci.unpack import unpack
 
 from .making import member, tar_layer, tree
@@ -166,35 +167,93 @@ def test_wrong_bytes_are_found(cache: Path, tmp_path: Path) -> None:
         with pytest.raises(ImageError):
             unpack(replace(layer, blob=layer.blob[:cut]), tmp_path / "3")
     with pytest.raises(DigestMismatch):
-        unpack(layer, tmp_path / "4", stream=io.BytesIO(layer.blob + b"\0" * 64))
+        unpack(replace(layer, blob=layer.blob + b"\0" * 64), tmp_path / "4")
 
 
 def test_a_layer_that_is_elsewhere(tmp_path: Path) -> None:
     layer = tar_layer([(member("a"), b"x")])
     with pytest.raises(ImageError, match="not on this machine"):
         unpack(replace(layer, blob=None), tmp_path / "r")
-    assert isinstance(layer.blob, bytes)
-    unpack(replace(layer, blob=None), tmp_path / "r", stream=io.BytesIO(layer.blob))
-    assert (tmp_path / "r/a").read_bytes() == b"x"
 
 
-def test_plain_tar_and_zstd(tmp_path: Path) -> None:
-    import gzip
+CONTENT = bytes(range(256)) * 2000
+SKIPPABLE = b"\x5e\x2a\x4d\x18\x05\0\0\0other"
+"""A zstd frame that decoders skip (RFC 8878, 3.1.2), as pzstd and zstd:chunked write."""
 
-    from clustrix_containers.oci.model import sha256
 
-    layer = tar_layer([(member("a"), b"x")])
+def zstd(data: bytes, *options: str) -> bytes:
+    command = ["zstd", "-q", "-c", *options]
+    return subprocess.run(command, input=data, capture_output=True, check=True).stdout
+
+
+def compressed(how: str) -> Layer:
+    """A layer whose blob is compressed in another way than with gzip."""
+    layer = tar_layer([(member("a"), CONTENT)])
     assert isinstance(layer.blob, bytes)
     plain = gzip.decompress(layer.blob)
+    blob = {
+        "plain": lambda: plain,
+        "zstd": lambda: zstd(plain, "--check"),
+        "without a checksum": lambda: zstd(plain, "--no-check", "-19"),
+        "two frames": lambda: zstd(plain[:9999]) + zstd(plain[9999:]),
+        "skippable frames": lambda: SKIPPABLE + zstd(plain[:9]) + SKIPPABLE + zstd(plain[9:]),
+        "skippable at the end": lambda: zstd(plain) + SKIPPABLE,
+    }[how]()
+    descriptor = Descriptor(LAYER_ZSTD, sha256(blob), len(blob))
+    return replace(layer, blob=blob, descriptor=descriptor)
 
-    def with_blob(blob: bytes) -> Layer:
-        return replace(layer, blob=blob, descriptor=replace(layer.descriptor, digest=sha256(blob)))
 
-    unpack(with_blob(plain), tmp_path / "r")
-    assert (tmp_path / "r/a").read_bytes() == b"x"
-    if sys.version_info < (3, 14):
-        with pytest.raises(ImageError, match="zstd"):
-            unpack(with_blob(b"\x28\xb5\x2f\xfd rest"), tmp_path / "r")
+@pytest.mark.parametrize(
+    "how",
+    [
+        "plain",
+        "zstd",
+        "without a checksum",
+        "two frames",
+        "skippable frames",
+        "skippable at the end",
+    ],
+)
+def test_other_compressions_than_gzip(how: str, tmp_path: Path) -> None:
+    layer = compressed(how)
+    unpack(layer, tmp_path / "r")
+    assert (tmp_path / "r/a").read_bytes() == CONTENT
+    assert read_files(layer) == {"a": CONTENT}
+
+
+def damaged(blob: bytes, at: int) -> bytes:
+    return blob[:at] + bytes(byte ^ 0xFF for byte in blob[at : at + 4]) + blob[at + 4 :]
+
+
+@pytest.mark.parametrize("how", ["gzip", "zstd"])
+def test_damaged_and_truncated_layers(how: str, tmp_path: Path) -> None:
+    layer = tar_layer([(member("a"), CONTENT)]) if how == "gzip" else compressed(how)
+    blob = layer.blob
+    assert isinstance(blob, bytes)
+    # The last four bytes are gzip's length, or zstd's checksum.
+    places = [4, 30, len(blob) // 2, len(blob) - 4]
+    broken = [blob[:at] for at in places] + [damaged(blob, at) for at in places[1:]]
+    for number, other in enumerate(broken):
+        for read in (read_files, lambda it, to=tmp_path / str(number): unpack(it, to)):
+            with pytest.raises(ImageError, match=r"damaged or truncated|digest|not a tar"):
+                read(replace(layer, blob=other))
+    with pytest.raises(ImageError, match=f"layer {layer.digest} is damaged or truncated") as caught:
+        unpack(replace(layer, blob=broken[-1]), tmp_path / "r")
+    assert caught.value.layer == layer.digest
+
+
+def test_more_in_a_frame_than_the_layer_has(tmp_path: Path) -> None:
+    """As with gzip: the digests of blob and tar decide, whatever a frame declares."""
+    layer = compressed("zstd")
+    assert isinstance(layer.blob, bytes)
+    longer = layer.blob + zstd(b"\0" * 100_000)
+    with pytest.raises(DigestMismatch, match="the blob of layer"):
+        unpack(replace(layer, blob=longer), tmp_path / "1")
+    descriptor = replace(layer.descriptor, digest=sha256(longer), size=len(longer))
+    with pytest.raises(DigestMismatch, match="the tar of layer"):
+        unpack(replace(layer, blob=longer, descriptor=descriptor), tmp_path / "2")
+    with pytest.raises(ImageError, match="is damaged or truncated"):
+        unpack(replace(layer, blob=layer.blob + b"no frame"), tmp_path / "3")
 
 
 def test_modes_as_an_ordinary_user(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.validate import validate
 from clustrix_containers.oci.model import DOCKER_LAYER, Image, Layer, canonical
 from clustrix_containers.worker.contract import LAYER_KIND
+from tests.validation import validate
 
 from .making import member, tar_layer
 

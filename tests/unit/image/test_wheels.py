@@ -14,10 +14,10 @@ from installer.destinations import SchemeDictionaryDestination
 from installer.sources import WheelFile as WheelSource
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.validate import validate
 from clustrix_containers.oci.model import Image, Layer
 from clustrix_containers.oci.unpack import unpack
 from clustrix_containers.packages.wheels import parse_record, wheel_layer, wheels_layer
+from tests.validation import validate
 
 from .making import MINOR, make_wheel, tree
 

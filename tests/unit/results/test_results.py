@@ -137,7 +137,7 @@ def test_a_changed_result_is_not_loaded(done: Bare, spoil: Callable[[Path], None
 
 def test_a_lost_result_is_said(done: Bare) -> None:
     result(done).unlink()
-    with pytest.raises(ResultLost, match="the result of element 0 is not there any more"):
+    with pytest.raises(ResultLost, match="the result of element 0 no longer exists"):
         done.outcome(0)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from clustrix_containers.errors import JobError
-from clustrix_containers.results.inline import Inline, Stored, Undelivered
+from clustrix_containers.results.delivery import Inline, Stored, Undelivered
 from clustrix_containers.worker import contract
 from tests.bare_worker import interpreters
 from tests.clusters.daemon import wait_until

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +11,14 @@ import pytest
 import yaml
 
 from clustrix_containers.api.options import Resources
-from clustrix_containers.clusters.kubernetes import claim, manifest, reader
-from clustrix_containers.clusters.kubernetes.overlay import merge
-from clustrix_containers.clusters.kubernetes.server import Server
-from clustrix_containers.clusters.kubernetes.settings import Settings, results_option
-from clustrix_containers.clusters.kubernetes.status import within
+from clustrix_containers.clusters.kubernetes import KubernetesCluster, doctor, manifest, reader
+from clustrix_containers.clusters.kubernetes.api import Server
+from clustrix_containers.clusters.kubernetes.manifest import merge
+from clustrix_containers.clusters.kubernetes.settings import CALL_OPTIONS, Settings
+from clustrix_containers.clusters.kubernetes.views import within
 from clustrix_containers.clusters.task import Task
 from clustrix_containers.errors import ClusterError
+from clustrix_containers.results.volume import VolumeStore
 
 ROOT = Path(__file__).parents[4]
 NEW, OLD = Server(1, 36), Server(1, 20)
@@ -37,7 +38,7 @@ SETTINGS = Settings(namespace="clustrix", pull_secret="registry")
 
 
 def job(task: Task = TASK, settings: Settings = SETTINGS, server: Server = NEW) -> dict:
-    made = manifest.jobs(task, settings, server, held=True)
+    made = manifest.jobs(task, settings, server)
     assert len(made) == 1
     return made[0]
 
@@ -59,9 +60,7 @@ def test_everything_that_k8s_applies_is_there() -> None:
 
 
 def test_an_old_server_gets_one_job_for_each_element_and_nothing_that_it_drops() -> None:
-    made = manifest.jobs(
-        replace(TASK, elements=range(3), max_parallel=None), SETTINGS, OLD, held=True
-    )
+    made = manifest.jobs(replace(TASK, elements=range(3), max_parallel=None), SETTINGS, OLD)
     assert [it["metadata"]["name"] for it in made] == [f"fit-x7k2m9pq-0-{n}" for n in range(3)]
     for number, it in enumerate(made):
         spec = it["spec"]
@@ -93,7 +92,7 @@ def test_a_field_is_sent_to_servers_that_know_it(minor: int, there: str, missing
 
 
 def test_a_volume_claim_is_mounted_and_its_group_is_the_pods() -> None:
-    chosen = results_option({"volume": {"claim": "results"}})
+    chosen = VolumeStore("results")
     spec = pod(results=chosen)
     assert {"name": "claim", "mountPath": "/opt/clustrix/volume"} in spec["containers"][0][
         "volumeMounts"
@@ -111,12 +110,10 @@ def test_a_volume_claim_is_mounted_and_its_group_is_the_pods() -> None:
 
 
 def test_a_reader_is_a_pod_as_all_and_no_element() -> None:
-    settings = replace(
-        SETTINGS,
-        results=results_option({"volume": {"claim": "results"}}),
-        overlay={"spec": {"nodeSelector": {"disk": "ssd"}}},
-    )
-    made = reader.manifest_of(settings, NEW, TASK.image, TASK.run, "fit-x7k2m9pq-reads-1")
+    store = VolumeStore("results")
+    template = {"spec": {"nodeSelector": {"disk": "ssd"}}}
+    settings = replace(SETTINGS, results=store, pod_template=(template,))
+    made = reader.manifest_of(settings, NEW, store, TASK.image, TASK.run, "fit-x7k2m9pq-reads-1")
     template = made["spec"]["template"]
     for labels in (made["metadata"]["labels"], template["metadata"]["labels"]):
         assert f"{manifest.LABEL_MANAGER}={labels[manifest.LABEL_MANAGER]}" != manifest.selector()
@@ -190,7 +187,7 @@ def test_the_users_pod_template_is_merged_over_ours() -> None:
             ],
         },
     }
-    template = job(settings=replace(SETTINGS, overlay=overlay))["spec"]["template"]
+    template = job(settings=replace(SETTINGS, pod_template=(overlay,)))["spec"]["template"]
     assert template["metadata"]["annotations"] == {"team": "a"}
     assert template["spec"]["nodeSelector"] == {"disk": "ssd"}
     main, sidecar = template["spec"]["containers"]
@@ -227,26 +224,9 @@ def test_versions(major: str, minor: str, version: tuple[int, int]) -> None:
     assert Server.parse(major, minor).version == version
 
 
-def test_a_version_that_is_none_is_said() -> None:
+def test_a_version_that_cannot_be_parsed_is_refused() -> None:
     with pytest.raises(ClusterError, match="'x'"):
         Server.parse("1", "x")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({}, "missing 1 required positional argument: 'claim'"),
-        ({"claim": "a", "mode": 1}, "unexpected keyword argument 'mode'"),
-        ({"claim": "A b"}, "'A b', which is no name of a volume claim"),
-        ({"claim": None}, "no name of a volume claim"),
-        ({"claim": 12}, "no name of a volume claim"),
-        ({"claim": "a", "path": "a/../.."}, "path is 'a/../..'"),
-        ({"claim": "a", "mount": "here"}, "mount is 'here', which is not an absolute path"),
-    ],
-)
-def test_a_volume_that_cannot_be_is_refused(options: dict[str, object], words: str) -> None:
-    with pytest.raises(ClusterError, match=re.escape(words)):
-        results_option({"volume": options})
 
 
 @pytest.mark.parametrize(
@@ -262,12 +242,72 @@ def test_a_volume_that_cannot_be_is_refused(options: dict[str, object], words: s
 )
 def test_who_can_use_a_claim_at_once(phase: str, modes: list[str], good: bool, words: str) -> None:
     found = {"spec": {"accessModes": modes}, "status": {"phase": phase}}
-    verdict, text = claim.judge("results", found)
-    assert verdict is good
+    writable, text = doctor.claim_access("results", found)
+    assert writable is good
     assert words in text
 
 
-@pytest.mark.parametrize("value", ["volume", "s4", {"s3": {}, "registry": {}}, {"s3": 3}, 7])
-def test_results_that_are_no_store_are_refused(value: object) -> None:
-    with pytest.raises(ClusterError, match="results is"):
-        results_option(value)
+# --- the options of one call ------------------------------------------------------------------
+
+
+def test_a_calls_options_lie_over_those_of_the_target() -> None:
+    target = replace(
+        SETTINGS,
+        queue="slow",
+        node_selector={"disk": "ssd"},
+        pod_template=({"spec": {"hostname": "a", "priority": 1}},),
+    )
+    settings = target.with_options(
+        {
+            "queue": "fast",
+            "node_selector": {"zone": "b"},
+            "tolerations": [{"key": "gpu", "operator": "Exists"}],
+            "deadline": "2h",
+            "pod_template": {"spec": {"hostname": None, "subdomain": "s"}},
+        }
+    )
+    made = job(settings=settings)
+    assert made["metadata"]["labels"][manifest.LABEL_QUEUE] == "fast"
+    assert made["spec"]["activeDeadlineSeconds"] == 7200
+    spec = made["spec"]["template"]["spec"]
+    assert spec["nodeSelector"] == {"disk": "ssd", "zone": "b"}
+    assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert "hostname" not in spec
+    assert (spec["priority"], spec["subdomain"]) == (1, "s")
+    assert target.with_options({}) == target
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"namespace": "x"}, "namespace"),
+        ({"results": "hold"}, "results"),
+        ({"partition": "gpu"}, "partition"),
+        ({"queue": 3}, "queue"),
+        ({"node_selector": "ssd"}, "node_selector"),
+        ({"tolerations": {"key": "gpu"}}, "tolerations"),
+        ({"deadline": "soon"}, "deadline"),
+        ({"pod_template": []}, ""),
+    ],
+)
+def test_what_a_call_cannot_have_is_refused_before_anything_is_built(
+    options: dict[str, object], name: str
+) -> None:
+    cluster = KubernetesCluster()
+    if not name:
+        cluster.check_options(options)
+        return
+    with pytest.raises(ClusterError, match=name) as caught:
+        cluster.check_options(options)
+    assert caught.value.option == name
+
+
+def test_every_option_of_a_call_is_one_of_the_target() -> None:
+    assert set(CALL_OPTIONS) < set(inspect.signature(KubernetesCluster).parameters)
+
+
+@pytest.mark.parametrize("user", [0, -1, "root", None])
+def test_a_user_that_is_none_is_refused(user: object) -> None:
+    with pytest.raises(ClusterError, match="is not a uid above 0") as caught:
+        KubernetesCluster(user=user)  # type: ignore[arg-type]
+    assert caught.value.option == "user"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from pathlib import Path
@@ -12,31 +11,18 @@ import pytest
 from clustrix_containers.clusters.kubernetes import stream
 from clustrix_containers.clusters.kubernetes.api import connect
 from clustrix_containers.errors import ClusterError
+from tests.unit.clusters.kubernetes.scripted import kubeconfig
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_silent_server_is_not_waited_for(tmp_path: Path, scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "c",
-            "clusters": [
-                {
-                    "name": "c",
-                    "cluster": {"server": f"{scheme}://127.0.0.1:{server.getsockname()[1]}"},
-                }
-            ],
-            "users": [{"name": "c", "user": {"token": "t"}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
-        }
-        kubeconfig = tmp_path / "kubeconfig"
-        kubeconfig.write_text(json.dumps(config))
-        api = connect(kubeconfig, None, None)
+        url = f"{scheme}://127.0.0.1:{server.getsockname()[1]}"
+        api = connect(kubeconfig(tmp_path / "kubeconfig", url), None, None)
         begun = time.monotonic()
         with (
-            pytest.raises(ClusterError, match="does not answer") as caught,
-            stream.command(api, "default", "pod", ["true"], patience=0.5),
+            pytest.raises(ClusterError, match="does not respond") as caught,
+            stream.command(api, "pod", ["true"], patience=0.5),
         ):
             pass
         assert caught.value.fields["temporary"]
