@@ -71,7 +71,8 @@ def plan(
     bundle, resolution = _needs(function, options, references)
     base = _locked_base(locked, options)
     _check_packages(locked, resolution.distributions)
-    return ImagePlan(bundle, resolution, locked, base)
+    packed = {item.name: f"locked in {path}" for item in locked.packages if item.wheel is None}
+    return ImagePlan(bundle, resolution, locked, base, packed)
 
 
 def write_lock(
@@ -139,19 +140,18 @@ def _needs(
 def _check_packages(locked: Lock, needed: Collection[Distribution]) -> None:
     """DependencyError unless what is locked is what is installed, with the same files."""
     from clustrix_containers.packages import lock, wheelhouse
-    from clustrix_containers.packages.installed import search_path
+    from clustrix_containers.packages.installed import Installed, search_path
 
     cache = paths().cache
     wheelhouse.obtain(locked.packages, cache=cache)
-    located: Mapping[str, Wheel] = wheelhouse.locate(tuple(needed), cache=cache, fetch=False).wheels
+    located = wheelhouse.locate(tuple(needed), cache=cache, fetch=False).wheels
 
     def installed_from(wheel: Wheel, distribution: Distribution) -> bool:
         known = located.get(distribution.name)
         if known is not None and known.sha256 == wheel.sha256:
             return True
-        return wheelhouse.installed_from(
-            wheelhouse.wheel_path(cache, wheel.sha256, wheel.filename), distribution
-        )
+        path = wheelhouse.wheel_path(cache, wheel.sha256, wheel.filename)
+        return wheelhouse.difference(path, Installed.of(distribution).rows) is None
 
     # What is packed from its installed files must be the same even if nothing here imports it.
     names = {distribution.name for distribution in needed}

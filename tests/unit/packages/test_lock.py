@@ -133,7 +133,7 @@ class TestText:
             ('name = "a"', "name = 1", "not a valid pylock"),
             ('name = "c"', 'name = "a"', "locked twice"),
             ('name = "b-1-', 'name = "../../b-1-', "not a valid pylock"),
-            ("py3-none-any.whl", "py3-none-a/../../any.whl", "not a lock: name = "),
+            ("py3-none-any.whl", "py3-none-a/../../any.whl", "b-1-py3-none-a/../../any.whl"),
             ("size = 10", "size = -10", "has the size -10"),
             ('lock-version = "1.0"', 'lock-version = "2.0"', "version 2.0 is not supported"),
         ],
