@@ -6,7 +6,8 @@ elements of all runs share; its methods may be called from several threads at on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Protocol
 
@@ -46,25 +47,8 @@ class ResultStore(Protocol):
         ...
 
 
-def _s3() -> Callable[..., ResultStore]:
-    from .s3 import S3Store
-
-    return S3Store
-
-
-def _registry() -> Callable[..., ResultStore]:
-    from .registry import RegistryStore
-
-    return RegistryStore
-
-
-def _volume() -> Callable[..., ResultStore]:
-    from .volume import VolumeStore
-
-    return VolumeStore
-
-
-_STORES = {"s3": _s3, "registry": _registry, "volume": _volume}
+_STORES = {"s3": "S3Store", "registry": "RegistryStore", "volume": "VolumeStore"}
+"""The module of each and its class, imported where it is used: they need libraries."""
 
 
 def parse_results(option: object, *, own: Sequence[str] = ()) -> ResultStore | None:
@@ -89,7 +73,7 @@ def parse_results(option: object, *, own: Sequence[str] = ()) -> ResultStore | N
 
 
 def _make(name: str, options: Mapping[str, Any]) -> ResultStore:
-    factory: Any = _STORES[name]()
+    factory: Any = getattr(importlib.import_module(f".{name}", __package__), _STORES[name])
     known = [item for item in fields(factory) if item.init]
     hint = f"Its options are {', '.join(item.name for item in known)}."
     for option in options:

@@ -37,11 +37,20 @@ def test_private_names_are_imported_in_one_module() -> None:
     importing = {
         path.relative_to(PRODUCT).as_posix()
         for path in PRODUCT.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_bytes()))
-        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cloudpickle"))
-        or (isinstance(node, ast.Attribute) and node.attr == "cloudpickle")
+        for node in ast.walk(ast.parse(path.read_bytes(), str(path)))
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").partition(".")[0] == "cloudpickle"
     }
     assert importing == {"capture/reduction.py"}
+    attributes = {
+        node.attr
+        for path in PRODUCT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_bytes(), str(path)))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "cloudpickle"
+    }
+    assert attributes <= {"Pickler", "dumps"}
 
 
 @pytest.fixture(params=RELEASES)
