@@ -28,6 +28,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.errors import DependencyError
+from clustrix_containers.oci.model import Platform
 from clustrix_containers.storage import atomic
 from clustrix_containers.worker.contract import VENV
 
@@ -302,9 +303,9 @@ def dumps(lock: Lock) -> str:
     """
     import tomli_w
 
-    system, _, machine = lock.platform.partition("/")
+    platform = Platform(*lock.platform.split("/"))
     marker = (
-        f'sys_platform == "{system}" and platform_machine == "{_MACHINES.get(machine, machine)}"'
+        f'sys_platform == "{platform.os}" and platform_machine == "{platform.machine}"'
         f' and python_version == "{lock.python}"'
     )
     document: dict[str, Any] = {

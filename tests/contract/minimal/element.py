@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from clustrix_containers.clusters import staging
-from clustrix_containers.config.file import paths
+from clustrix_containers.config.paths import paths
 from clustrix_containers.containers import limits, rootfs
 from clustrix_containers.containers.container import ContainerSpec, Mount
 from clustrix_containers.containers.environment import container_environment, worker_environment
