@@ -76,6 +76,18 @@ def test_outcomes_come_in_one_call_and_an_error_is_a_value(
     assert bare.value() == 7
 
 
+def test_a_disk_here_that_takes_nothing_is_an_error_that_may_pass(
+    tmp_path: Path, bare: Delivering
+) -> None:
+    (bare.mine / "results").write_text("not a directory")
+    with api_server(tmp_path, Namespace(e0=bare.message).respond):
+        cluster = KubernetesCluster(kubeconfig=tmp_path / "kubeconfig", namespace="team")
+        (fetched,) = cluster.fetch(task(bare), handles(0)).values()
+    assert isinstance(fetched.error, ClusterError)
+    assert fetched.error.temporary
+    assert "cannot be stored here" in str(fetched.error)
+
+
 def test_what_shows_late_on_a_volume_has_a_grace(tmp_path: Path, bare: Delivering) -> None:
     volume = {"volume": {"claim": "c", "mount": str(tmp_path)}}
     with api_server(tmp_path, Namespace(e0=STORED % 0).respond):
