@@ -21,7 +21,7 @@ def attach(run_id: str, *, on: str | None = None, watch: bool = True) -> Watched
     if not run.submitted:
         # The client died between intent and reply. Submitting is idempotent: this adopts what is there.
         handles = cluster.submit(run.task(record.run_directory(run.id)))
-        run = record.add_handles(run.id, handles, state="submitted")
+        run = record.update(run.id, more=handles, state="submitted")
     watched = WatchedRun(
         run,
         cluster,

@@ -39,7 +39,7 @@ def start(record: Record) -> Callable[..., WatchedRun]:
     def start(cluster: Any, count: int = 1, run: str = "run-1", **fields: Any) -> WatchedRun:
         asked = Run(run, "f", f"sha256:{run}", count, "test", "test", reference="x", **fields)
         directory = record.intend(asked, built=True)
-        record.add_handles(run, cluster.submit(asked.task(directory)), state="submitted")
+        record.update(run, more=cluster.submit(asked.task(directory)), state="submitted")
         found = record.run(run)
         handles = unpack(found.handles, run)
         watched = WatchedRun(found, cluster, handles, record, no_main, trust=True)
