@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from clustrix_containers.api.status import Cause, State, Status
-from clustrix_containers.clusters.task import Capabilities, Fetched, Handle, Task
+from clustrix_containers.clusters.task import Fetched, Handle, Task
 from clustrix_containers.errors import ClusterError, ResultError, ResultLost, WorkerDied
 from clustrix_containers.runs.handles import unpack
 from clustrix_containers.runs.record import Record, Run
@@ -139,7 +139,7 @@ def test_news_is_asked_about_at_once_and_only_that(start) -> None:
     cluster = ScriptedCluster(
         lambda handle: SUCCEEDED if handle.element in ended else Status(State.RUNNING),
         fetched,
-        Capabilities("layout", poll_interval=(1000.0, 1000.0)),
+        (1000.0, 1000.0),
     )
     run = start(cluster, 10)
     until(lambda: any(len(poll) == 10 for poll in cluster.polls))
