@@ -23,7 +23,6 @@ class Executor(concurrent.futures.Executor):
         self._open = True
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job:
-        self._check_open()
         run = self._function(fn)._submit([(args, kwargs)], None, array=False)
         self._jobs.extend(run.jobs)
         job: Job = run.jobs[0]
@@ -40,7 +39,6 @@ class Executor(concurrent.futures.Executor):
 
         ``chunksize`` is accepted and has no effect: every item is an element of the array.
         """
-        self._check_open()
         jobs = self._function(fn).map(*iterables)
         self._jobs.extend(jobs[:])
         return concurrent_results(jobs[:], timeout)
@@ -55,10 +53,8 @@ class Executor(concurrent.futures.Executor):
             concurrent.futures.wait(self._jobs)
 
     def _function(self, fn: Callable[..., Any]) -> Function[..., Any]:
+        if not self._open:
+            raise RuntimeError("cannot schedule new futures after shutdown")
         if isinstance(fn, Function):
             return Function(fn.__clustrix_function__, self._options)
         return Function(fn, self._options)
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise RuntimeError("cannot schedule new futures after shutdown")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from clustrix_containers.errors import InsideImageError
@@ -17,7 +17,6 @@ from .options import Options
 if TYPE_CHECKING:
     from clustrix_containers.oci.model import Image
     from clustrix_containers.runs.explain import Explanation
-    from clustrix_containers.runs.plan import ImagePlan
     from clustrix_containers.runs.watched import WatchedRun
 
 P = ParamSpec("P")
@@ -117,7 +116,8 @@ class Function(Generic[P, R]):
         from clustrix_containers.runs import plan
 
         with shown() as progress:
-            image = plan.build(self._plan(progress=progress), progress=progress)
+            planned = plan.plan(self.__clustrix_function__, self._options, progress=progress)
+            image = plan.build(planned, progress=progress)
             staging.to_layout_if_complete(image)
         return image
 
@@ -139,16 +139,9 @@ class Function(Generic[P, R]):
         from clustrix_containers.runs.explain import explanation
 
         with shown() as progress:
-            planned = self._plan(progress=progress)
+            planned = plan.plan(self.__clustrix_function__, self._options, progress=progress)
             image = plan.build(planned, progress=progress)
             return explanation(self._name, planned, image, staging.layout().has)
-
-    def _plan(self, *, references: Collection[str] = (), progress: Any) -> ImagePlan:
-        from clustrix_containers.runs import plan
-
-        return plan.plan(
-            self.__clustrix_function__, self._options, references=references, progress=progress
-        )
 
     def _submit(
         self,

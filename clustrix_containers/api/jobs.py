@@ -113,24 +113,24 @@ class JobArray:
     :meth:`as_completed` gives Jobs as they end.
     """
 
-    def __init__(self, run: WatchedRun | None, jobs: Sequence[Job]) -> None:
+    def __init__(self, run: WatchedRun, jobs: Sequence[Job]) -> None:
         self._run = run
         self._jobs = tuple(jobs)
 
     @property
     def run(self) -> str:
-        """The run's id: what ``attach`` and the command line take; empty without items."""
-        return self._run.id if self._run else ""
+        """The run's id: what ``attach`` and the command line take."""
+        return self._run.id
 
     @property
     def image(self) -> str:
-        """The digest of the image that all elements run; empty without items."""
-        return self._run.image if self._run else ""
+        """The digest of the image that all elements run."""
+        return self._run.image
 
     @property
     def how(self) -> str:
         """How its target runs it and where its results go, as chosen at submission; or ``""``."""
-        return self._run.how if self._run else ""
+        return self._run.how
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -163,12 +163,12 @@ class JobArray:
     def cancel(self) -> int:
         """Cancel all that have not ended; gives their number."""
         cancelled = [job.element for job in self._jobs if job.settle(None, cancelled=True)]
-        if cancelled and self._run:
+        if cancelled:
             self._run.cancel(cancelled)
         return len(cancelled)
 
     def __repr__(self) -> str:
-        return f"<JobArray {self.run or '(no run)'} of {len(self._jobs)}>"
+        return f"<JobArray {self.run} of {len(self._jobs)}>"
 
 
 def concurrent_results(

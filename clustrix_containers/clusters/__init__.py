@@ -45,21 +45,17 @@ class Cluster(Protocol):
     @property
     def capabilities(self) -> Capabilities:
         """What it can do; asked before anything is built. ``ClusterError`` if it is out of reach."""
-        ...
 
     @property
     def poll_interval(self) -> tuple[float, float]:
         """Seconds between two calls of ``states``: while things change, and while nothing does."""
-        ...
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """``ClusterError`` (with ``option``) unless these may be given at the call, as in
         ``.options(kubernetes={…})``. Asked before anything is built."""
-        ...
 
     def check(self) -> Sequence[tuple[str, bool, str]]:
         """What this target needs: name, whether it is there, a sentence. For ``doctor``."""
-        ...
 
     def stage(self, image: Image, *, repository: str | None, progress: Progress) -> str:
         """Put the image where the nodes find it; the reference that they run.
@@ -67,15 +63,12 @@ class Cluster(Protocol):
         ``repository`` is where the user wants it pushed; never ``None`` where
         ``capabilities.images`` is ``registry``. Staging what is there already sends nothing.
         """
-        ...
 
     def describe(self, task: Task) -> str:
         """What ``submit`` will choose for a task and its results, in a sentence or two, if anything."""
-        ...
 
     def preview(self, task: Task) -> str:
         """What ``submit`` would create, as a person writes it (YAML, a script); nothing secret."""
-        ...
 
     def submit(self, task: Task) -> Sequence[Handle]:
         """Start a task; the handles of its elements, in the order of ``task.elements``.
@@ -83,19 +76,16 @@ class Cluster(Protocol):
         Idempotent: the same run and attempt again gives the same handles and starts nothing.
         ``ClusterError`` if it cannot be started; then nothing runs.
         """
-        ...
 
     def states(self, handles: Sequence[Handle]) -> Mapping[Handle, Status]:
         """The status of each element, of any runs. A query that fails gives ``UNKNOWN``;
         ``ABSENT`` is only for what a successful query does not know."""
-        ...
 
     def subscribe(self, run: str, notify: Notify) -> Callable[[], None]:
         """Call ``notify`` when ``states`` may answer differently; what is polled need not.
 
         What is returned ends it.
         """
-        ...
 
     def fetch(self, task: Task, handles: Sequence[Handle]) -> Mapping[Handle, Fetched]:
         """Bring ended elements' marks and results into ``task.directory/results``.
@@ -104,29 +94,24 @@ class Cluster(Protocol):
         value and stops no other. Nothing happens where the directory is shared anyway. A handle
         that is missing from the answer counts as ``Fetched()``.
         """
-        ...
 
     def find(self, run: str) -> DiscoveredRun | None:
         """A run that this user's record does not know, if the cluster can tell all about it."""
-        ...
 
     def logs(
         self, handles: Sequence[Handle], *, follow: bool = False
     ) -> Iterator[tuple[Handle, bytes]]:
         """What the elements printed, in pieces, one element after the other; with ``follow``
         each until it ends."""
-        ...
 
     def cancel(self, handles: Sequence[Handle]) -> None:
         """Ask for an end: SIGTERM, a grace, SIGKILL. Returns at once; ended elements stay so."""
-        ...
 
     def prune_cache(self, older_than: float) -> None:
         """Remove what is kept for speed and has not been used for so many seconds.
 
         Only called while nothing of this user's runs there.
         """
-        ...
 
 
 _lock = threading.Lock()

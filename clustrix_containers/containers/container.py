@@ -63,23 +63,18 @@ class Container(Protocol):
 
     def ended(self) -> int | None:
         """The exit code (128 + n for signal n), or ``None`` while it runs."""
-        ...
 
     def terminate(self) -> None:
         """SIGTERM to its main process."""
-        ...
 
     def kill(self) -> None:
         """SIGKILL to all of it."""
-        ...
 
     def out_of_memory(self) -> bool:
         """Whether its engine reports that it was killed for its memory limit."""
-        ...
 
     def close(self) -> None:
         """Release what it holds, after it has ended."""
-        ...
 
 
 class Runtime(Protocol):
@@ -94,7 +89,6 @@ class Runtime(Protocol):
         ``before_exec`` runs in the new process, where there is one. Only for a program
         without threads.
         """
-        ...
 
 
 class ProcessContainer:

@@ -53,17 +53,12 @@ class Cgroup:
     def _set_limits(self, memory: int | None, quota: int) -> None:
         old = self.version == 1
         if self.memory:
-            (self.memory / ("memory.limit_in_bytes" if old else "memory.max")).write_text(
-                f"{memory}"
-            )
+            name = "memory.limit_in_bytes" if old else "memory.max"
+            (self.memory / name).write_text(f"{memory}")
+            # v1 limits memory and swap together. Absent where the kernel counts no swap.
+            swap = "memory.memsw.limit_in_bytes" if old else "memory.swap.max"
             with contextlib.suppress(OSError):
-                # v1 limits memory and swap together. Absent where the kernel counts no swap.
-                swap = (
-                    ("memory.memsw.limit_in_bytes", f"{memory}")
-                    if old
-                    else ("memory.swap.max", "0")
-                )
-                (self.memory / swap[0]).write_text(swap[1])
+                (self.memory / swap).write_text(f"{memory}" if old else "0")
         if self.cpu and old:
             (self.cpu / "cpu.cfs_period_us").write_text(f"{PERIOD}")
             (self.cpu / "cpu.cfs_quota_us").write_text(f"{quota}")

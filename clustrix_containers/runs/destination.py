@@ -8,7 +8,6 @@ from typing import Any
 
 from clustrix_containers.api.options import Options, Resources
 from clustrix_containers.clusters import Cluster, is_cluster_type, open_cluster
-from clustrix_containers.clusters.task import Capabilities
 from clustrix_containers.config import file as configuration
 from clustrix_containers.errors import ClusterError, ConfigError
 
@@ -58,7 +57,16 @@ def resolve(options: Options) -> Destination:
     resources = options.resources(default_resources(config, target.options))
     cluster = open_target(target)
     able = cluster.capabilities
-    _check_capabilities(target, able, options, resources)
+    if options.retries and not able.retries:
+        raise ClusterError(
+            f"the target {target.name!r} does not run an element again that failed",
+            hint="Leave retries out, or submit to a target that has them (kubernetes).",
+        )
+    if resources.gpus and not able.gpus:
+        raise ClusterError(
+            f"the target {target.name!r} cannot give GPUs to an element",
+            hint="Leave gpus out, or submit to a target that has them.",
+        )
     own = _cluster_options(target, cluster, options)
     repository = options.registry or target.options.get("registry") or config.registry
     if able.images == "layout":
@@ -89,21 +97,6 @@ def default_resources(config: configuration.Config, target_options: Mapping[str,
     """What an element gets where neither decorator nor call says anything."""
     given = {name: target_options[name] for name in RESOURCES if name in target_options}
     return Options(**{**config.resources, **given}).resources(Resources())
-
-
-def _check_capabilities(
-    target: configuration.Target, able: Capabilities, options: Options, resources: Resources
-) -> None:
-    if options.retries and not able.retries:
-        raise ClusterError(
-            f"the target {target.name!r} does not run an element again that failed",
-            hint="Leave retries out, or submit to a target that has them (kubernetes).",
-        )
-    if resources.gpus and not able.gpus:
-        raise ClusterError(
-            f"the target {target.name!r} cannot give GPUs to an element",
-            hint="Leave gpus out, or submit to a target that has them.",
-        )
 
 
 def _cluster_options(

@@ -23,9 +23,10 @@ def pack(handles: Sequence[Handle]) -> list[dict[str, Any]]:
     groups = []
     for attempt, same in groupby(handles, key=lambda it: it.attempt):
         group = list(same)
-        groups.append(
-            {"attempt": attempt, "elements": _pack_elements(group), "id": _pack_ids(group)}
-        )
+        elements = [it.element for it in group]
+        first, last = elements[0], elements[-1]
+        packed = [first, last] if elements == list(range(first, last + 1)) else [elements]
+        groups.append({"attempt": attempt, "elements": packed, "id": _pack_ids(group)})
     return groups
 
 
@@ -33,21 +34,11 @@ def unpack(groups: Sequence[Mapping[str, Any]], run: str) -> dict[int, Handle]:
     """The handle of each element; where an element is in several groups, the last one counts."""
     found: dict[int, Handle] = {}
     for group in groups:
-        elements = _unpack_elements(group["elements"])
+        packed = group["elements"]
+        elements = packed[0] if len(packed) == 1 else range(packed[0], packed[1] + 1)
         for element, identity in zip(elements, _ids(group["id"], elements), strict=True):
             found[element] = Handle(run, group["attempt"], element, identity)
     return found
-
-
-def _pack_elements(handles: Sequence[Handle]) -> Any:
-    elements = [handle.element for handle in handles]
-    if elements == list(range(elements[0], elements[-1] + 1)):
-        return [elements[0], elements[-1]]
-    return [elements]
-
-
-def _unpack_elements(packed: Any) -> Sequence[int]:
-    return packed[0] if len(packed) == 1 else range(packed[0], packed[1] + 1)
 
 
 def _pack_ids(handles: Sequence[Handle]) -> Any:

@@ -115,15 +115,12 @@ class Poller:
             began = time.monotonic()
             changed = self._poll_all(runs, news)
             took = time.monotonic() - began
-            self._drop(run for run in runs if run.over)
+            for run in [run for run in runs if run.over]:
+                with self._lock:
+                    end = self._runs.pop(run)
+                end()
             count = sum(run.open_count for run in runs)
             news = self.ticker.wait(count, changed=changed, took=took)
-
-    def _drop(self, runs: Iterable[WatchedRun]) -> None:
-        for run in runs:
-            with self._lock:
-                end = self._runs.pop(run)
-            end()
 
     def _poll_all(
         self, runs: list[WatchedRun], news: dict[WatchedRun, set[int] | None] | None

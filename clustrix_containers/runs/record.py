@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,18 +110,7 @@ class Run:
         )
 
 
-_COLUMNS = [
-    "id",
-    "created",
-    "name",
-    "image",
-    "count",
-    "target",
-    "type",
-    "details",
-    "state",
-    "updated",
-]
+_COLUMNS: list[str] = re.findall(r"^    (\w+) [A-Z]", _CREATE, re.MULTILINE)
 _DETAILS = tuple(item.name for item in fields(Run) if item.name not in _COLUMNS)
 
 

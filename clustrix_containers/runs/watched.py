@@ -59,6 +59,7 @@ class WatchedRun:
     """One run and its jobs.
 
     ``main`` gives the script that the run's types belong to; ``trust`` allows unpickling.
+    ``how`` is what the target chose at submission; ``is_array``: whether it came from ``map``.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class WatchedRun:
         *,
         trust: bool,
     ) -> None:
-        self._run, self._cluster, self._handles = run, cluster, dict(handles)
+        self.id, self.image, self.how, self.is_array = run.id, run.image, run.how, run.array
+        self._cluster, self._handles = cluster, dict(handles)
         self._record = record
         self._directory = record.run_directory(run.id)
         self._main, self._trust = main, trust
@@ -86,24 +88,6 @@ class WatchedRun:
         self._collecting = False
         self._watching = False
         self.over = False
-
-    @property
-    def id(self) -> str:
-        return self._run.id
-
-    @property
-    def image(self) -> str:
-        return self._run.image
-
-    @property
-    def how(self) -> str:
-        """What the target chose at submission, in a sentence or two."""
-        return self._run.how
-
-    @property
-    def is_array(self) -> bool:
-        """Whether the run came from ``map``."""
-        return self._run.array
 
     @property
     def open_count(self) -> int:
@@ -135,7 +119,7 @@ class WatchedRun:
         """Ask the cluster to end these elements."""
         # With the last of an array all of it goes: that is simpler to do, and nothing is left.
         whole = len(elements) > 1 and all(job.done() for job in self.jobs)
-        chosen = range(self._run.count) if whole else elements
+        chosen = range(len(self.jobs)) if whole else elements
         self._cluster.cancel([self._handles[element] for element in chosen])
         if self._watching:
             poller_of(self._cluster).ticker.wake(self, elements)
@@ -300,9 +284,13 @@ class WatchedRun:
 
     def _conclude(self, handle: Handle, ended: _Ended, fetched: Fetched) -> bool:
         """Settle an element, or leave it for later; True if it is lost and is to run again."""
+        from clustrix_containers.results import directory
+
         job, status = self.jobs[handle.element], ended.status
         try:
-            outcome = self._outcome(handle)
+            outcome = directory.collect(
+                self._directory, handle.element, handle.attempt, self._key, run=self.id
+            )
             if outcome is not None:
                 self._settle(job, outcome, status)
             elif fetched.error is not None:
@@ -352,13 +340,6 @@ class WatchedRun:
         poller_of(self._cluster).ticker.wake(self, elements)
 
     # --- outcomes --------------------------------------------------------------------------
-
-    def _outcome(self, handle: Handle) -> Outcome | None:
-        from clustrix_containers.results import directory
-
-        return directory.collect(
-            self._directory, handle.element, handle.attempt, self._key, run=self.id
-        )
 
     def _settle(self, job: Job, outcome: Outcome, status: Status) -> None:
         if outcome.mark.outcome == "ok":

@@ -166,7 +166,9 @@ class Supervisor:
     def _start(self, element: int, cores: frozenset[int]) -> None:
         spec = self.spec
         try:
-            cgroup = self._create_cgroup(element)
+            cgroup = self.cgroups and self.cgroups.create(
+                f"{spec.tag}.{element}", memory=spec.container.memory, cpus=spec.container.cpus
+            )
             # With a quota by the kernel or an engine, the cores need not be fixed.
             quota = self.runtime.enforces_limits or (cgroup is not None and cgroup.cpu is not None)
             confine = partial(_confine, cgroup, frozenset() if quota else cores)
@@ -181,12 +183,6 @@ class Supervisor:
         deadline = None if limit is None else time.monotonic() + limit
         self.running[element] = Running(element, container, cgroup, deadline)
         self.writer.status(element, journal.RUNNING)
-
-    def _create_cgroup(self, element: int) -> limits.Cgroup | None:
-        if self.cgroups is None:
-            return None
-        container, name = self.spec.container, f"{self.spec.tag}.{element}"
-        return self.cgroups.create(name, memory=container.memory, cpus=container.cpus)
 
     def _container(self, element: int) -> ContainerSpec:
         spec = self.spec
@@ -282,7 +278,8 @@ class Supervisor:
         os.set_blocking(reader, False)
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, _ignore)
+        # It arrives through the wake-up descriptor, but only where it has a handler.
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -318,7 +315,3 @@ def _confine(cgroup: limits.Cgroup | None, cores: frozenset[int]) -> None:
     if cores:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, cores)
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """It arrives through the wake-up descriptor."""
