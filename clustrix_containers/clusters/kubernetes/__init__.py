@@ -252,6 +252,9 @@ class KubernetesCluster:
                 return self._fetch(task, handle)
             except Error as error:
                 return Fetched(error=error)
+            except OSError as error:
+                text = f"the outcome of element {handle.element} cannot be stored here: {error}"
+                return Fetched(error=ClusterError(text, temporary=True))
 
         if len(handles) <= 1:
             return {handle: fetch(handle) for handle in handles}
