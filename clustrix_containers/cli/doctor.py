@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    findings = [_python(), *_environment(), *_configuration(), *_target(arguments.on)]
+    findings = [_python(), *_environment(), *_configuration_and_target(arguments.on)]
     if arguments.json:
         output.emit_json([asdict(finding) for finding in findings])
     else:
@@ -61,30 +61,23 @@ def _environment() -> list[Finding]:
     return []
 
 
-def _configuration() -> list[Finding]:
-    found = []
+def _configuration_and_target(name: str | None) -> list[Finding]:
     try:
         loaded = config.load()
-        found.append(
-            Finding("clustrix.yml", True, str(loaded.path or "none found; using the defaults"))
-        )
-        found.append(Finding("images", True, str(staging.layout().directory)))
-        found.append(Finding("runs", True, str(paths().state)))
-        found.append(
+        found = [
+            Finding("clustrix.yml", True, str(loaded.path or "none found; using the defaults")),
+            Finding("images", True, str(staging.layout().directory)),
+            Finding("runs", True, str(paths().state)),
             Finding(
                 "registry", True, loaded.registry or "none; images stay in the layout directory"
-            )
-        )
+            ),
+        ]
     except Error as error:
-        found.append(Finding("clustrix.yml", False, str(error)))
-    return found
-
-
-def _target(name: str | None) -> list[Finding]:
+        return [Finding("clustrix.yml", False, str(error))]
     try:
-        loaded = config.load()
-        target = loaded.target(name or loaded.default)
+        target = loaded.target(name)
         cluster = open_target(target)
     except Error as error:
-        return [Finding("target", False, str(error))]
-    return [Finding(f"{target.name}: {item}", ok, text) for item, ok, text in cluster.check()]
+        return [*found, Finding("target", False, str(error))]
+    checks = cluster.check()
+    return [*found, *(Finding(f"{target.name}: {item}", ok, text) for item, ok, text in checks)]

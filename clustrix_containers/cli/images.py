@@ -99,7 +99,7 @@ def _lock(arguments: argparse.Namespace) -> int:
         made = plan.write_lock(target.__clustrix_function__, options, Path(path), progress=progress)
     files = [package.name for package in made.packages if package.wheel is None]
     output.note(
-        f"base {made.base}, {len(made.packages)} packages"
+        f"base {made.base}, packages: {len(made.packages)}"
         + (f"; packed from installed files: {', '.join(files)}" if files else "")
     )
     sys.stdout.write(f"{path}\n")
