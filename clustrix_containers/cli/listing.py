@@ -102,8 +102,8 @@ def _shown(run: Run, seen: RunStates) -> str:
     state = _state(run, seen)
     if state != State.UNKNOWN.value:
         return state
-    last = f" ({_counts(seen)} then)" if seen.states else ""
-    return f"{run.target} out of reach since {_ago(seen.at)}{last}"
+    last = f" ({_counts(seen)}, seen {_ago(seen.at)})" if seen.states else ""
+    return f"{run.target} unreachable{last}"
 
 
 def _counts(seen: RunStates) -> str:
