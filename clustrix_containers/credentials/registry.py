@@ -60,17 +60,20 @@ def lookup(registry: str, repository: str = "") -> Credential | None:
     return None
 
 
+def user_directory(variable: str) -> Path:
+    """Where ``DOCKER_CONFIG`` or ``XDG_CONFIG_HOME`` is, for tools that share their files."""
+    defaults = {"DOCKER_CONFIG": "~/.docker", "XDG_CONFIG_HOME": "~/.config"}
+    value = os.environ.get(variable)
+    return Path(value) if value else Path(defaults[variable]).expanduser()
+
+
 def _files() -> Iterator[Path]:
-    explicit = os.environ.get("REGISTRY_AUTH_FILE")
-    if explicit:
+    if explicit := os.environ.get("REGISTRY_AUTH_FILE"):
         yield Path(explicit)
-    docker = os.environ.get("DOCKER_CONFIG")
-    yield (Path(docker) if docker else Path("~/.docker").expanduser()) / "config.json"
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime:
+    yield user_directory("DOCKER_CONFIG") / "config.json"
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         yield Path(runtime) / "containers" / "auth.json"
-    config = os.environ.get("XDG_CONFIG_HOME")
-    yield (Path(config) if config else Path("~/.config").expanduser()) / "containers" / "auth.json"
+    yield user_directory("XDG_CONFIG_HOME") / "containers" / "auth.json"
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

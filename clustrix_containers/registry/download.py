@@ -10,7 +10,7 @@ from clustrix_containers.errors import RegistryError
 from clustrix_containers.oci.model import Descriptor
 
 from .blobs import BLOCK
-from .responses import Response, network_errors
+from .responses import Request, network_errors
 from .transport import Transport
 
 if TYPE_CHECKING:
@@ -39,7 +39,13 @@ class RangeReader:
                     self._open()
                 data = self._read(size)
             except RegistryError as error:
-                self._wait(error)
+                self.close()
+                # Not Retry.run: a read that gets further starts the count again.
+                self._failures += 1
+                delay = self._transport.retry.delay(self._failures, error)
+                if delay is None:
+                    raise
+                time.sleep(delay)
                 continue
             self._at += len(data)
             if data:
@@ -60,35 +66,29 @@ class RangeReader:
     def _ended_early(self) -> RegistryError:
         return RegistryError(f"{self._transport.host} ended a blob early", temporary=True)
 
-    def _wait(self, error: RegistryError) -> None:
-        self.close()
-        # Not Retry.run: a read that gets further starts the count again.
-        self._failures += 1
-        delay = self._transport.retry.delay(self._failures, error)
-        if delay is None:
-            raise error
-        time.sleep(delay)
-
     def _open(self) -> None:
         repository, digest = self._transport.repository, self._descriptor.digest
-        response = self._transport.send(
+        request = Request(
             "GET",
             f"/v2/{repository}/blobs/{digest}",
-            action=f"reading the blob {digest} of {repository}",
-            scopes=self._transport.scopes("pull"),
-            ok=(200, 206),
-            headers={"Range": f"bytes={self._at}-"} if self._at else {},
+            f"reading the blob {digest} of {repository}",
+            self._transport.scopes("pull"),
+            (200, 206),
+            {"Range": f"bytes={self._at}-"} if self._at else {},
             stream=True,
         )
-        assert response.stream is not None
+        response = self._transport.send(request)
         self._response, self._url = response.stream, response.url
-        self._skip(_start_of(response))
-
-    def _skip(self, start: int) -> None:
-        """A registry that does not support Range sends the whole blob again."""
+        start = 0
+        if response.status == 206:
+            match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            if match is None:
+                raise RegistryError("the 206 response has no Content-Range header", status=206)
+            start = int(match.group(1))
         if start > self._at:
             self.close()
             raise RegistryError(f"{self._transport.host} left out a part of a blob")
+        # A registry that does not support Range sends the whole blob again.
         left = self._at - start
         while left:
             data = self._read(min(left, BLOCK))
@@ -101,12 +101,3 @@ class RangeReader:
             # Closed and not returned to the pool: it may have unread bytes.
             self._response.close()
             self._response = None
-
-
-def _start_of(response: Response) -> int:
-    if response.status == 200:
-        return 0
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    if match is None:
-        raise RegistryError("the 206 response has no Content-Range header", status=206)
-    return int(match.group(1))
