@@ -142,16 +142,10 @@ def _server(key: str) -> str:
 
 
 def _entry(auths: Mapping[str, Any], keys: list[str], registry: str) -> Mapping[str, Any] | None:
-    for key in keys:
-        if isinstance(auths.get(key), dict):
-            entry: Mapping[str, Any] = auths[key]
-            return entry
-    for key, entry in auths.items():
-        # A key that is a URL is for the whole host, whatever its path.
-        url = re.match(r"https?://([^/]*)", key)
-        if url and url.group(1) in _hosts(registry) and isinstance(entry, dict):
-            return entry
-    return None
+    # A key that is a URL is for the whole host, whatever its path.
+    urls = [key for key in auths if key.partition("://")[2].split("/")[0] in _hosts(registry)]
+    entries = (auths.get(key) for key in (*keys, *urls))
+    return next((entry for entry in entries if isinstance(entry, dict)), None)
 
 
 def _from_entry(entry: Mapping[str, Any], path: Path) -> Credential | None:

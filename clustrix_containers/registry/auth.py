@@ -81,8 +81,7 @@ class Auth:
     @property
     def source(self) -> str | None:
         """Where the credentials in use came from; None if there are none."""
-        credential = self._credential
-        return (credential.source or "the caller") if credential else None
+        return (self._credential.source or "the caller") if self._credential else None
 
     def header(self, scopes: tuple[str, ...]) -> str | None:
         """What to send now; None before the first challenge, or without credentials."""
@@ -199,45 +198,37 @@ class Auth:
         return token, seconds
 
     def _check_realm(self, realm: str, credential: Credential | None) -> None:
+        registry, hint = urlsplit(self.origin), None
         try:
-            service, registry = urlsplit(realm), urlsplit(self.origin)
+            service = urlsplit(realm)
             host = service.hostname
         except ValueError:
             host = None
         if not host or service.scheme not in ("http", "https"):
-            raise RegistryError(
-                f"the challenge of {self._host} has no valid realm (token service): {realm!r}",
-                host=self._host,
-            )
-        if registry.scheme == "https" and service.scheme != "https":
-            raise RegistryError(
-                f"{self._host} uses https, its token service does not: {realm}",
-                hint="Nothing was sent there. Its administrator must give the service a certificate.",
-                host=self._host,
-            )
-        if credential is None or registry.scheme == "https":
+            message = f"the challenge of {self._host} has no valid realm (token service): {realm!r}"
+        elif registry.scheme == "https" and service.scheme != "https":
+            message = f"{self._host} uses https, its token service does not: {realm}"
+            hint = "Nothing was sent there. Its administrator must give the service a certificate."
+        elif (
+            credential is None
+            or registry.scheme == "https"
+            or host == registry.hostname
+            or (is_loopback(host) and is_loopback(registry.hostname))
+        ):
             return
-        same = host == registry.hostname or (is_loopback(host) and is_loopback(registry.hostname))
-        if not same:
-            raise RegistryError(
-                f"{self._host} uses plain http, and its token service is another host: {host}",
-                hint="No password is sent there: use https for this registry.",
-                host=self._host,
-            )
+        else:
+            message = f"{self._host} uses plain http, and its token service is another host: {host}"
+            hint = "No password is sent there: use https for this registry."
+        raise RegistryError(message, hint=hint, host=self._host)
 
 
 def is_loopback(host: str | None) -> bool:
     """Whether a host name without port can only mean this machine."""
     import ipaddress
 
-    if not host:
-        return False
-    if host.rstrip(".").lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address((host or "").strip("[]")).is_loopback
+    return (host or "").rstrip(".").lower() == "localhost"
 
 
 def _basic(credential: Credential | None) -> str | None:
@@ -284,44 +275,30 @@ class Trust:
         import ssl
 
         context = ssl.create_default_context()
-        for path in self.authorities:
-            try:
+        message, hint, path = "", "", Path()
+        try:
+            for path in self.authorities:
+                message = f"cannot read the certificates in {path}"
+                hint = (
+                    "Expected a PEM file of the authority that signed the registry's certificate."
+                )
                 context.load_verify_locations(path)
-            except (OSError, ssl.SSLError) as error:  # noqa: PERF203 - one or two files
-                raise ConfigError(
-                    f"cannot read the certificates in {path}: {error}",
-                    hint="Expected a PEM file of the authority that signed the registry's"
-                    " certificate.",
-                    path=path,
-                ) from error
-        if self.client is not None:
-            certificate, key = self.client
-            try:
-                context.load_cert_chain(certificate, key)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigError(
-                    f"cannot use the client certificate {certificate}: {error}",
-                    hint=f"Expected a PEM file, and its key without a password in {key}.",
-                    path=certificate,
-                ) from error
+            if self.client is not None:
+                path, key = self.client
+                message = f"cannot use the client certificate {path}"
+                hint = f"Expected a PEM file, and its key without a password in {key}."
+                context.load_cert_chain(path, key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"{message}: {error}", hint=hint, path=path) from error
         return context
 
 
 def find_trust(host: str) -> Trust:
     """The certificates in the first ``certs.d/host`` that has any; ``host`` is ``name[:port]``."""
-    own, docker, machine = (
-        user_directory("XDG_CONFIG_HOME"),
-        user_directory("DOCKER_CONFIG"),
-        Path("/etc"),
-    )
-    # Podman's, rootless Docker's and Docker's of this user, then the machine's.
-    for parent in (
-        own / "containers",
-        own / "docker",
-        docker,
-        machine / "containers",
-        machine / "docker",
-    ):
+    own, docker = user_directory("XDG_CONFIG_HOME"), user_directory("DOCKER_CONFIG")
+    # Podman's, rootless Docker's and Docker's.
+    user = (own / "containers", own / "docker", docker)
+    for parent in (*user, Path("/etc/containers"), Path("/etc/docker")):
         directory = parent / "certs.d" / host
         try:
             names = sorted(directory.iterdir())
