@@ -171,10 +171,6 @@ def _kind(node: yaml.Node) -> str:
     return str(getattr(node, "id", ""))
 
 
-def _shown(node: yaml.Node) -> str:
-    return repr(node.value) if _kind(node) == "scalar" else f"a {_kind(node)}"
-
-
 @dataclass(frozen=True)
 class _Document:
     """Reads YAML's node tree, which has the line numbers."""
@@ -229,9 +225,8 @@ class _Document:
         if node is None:
             return None
         if node.tag != _STRING or not node.value.strip():
-            raise self.error(
-                node, key, f"{key}: expected a string, not {_shown(node)}", "Quote it."
-            )
+            shown = repr(node.value) if _kind(node) == "scalar" else f"a {_kind(node)}"
+            raise self.error(node, key, f"{key}: expected a string, not {shown}", "Quote it.")
         return str(node.value)
 
     def value(self, node: yaml.Node, key: str, inside: tuple[yaml.Node, ...] = ()) -> Any:

@@ -256,11 +256,8 @@ def _reveals(token: str, credential: Credential) -> bool:
 def _covered(scope: str, scopes: Iterable[str]) -> bool:
     """Whether ``scopes`` include ``scope`` (``repository:name:actions``)."""
     name, _, actions = scope.rpartition(":")
-    others = (other.rpartition(":") for other in scopes)
-    return any(
-        name == other and set(actions.split(",")) <= set(granted.split(","))
-        for other, _, granted in others
-    )
+    granted = (it.rpartition(":")[2].split(",") for it in scopes if it.rpartition(":")[0] == name)
+    return any(set(actions.split(",")) <= set(it) for it in granted)
 
 
 @dataclass(frozen=True, slots=True)

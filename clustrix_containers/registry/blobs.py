@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
@@ -171,21 +172,17 @@ class Blobs:
         """
         now = self.now()
         freed = 0
-        for path in self._entries(self.directory):
+        for path in list(self.directory.glob("*")):
             if f"sha256:{path.name}" in referenced:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_ctime <= now - grace:
                     freed += _remove(path)
-        for path in self._entries(self.temporary):
+        for path in list(self.temporary.glob("*")):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime <= now - max(grace, _ABANDONED):
                     freed += _remove(path)
         return freed
-
-    @staticmethod
-    def _entries(directory: Path) -> list[Path]:
-        return list(directory.iterdir()) if directory.is_dir() else []
 
     def now(self) -> float:
         """The time by the file system's own clock: on NFS, the server's."""
@@ -222,6 +219,7 @@ def verified(
     return cast("BinaryIO", io.BufferedReader(reader, BLOCK))
 
 
+@dataclass(eq=False)
 class _VerifiedReader(io.RawIOBase):
     """Reads a blob and checks its size and digest.
 
@@ -229,18 +227,13 @@ class _VerifiedReader(io.RawIOBase):
     reads exactly ``descriptor.size`` bytes and stops has verified bytes too.
     """
 
-    def __init__(
-        self,
-        source: Readable,
-        descriptor: Descriptor,
-        where: Path | str,
-        on_mismatch: Callable[[], None] | None,
-    ) -> None:
-        self._source = source
-        self._descriptor = descriptor
-        self._where = where
-        self._on_mismatch = on_mismatch
-        self._left = descriptor.size
+    _source: Readable
+    _descriptor: Descriptor
+    _where: Path | str
+    _on_mismatch: Callable[[], None] | None
+
+    def __post_init__(self) -> None:
+        self._left = self._descriptor.size
         self._hash = hashlib.sha256()
         self._checked = False
 

@@ -7,22 +7,22 @@ Protocol: https://github.com/opencontainers/distribution-spec ("Pushing blobs").
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import IO, Any
 from urllib.parse import quote
 
 from clustrix_containers.errors import DigestMismatch, RegistryError
 from clustrix_containers.oci.model import Descriptor, Image, Layer, Reference
+from clustrix_containers.oci.reading import open_blob
 from clustrix_containers.worker import contract
 
 from .blobs import ProgressCallback, Readable, check_size
-from .download import RangeReader
 from .responses import Request, Response, check_stored
-from .transport import Transport
+from .transport import RangeReader, Transport
 
 _WORKERS = 6
 _SMALL = 64 << 10
@@ -54,42 +54,33 @@ class Limits:
         return cls()
 
 
+@dataclass(frozen=True, slots=True)
 class Push:
-    """What a push of ``image`` over ``transport`` has to send.
+    """What a push of ``image`` has to send.
 
     ``neighbours(digest)``: repositories of the same registry that are known to hold a blob.
     ``origin(reference)``: the transport to read a layer by reference from.
     """
 
-    def __init__(
-        self,
-        image: Image,
-        transport: Transport,
-        limits: Limits,
-        *,
-        neighbours: Callable[[str], list[str]],
-        origin: Callable[[Reference], Transport],
-        progress: ProgressCallback | None,
-    ) -> None:
-        self._transport = transport
-        self._neighbours = neighbours
-        self._origin = origin
-        self._uploads = Uploads(transport, limits, progress)
-        config = Layer(image.config_descriptor, "", image.config)
-        by_digest = {layer.digest: layer for layer in (config, *image.layers)}
-        # The largest first: the others are sent while it is under way.
-        self._layers = sorted(by_digest.values(), key=lambda layer: -layer.size)
+    image: Image
+    uploads: Uploads
+    neighbours: Callable[[str], list[str]]
+    origin: Callable[[Reference], Transport]
 
-    @property
-    def digests(self) -> list[str]:
-        return [layer.digest for layer in self._layers]
+    def layers(self) -> list[Layer]:
+        """The blobs: the config, and each layer once."""
+        config = Layer(self.image.config_descriptor, "", self.image.config)
+        return list({layer.digest: layer for layer in (config, *self.image.layers)}.values())
 
     def blobs(self, known: set[str]) -> None:
         """Send all that are not ``known`` to exist there; the first error stops the others."""
-        for layer in self._layers:
+        missing = []
+        # The largest first: the others are sent while it is under way.
+        for layer in sorted(self.layers(), key=lambda layer: -layer.size):
             if layer.digest in known:
-                self._uploads.report(layer.descriptor, layer.size)
-        missing = [layer for layer in self._layers if layer.digest not in known]
+                self.uploads.report(layer.descriptor, layer.size)
+            else:
+                missing.append(layer)
         if not missing:
             return
         from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -100,7 +91,7 @@ class Push:
                 for future in as_completed(futures):
                     future.result()
             except BaseException:
-                self._uploads.stop.set()
+                self.uploads.stop.set()
                 for future in futures:
                     future.cancel()
                 raise
@@ -108,15 +99,17 @@ class Push:
     def _blob(self, layer: Layer) -> None:
         # Opened first: a damaged file is an error before any request.
         source = self._source(layer)
-        uploads, blob, session = self._uploads, layer.descriptor, None
+        uploads, blob, session = self.uploads, layer.descriptor, None
         kind = blob.annotations.get(contract.LAYER_KIND)
         # Known to be new, or so small that asking costs as much as sending.
         if layer.blob is None or (kind not in ("code", "call") and layer.size > _SMALL):
             # Where it can be mounted from, the most certain first.
-            candidates = self._neighbours(layer.digest)
-            if layer.origin is not None and layer.origin.registry == self._transport.host:
+            candidates = self.neighbours(layer.digest)
+            if layer.origin is not None and layer.origin.registry == self.uploads.transport.host:
                 candidates.insert(0, layer.origin.repository)
-            for repository in [it for it in candidates if it != self._transport.repository][:1]:
+            for repository in [it for it in candidates if it != self.uploads.transport.repository][
+                :1
+            ]:
                 session = uploads.mount(blob, repository)
                 if session is None:
                     return
@@ -128,25 +121,26 @@ class Push:
 
     def _source(self, layer: Layer) -> _Source:
         blob, origin = layer.blob, layer.origin
-        if isinstance(blob, bytes):
-            return lambda offset: _seek(io.BytesIO(blob), offset)
-        if blob is not None:
+        if isinstance(blob, Path):
             check_size(layer.descriptor, blob)
-            return lambda offset: _seek(blob.open("rb"), offset)
+        if blob is not None:
+            return lambda offset: _seek(open_blob(layer), offset)
         if origin is None:
             raise RegistryError(
                 f"the layer {layer.digest} has neither a blob nor an origin", digest=layer.digest
             )
 
         def read(offset: int) -> RangeReader:
-            same = origin.registry == self._transport.host
-            transport = self._transport.beside(origin.repository) if same else self._origin(origin)
+            same = origin.registry == self.uploads.transport.host
+            transport = (
+                self.uploads.transport.beside(origin.repository) if same else self.origin(origin)
+            )
             return RangeReader(transport, layer.descriptor, offset)
 
         return read
 
 
-def _seek(stream: BinaryIO, offset: int) -> BinaryIO:
+def _seek(stream: IO[bytes], offset: int) -> IO[bytes]:
     stream.seek(offset)
     return stream
 
@@ -236,14 +230,16 @@ class _Upload:
         self.chunk = uploads.limits.chunk
         self.chunked = self.chunk is not None and blob.size > uploads.limits.chunk_above
         self.restarts = 0
-        self.restart = False
         self._adopt(session)
 
     def run(self) -> None:
         failures = furthest = 0
         while True:
             try:
-                self._send_rest()
+                whole = not (self.chunked or self.offset)
+                while not whole and self.offset < self.blob.size:
+                    self._patch()
+                self._commit(self.blob.size if whole else 0)
                 return
             except DigestMismatch:
                 raise
@@ -251,8 +247,8 @@ class _Upload:
                 if self.offset > furthest:
                     failures, furthest = 0, self.offset
                 failures += 1
-                self._recover(error, failures)
-            if self._resume():
+                restart = self._recover(error, failures)
+            if self._resume(restart):
                 return
 
     def _adopt(self, session: Response) -> None:
@@ -270,14 +266,6 @@ class _Upload:
         """The session's location may change with each response."""
         if location := response.headers.get("Location"):
             self.location = self.uploads.transport.resolve(location)
-
-    def _send_rest(self) -> None:
-        if self.chunked or self.offset:
-            while self.offset < self.blob.size:
-                self._patch()
-            self._commit(0)
-        else:
-            self._commit(self.blob.size)
 
     def _patch(self) -> None:
         length = min(self.chunk or self.blob.size, self.blob.size - self.offset)
@@ -319,8 +307,8 @@ class _Upload:
             retry=False,
         )
 
-    def _recover(self, error: RegistryError, failures: int) -> None:
-        """Wait, and decide how to continue; raises ``error`` if that is impossible."""
+    def _recover(self, error: RegistryError, failures: int) -> bool:
+        """Wait; whether the upload must start again. Raises ``error`` if it cannot continue."""
         if self.uploads.stop.is_set():
             raise error
         if error.temporary:
@@ -328,20 +316,17 @@ class _Upload:
             if delay is None:
                 raise error
             self.uploads.stop.wait(delay)
-            return
-        self.restart = True
+            return False
         self.restarts += 1
         if self.restarts > 2:
             raise error
         small = self.chunk is None or (self.chunked and self.chunk <= _MIN_CHUNK)
-        if error.status == 413 and self.chunk is not None and not small:
-            self.chunked, self.chunk = True, min(self.chunk, _MIN_CHUNK)
-            return
-        if error.status in _SESSION_LOST and (self.chunked or self.offset):
+        if error.status == 413 and not small:
+            self.chunked, self.chunk = True, min(self.chunk or _MIN_CHUNK, _MIN_CHUNK)
+        elif error.status in _SESSION_LOST and (self.chunked or self.offset):
             # Chunks do not work here, or were lost: one PUT from the start.
             self.chunked, self.chunk = False, None
-            return
-        if "DIGEST_INVALID" in error.codes:
+        elif "DIGEST_INVALID" in error.codes:
             raise DigestMismatch(
                 f"{self.host} rejects the blob {self.blob.digest}: its bytes have another digest",
                 hint=_HINT_CHANGED,
@@ -349,14 +334,14 @@ class _Upload:
                 status=error.status,
                 codes=error.codes,
             ) from error
-        if error.status not in (404, 410):
+        elif error.status not in (404, 410):
             raise error
+        return True
 
-    def _resume(self) -> bool:
+    def _resume(self, restart: bool) -> bool:
         """Find out what the registry has; True if that is the whole blob, committed."""
-        if not self.restart and self.chunk is not None and self._query():
+        if not restart and self.chunk is not None and self._query():
             return False
-        self.restart = False
         # Perhaps only the response to the commit was lost.
         if self.uploads.exists(self.blob):
             return True
@@ -390,35 +375,32 @@ def _received(response: Response, default: int) -> int:
     return last + 1 if last else 0
 
 
+@dataclass(slots=True)
 class _Part:
     """A part of a blob as a request's body: reports progress, and ends when the push stops."""
 
-    def __init__(
-        self, source: Readable, blob: Descriptor, offset: int, length: int, uploads: Uploads
-    ) -> None:
-        self._source = source
-        self._blob = blob
-        self._at = offset
-        self._left = length
-        self._uploads = uploads
+    source: Readable
+    blob: Descriptor
+    at: int
+    left: int
+    uploads: Uploads
 
     def read(self, size: int = -1, /) -> bytes:
-        if self._uploads.stop.is_set():
+        if self.uploads.stop.is_set():
             raise RegistryError("the upload was cancelled, since another one failed")
-        if self._left == 0:
+        if self.left == 0:
             return b""
-        wanted = self._left if size < 0 else min(size, self._left)
-        data = self._source.read(wanted)
+        data = self.source.read(self.left if size < 0 else min(size, self.left))
         if not data:
             raise DigestMismatch(
-                f"the blob {self._blob.digest} ends {self._left:,} bytes early",
+                f"the blob {self.blob.digest} ends {self.left:,} bytes early",
                 hint=_HINT_CHANGED,
-                digest=self._blob.digest,
+                digest=self.blob.digest,
             )
-        self._left -= len(data)
-        self._at += len(data)
-        self._uploads.report(self._blob, self._at)
+        self.left -= len(data)
+        self.at += len(data)
+        self.uploads.report(self.blob, self.at)
         return data
 
     def close(self) -> None:
-        self._source.close()
+        self.source.close()

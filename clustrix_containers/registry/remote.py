@@ -6,6 +6,7 @@ Protocol: https://github.com/opencontainers/distribution-spec.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 import shutil
@@ -34,11 +35,10 @@ from clustrix_containers.storage import atomic
 
 from .auth import Lookup
 from .blobs import BLOCK, ProgressCallback, disk_errors, verified
-from .download import RangeReader
 from .manifests import config_of, digest_tag, resolve
 from .push import Limits, Push, Uploads
 from .responses import BLOB_UNKNOWN, Request, check_stored
-from .transport import ScopedToken, Transport
+from .transport import RangeReader, ScopedToken, Transport
 
 if TYPE_CHECKING:
     import urllib3
@@ -73,7 +73,6 @@ class Remote:
         peer: Callable[[Reference], Remote] | None = None,
     ) -> None:
         self.reference = Reference.parse(name) if isinstance(name, str) else name
-        self._lookup = credentials
         self._transport = Transport(
             self.reference,
             lookup=credentials or lookup,
@@ -84,7 +83,7 @@ class Remote:
         )
         self._known = KnownBlobs(cache or paths().cache / "registries", self.reference)
         self._limits = limits or Limits.of(self.reference.registry)
-        self._peer = peer or self._same_settings
+        self._peer = peer or (lambda it: Remote(it, credentials=credentials, retry=retry))
 
     def __repr__(self) -> str:
         return f"Remote({self.reference.name!r})"
@@ -124,11 +123,9 @@ class Remote:
         """
         push = Push(
             image,
-            self._transport,
-            self._limits,
-            neighbours=self._known.neighbours,
+            Uploads(self._transport, self._limits, progress),
+            self._known.neighbours,
             origin=lambda reference: self._peer(reference)._transport,
-            progress=progress,
         )
         push.blobs(self._known.read())
         try:
@@ -141,7 +138,7 @@ class Remote:
             self._put_manifest(image, digest_tag(image.digest))
         if tag is not None:
             self._put_manifest(image, tag)
-        self._known.add(push.digests)
+        self._known.add(layer.digest for layer in push.layers())
         return Descriptor(image.media_type, image.digest, len(image.manifest))
 
     def _put_manifest(self, image: Image, tag: str) -> None:
@@ -214,9 +211,6 @@ class Remote:
             shutil.copyfileobj(blob, file, BLOCK)
         return destination
 
-    def _same_settings(self, origin: Reference) -> Remote:
-        return Remote(origin, credentials=self._lookup, retry=self._transport.retry)
-
 
 def fetch_layers(
     directory: Path, peer: Callable[[Reference], Remote] = Remote
@@ -226,7 +220,7 @@ def fetch_layers(
     Their files are named by their sha256 (hex) and are downloaded once.
     """
     # One for each repository: all layers share its connections and its token.
-    peers: dict[str, Remote] = {}
+    remote = functools.cache(lambda name: peer(Reference.parse(name)))
 
     def fetch(layer: Layer) -> Path:
         path = directory / layer.digest.removeprefix("sha256:")
@@ -236,10 +230,7 @@ def fetch_layers(
             raise RegistryError(
                 f"the layer {layer.digest} has neither a blob nor an origin", digest=layer.digest
             )
-        name = layer.origin.name
-        if name not in peers:
-            peers[name] = peer(layer.origin)
-        return peers[name].fetch_blob(layer.descriptor, path)
+        return remote(layer.origin.name).fetch_blob(layer.descriptor, path)
 
     return fetch
 
