@@ -79,21 +79,19 @@ def _files() -> Iterator[Path]:
 def _read(path: Path) -> Mapping[str, Any] | None:
     try:
         text = path.read_text(encoding="utf-8")
+        config = json.loads(text) if text.strip() else {}
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the credentials file {path}: {error}", path=path) from error
-    try:
-        config = json.loads(text) if text.strip() else {}
-    except ValueError as error:
-        line = getattr(error, "lineno", None)
+    except json.JSONDecodeError as error:
         # The exception's own text may quote the file, and the file holds passwords.
         raise ConfigError(
-            f"the credentials file {path} is not valid JSON (line {line})",
+            f"the credentials file {path} is not valid JSON (line {error.lineno})",
             hint="Fix it, or remove it and run docker login again.",
             path=path,
-            line=line,
+            line=error.lineno,
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the credentials file {path}: {error}", path=path) from error
     if not isinstance(config, dict):
         raise ConfigError(f"the credentials file {path} is not a JSON object", path=path)
     return config
@@ -102,7 +100,7 @@ def _read(path: Path) -> Mapping[str, Any] | None:
 def _from_config(
     path: Path, config: Mapping[str, Any], registry: str, repository: str
 ) -> Credential | None:
-    keys = list(_keys(registry, repository))
+    keys = _keys(registry, repository)
     helpers = _section(config, "credHelpers", path)
     for key in keys:
         if isinstance(helpers.get(key), str):
@@ -124,13 +122,11 @@ def _section(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, A
     return section
 
 
-def _keys(registry: str, repository: str) -> Iterator[str]:
+def _keys(registry: str, repository: str) -> list[str]:
     """Keys that may have this repository's entry, the most specific first."""
-    names = _hosts(registry)
-    parts = repository.split("/") if repository else []
-    for count in range(len(parts), -1, -1):
-        for name in names:
-            yield "/".join([name, *parts[:count]])
+    above = [registry, *repository.split("/")] if repository else [registry]
+    paths = ["/".join(["", *above[1:count]]) for count in range(len(above), 0, -1)]
+    return [f"{name}{path}" for path in paths for name in _hosts(registry)]
 
 
 def _hosts(registry: str) -> tuple[str, ...]:

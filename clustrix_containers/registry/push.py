@@ -157,7 +157,7 @@ class Uploads:
         self.transport = transport
         self.limits = limits or Limits()
         self.stop = threading.Event()
-        self._progress = progress
+        self.report: ProgressCallback = progress or (lambda _blob, _done: None)
         self._base = f"/v2/{transport.repository}/blobs"
 
     def send(
@@ -174,10 +174,6 @@ class Uploads:
         scopes = (*self.transport.scopes("pull,push"), *scopes)
         request = Request(method, url, action, scopes, ok, **options)
         return self.transport.send(request, retry=retry)
-
-    def report(self, blob: Descriptor, done: int) -> None:
-        if self._progress is not None:
-            self._progress(blob, done)
 
     def exists(self, blob: Descriptor) -> bool:
         """Whether the repository holds the blob, which is then reported as sent."""

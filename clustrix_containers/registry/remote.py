@@ -254,13 +254,11 @@ class KnownBlobs:
 
     def neighbours(self, digest: str) -> list[str]:
         """Other repositories of this registry that are known to hold ``digest``."""
-        with contextlib.suppress(OSError):
-            return sorted(
-                path.name.replace("+", "/")
-                for path in self._directory.iterdir()
-                if not path.name.startswith(".") and path != self._path and digest in _digests(path)
-            )
-        return []
+        return sorted(
+            path.name.replace("+", "/")
+            for path in self._directory.glob("*")
+            if not path.name.startswith(".") and path != self._path and digest in _digests(path)
+        )
 
     def add(self, digests: Iterable[str]) -> None:
         """Remember digests; a cache that cannot be written is not an error."""

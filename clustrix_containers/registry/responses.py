@@ -177,23 +177,21 @@ def network_errors(url: str) -> Iterator[None]:
 
 
 def _tls_error(host: str, error: Exception) -> RegistryError:
-    text = str(error)
+    text, hint, temporary = str(error), None, False
     if "WRONG_VERSION_NUMBER" in text or "UNKNOWN_PROTOCOL" in text or "record layer" in text:
-        return RegistryError(
-            f"{host} does not speak TLS",
-            hint=f"To use a registry without TLS, set CLUSTRIX_INSECURE_REGISTRIES={host}.",
-            host=host,
+        message = f"{host} does not speak TLS"
+        hint = f"To use a registry without TLS, set CLUSTRIX_INSECURE_REGISTRIES={host}."
+    elif "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
+        causes = (*error.args[:1], error)
+        why = next(filter(None, (getattr(it, "verify_message", "") for it in causes)), text)
+        message = f"the certificate of {host} is not trusted: {why}"
+        hint = (
+            "Put the certificate of its authority (PEM) into"
+            f" ~/.config/containers/certs.d/{host}/ca.crt, or name it in SSL_CERT_FILE."
         )
-    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
-        cause = error.args[0] if error.args else error
-        why = getattr(cause, "verify_message", "") or getattr(error, "verify_message", "") or text
-        return RegistryError(
-            f"the certificate of {host} is not trusted: {why}",
-            hint="Put the certificate of its authority (PEM) into"
-            f" ~/.config/containers/certs.d/{host}/ca.crt, or name it in SSL_CERT_FILE.",
-            host=host,
-        )
-    return RegistryError(f"TLS handshake with {host} failed: {text}", temporary=True, host=host)
+    else:
+        message, temporary = f"TLS handshake with {host} failed: {text}", True
+    return RegistryError(message, hint=hint, temporary=temporary, host=host)
 
 
 def _network_error(host: str, error: Exception) -> RegistryError:
