@@ -46,7 +46,7 @@ class ImportWalk:
     _entry: list[tuple[str, range]] = field(default_factory=list)
     _all_reached: set[str] | None = field(default_factory=set)
     _used: set[str] = field(default_factory=set)
-    _units: dict[str, list[frozenset[str]]] = field(default_factory=dict)
+    _units: dict[str, list[set[str]]] = field(default_factory=dict)
     _waiting: dict[str, list[Callable[[], None]]] = field(default_factory=dict)
 
     def reach_all(self, *modules: str) -> None:

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,10 +128,11 @@ def third_party_or_local(names: set[str]) -> frozenset[str]:
     )
 
 
-_bound: dict[tuple[str, int, int], tuple[frozenset[str], frozenset[str]] | None] = {}
+_Bound = tuple[AbstractSet[str], AbstractSet[str]]
+_bound: dict[tuple[str, int, int], _Bound | None] = {}
 
 
-def bound_names(name: str) -> tuple[frozenset[str], frozenset[str]] | None:
+def bound_names(name: str) -> _Bound | None:
     """The names that a module's file binds when imported, and those bound under its main guard.
 
     ``None`` when unknown (no file, or a star import).

@@ -16,7 +16,7 @@ import clustrix_containers
 from clustrix_containers.errors import ImageError
 from clustrix_containers.image.build import build
 from clustrix_containers.image.runtime import RUNTIME, cloudpickle_component, runtime
-from clustrix_containers.oci.archive import read_files
+from clustrix_containers.oci.reading import read_files
 from clustrix_containers.packages.lock import Component
 from clustrix_containers.worker.contract import LAYER_KIND, LIB, RUNTIME_VERSION
 from tests.record_runtime import recorded
