@@ -176,8 +176,9 @@ class _Visitor:
             for element in getattr(getattr(node, "value", None), "elts", ()):
                 if isinstance(element, ast.Constant) and isinstance(element.value, str):
                     self.source.exports.append(element.value)
-        for body in _bodies(node):
-            self._body(body, inner)
+        for part in (node, *getattr(node, "cases", ())):
+            for name in ("body", "orelse"):
+                self._body(getattr(part, name, ()), inner)
 
     def _import(self, node: ast.Import | ast.ImportFrom, context: Statement) -> None:
         if isinstance(node, ast.Import):
@@ -258,10 +259,8 @@ class _Visitor:
     def _literal_import(self, node: ast.Call, literal: str, context: Statement) -> None:
         name = literal.lstrip(".")
         level = len(literal) - len(name)
-        package = node.args[1] if len(node.args) > 1 else None
-        for keyword in node.keywords:
-            if keyword.arg == "package":
-                package = keyword.value
+        named = [keyword.value for keyword in node.keywords if keyword.arg == "package"]
+        package = next(iter([*named, *node.args[1:2]]), None)
         if level and isinstance(package, ast.Constant) and isinstance(package.value, str):
             base = package.value.split(".")
             base = base[: len(base) - level + 1]
@@ -305,29 +304,18 @@ def _catches(handler: ast.ExceptHandler) -> bool:
 
 def _suppresses(node: ast.With | ast.AsyncWith) -> bool:
     """``with contextlib.suppress(ImportError):``"""
-    for item in node.items:
-        call = item.context_expr
-        if isinstance(call, ast.Call):
-            caught = {_last_name(argument) for argument in call.args}
-            if _last_name(call.func) == "suppress" and caught & _CATCHES:
-                return True
-    return False
-
-
-def _bodies(node: ast.stmt) -> Iterator[list[ast.stmt]]:
-    for name in ("body", "orelse", "finalbody"):
-        yield getattr(node, name, [])
-    for case in getattr(node, "cases", []):
-        yield case.body
+    calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+    return any(
+        _last_name(call.func) == "suppress" and any(_last_name(it) in _CATCHES for it in call.args)
+        for call in calls
+    )
 
 
 def _own_expressions(node: ast.stmt) -> Iterator[ast.AST]:
     """The expressions of a statement that are not inside its blocks."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.match_case):
-            yield child.pattern
-            if child.guard is not None:
-                yield child.guard
+            yield from (child.pattern, child.guard) if child.guard else (child.pattern,)
         elif not isinstance(child, (ast.stmt, ast.ExceptHandler)):
             yield child
 

@@ -23,7 +23,7 @@ from clustrix_containers.oci.model import (
 )
 from clustrix_containers.oci.progress import Progress, silent
 from clustrix_containers.oci.reading import open_layer
-from clustrix_containers.oci.store import BlobWriter, cache_key, recall, remember, temporary
+from clustrix_containers.oci.store import BlobWriter, Spool, cache_key, recall, remember
 from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
 
 from .base import MINOR, as_base
@@ -59,11 +59,13 @@ def from_dockerfile(
     try:
         image = _build(client, path, progress)
         found, version, glibc = _probe(client, image.id, path.name, python)
-        saved = _save(image, cache, progress)
-        try:
+        with Spool(cache) as archive:
+            for chunk in image.save():
+                archive.write(chunk)
+                progress("saving the base", archive.size, None)
+            saved = archive.content()
+            assert isinstance(saved, Path)
             result = read_saved(saved, path.name, cache=cache)
-        finally:
-            saved.unlink(missing_ok=True)
     finally:
         client.close()
     return as_base(result, path.name, python=found, version=version, glibc=glibc)
@@ -175,18 +177,3 @@ def _probe(client: Any, image: str, name: str, python: str | None) -> tuple[str,
         f"the image of {name} has no Python{' at ' + python if python else ''}",
         hint=f"Install Python {MINOR} in it, or name its path: python=.",
     )
-
-
-def _save(image: Any, cache: Path, progress: Progress) -> Path:
-    path = temporary(cache, ".docker.tar")
-    done = 0
-    try:
-        with path.open("xb") as file:
-            for chunk in image.save():
-                file.write(chunk)
-                done += len(chunk)
-                progress("saving the base", done, None)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path

@@ -13,6 +13,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +132,12 @@ def _fingerprint(executable: Path) -> list[list[Any]]:
         *(Path(path) for path in _CERTIFICATE_PATHS),
         Path("/usr/share/zoneinfo"),
     ]
-    return [[str(path), *_stat(path)] for path in paths]
-
-
-def _stat(path: Path) -> tuple[int, ...]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return ()
-    return stat.st_size, stat.st_mtime_ns
+    found: list[list[Any]] = []
+    for path in paths:
+        with suppress(OSError):
+            stat = path.stat()
+            found.append([str(path), stat.st_size, stat.st_mtime_ns])
+    return found
 
 
 def _root(executable: Path) -> tuple[list[Entry], Libraries]:

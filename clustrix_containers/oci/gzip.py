@@ -72,27 +72,24 @@ class Spliced:
     def write(self, data: bytes) -> None:
         self._pending += data
         while len(self._pending) >= _LITERAL:
-            self._literal(bytes(self._pending[:_LITERAL]))
-            del self._pending[:_LITERAL]
+            self._literal(_LITERAL)
 
     def member(self, raw: Iterable[bytes], crc: int, size: int) -> None:
         """A raw deflate stream, unchanged; ``crc`` and ``size`` are of what it inflates to."""
-        self._flush()
+        self.close()
         self._out.write(_HEADER)
         for piece in raw:
             self._out.write(piece)
         self._out.write(_trailer(crc, size))
 
     def close(self) -> None:
-        self._flush()
-
-    def _flush(self) -> None:
         if self._pending:
-            self._literal(bytes(self._pending))
-            self._pending.clear()
+            self._literal(len(self._pending))
 
-    def _literal(self, data: bytes) -> None:
-        self._out.write(_HEADER + _blocks(data, last=True) + _trailer(zlib.crc32(data), len(data)))
+    def _literal(self, size: int) -> None:
+        data = bytes(self._pending[:size])
+        del self._pending[:size]
+        self._out.write(_HEADER + _blocks(data, last=True) + _trailer(zlib.crc32(data), size))
 
 
 class Isal(_OneMember):
