@@ -355,8 +355,8 @@ def _decide(node: ast.expr, checking: Iterable[str]) -> Any:
         if not isinstance(inner, _DECIDABLE) or called != "startswith":
             return _UNKNOWN
     # Only constants, the names of _CONTAINER and str.startswith: nothing of the file is run.
-    code = compile(ast.Expression(node), "<condition>", "eval")
     try:
+        code = compile(ast.Expression(node), "<condition>", "eval")
         return eval(code, {**_CONTAINER, **dict.fromkeys(checking, False)})  # noqa: S307
     except Exception:
         return _UNKNOWN
