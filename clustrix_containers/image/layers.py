@@ -19,36 +19,41 @@ from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.oci.archive import Entry
 from clustrix_containers.oci.model import Image, Layer
 from clustrix_containers.oci.store import Progress, cache_key, recall, remember
+from clustrix_containers.packages.installed import Installed
 from clustrix_containers.packages.lock import Lock, Package
-from clustrix_containers.packages.records import site_packages
-from clustrix_containers.packages.wheelfile import wheel_entries
-from clustrix_containers.packages.wheels import obtain, wheel_layer, wheel_path, wheels_layer
+from clustrix_containers.packages.wheelhouse import obtain, wheel_path
+from clustrix_containers.packages.wheels import (
+    site_packages,
+    wheel_entries,
+    wheel_layer,
+    wheels_layer,
+)
 
 from .bytecode import bytecode_layer, sources
-from .installed import Tree, find_tree, tree_entries, trees_layer
 from .libraries import base_abi, check_libraries, check_wheel
+from .trees import find_installed, fingerprint, packed_files, tree_entries, trees_layer
 
 LARGE = 1 << 20
-MOST = 12
+MAX_LARGE = 12
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
-    """One package, ready to be packed: ``source`` is its wheel's file or its tree."""
+class _Packable:
+    """One package, ready to be packed: ``source`` is its wheel's file or what is installed."""
 
     package: Package
-    source: Path | Tree
+    source: Path | Installed
     size: int
 
     @property
     def key(self) -> Any:
-        if isinstance(self.source, Tree):
-            return [self.package.name, self.source.fingerprint()]
+        if isinstance(self.source, Installed):
+            return [self.package.name, fingerprint(self.source)]
         assert self.package.wheel is not None
         return self.package.wheel.sha256
 
     def entries(self, python: str) -> list[Entry]:
-        if isinstance(self.source, Tree):
+        if isinstance(self.source, Installed):
             return tree_entries(self.source, python)
         return wheel_entries(self.source, python)
 
@@ -61,7 +66,7 @@ def package_layers(
     cache: Path,
     progress: Progress | None = None,
 ) -> tuple[Layer, ...]:
-    """The layers of all packages of the lock, wheels first, then bytecode; recalled if made before."""
+    """The layers of all packages of a lock: wheels, installed trees, then their bytecode."""
     known_infos = {distribution.name: distribution for distribution in distributions}
     trees = {
         package.name: _tree(package, known_infos.get(package.name))
@@ -76,7 +81,7 @@ def package_layers(
         [
             package.wheel.sha256
             if package.wheel
-            else [package.name, trees[package.name].fingerprint()]
+            else [package.name, fingerprint(trees[package.name])]
             for package in lock.packages
         ],
     )
@@ -87,38 +92,39 @@ def package_layers(
         if package.wheel:
             check_wheel(package.wheel.filename, base)
     obtain(lock.packages, cache=cache)
-    units = [_unit(package, trees, base, cache) for package in lock.packages]
-    layers = _make(list(_tasks(units, lock.python, cache)), progress)
+    items = [_packable(package, trees, base, cache) for package in lock.packages]
+    layers = _make(list(_tasks(items, lock.python, cache)), progress)
     remember(cache, key, layers)
     return layers
 
 
-def _tree(package: Package, distribution: Distribution | None) -> Tree:
+def _tree(package: Package, distribution: Distribution | None) -> Installed:
     if distribution is not None and distribution.version == package.version:
-        return Tree(package.name, package.version, distribution.info)
-    return find_tree(package.name, package.version, sys.path)
+        return Installed.of(distribution)
+    return find_installed(package.name, package.version)
 
 
-def _unit(package: Package, trees: dict[str, Tree], base: Image, cache: Path) -> _Unit:
+def _packable(package: Package, trees: dict[str, Installed], base: Image, cache: Path) -> _Packable:
     if package.wheel is None:
         tree = trees[package.name]
-        check_libraries(tree.name, [path for _, path in tree.files()], base)
+        paths = [path for _, path in packed_files(tree)]
+        check_libraries(tree.name, paths, base)
         # About what it compresses to, so that wheels and trees compare.
-        return _Unit(package, tree, sum(path.stat().st_size for _, path in tree.files()) // 3)
+        return _Packable(package, tree, sum(path.stat().st_size for path in paths) // 3)
     path = wheel_path(cache, package.wheel.sha256, package.wheel.filename)
-    return _Unit(package, path, package.wheel.size)
+    return _Packable(package, path, package.wheel.size)
 
 
 def _tasks(
-    units: list[_Unit], python: str, cache: Path
+    items: list[_Packable], python: str, cache: Path
 ) -> Iterator[tuple[str, Callable[[], Layer | None]]]:
-    """What is to be made, in the order of the layers."""
-    ranked = sorted(units, key=lambda unit: (-unit.size, unit.package.name))
-    large = [unit for unit in ranked if unit.size >= LARGE][:MOST]
-    rest = sorted((u for u in units if u not in large), key=lambda unit: unit.package.name)
-    groups = [[unit] for unit in large]
-    groups.append([unit for unit in rest if not isinstance(unit.source, Tree)])
-    groups.append([unit for unit in rest if isinstance(unit.source, Tree)])
+    """Title and maker of each layer, in the layers' order."""
+    ranked = sorted(items, key=lambda item: (-item.size, item.package.name))
+    large = [item for item in ranked if item.size >= LARGE][:MAX_LARGE]
+    rest = sorted((u for u in items if u not in large), key=lambda item: item.package.name)
+    groups = [[item] for item in large]
+    groups.append([item for item in rest if not isinstance(item.source, Installed)])
+    groups.append([item for item in rest if isinstance(item.source, Installed)])
     groups = [group for group in groups if group]
     for group in groups:
         yield _title(group), _packer(group, python, cache)
@@ -127,15 +133,15 @@ def _tasks(
             yield f"bytecode of {_title(group)}", _compiler(group, python, cache)
 
 
-def _packer(group: list[_Unit], python: str, cache: Path) -> Callable[[], Layer | None]:
+def _packer(group: list[_Packable], python: str, cache: Path) -> Callable[[], Layer | None]:
     def pack() -> Layer:
-        trees = [unit.source for unit in group if isinstance(unit.source, Tree)]
+        trees = [item.source for item in group if isinstance(item.source, Installed)]
         if trees:
             return trees_layer(trees, python, cache=cache)
         wheels = [
-            (unit.source, unit.package.wheel.sha256)
-            for unit in group
-            if isinstance(unit.source, Path) and unit.package.wheel
+            (item.source, item.package.wheel.sha256)
+            for item in group
+            if isinstance(item.source, Path) and item.package.wheel
         ]
         if len(wheels) == 1:
             return wheel_layer(*wheels[0], python, cache=cache)
@@ -144,16 +150,16 @@ def _packer(group: list[_Unit], python: str, cache: Path) -> Callable[[], Layer 
     return pack
 
 
-def _compiler(group: list[_Unit], python: str, cache: Path) -> Callable[[], Layer | None]:
+def _compiler(group: list[_Packable], python: str, cache: Path) -> Callable[[], Layer | None]:
     def entries() -> Iterable[Entry]:
         found: dict[str, Entry] = {}
-        for unit in group:
-            found.update((entry.name, entry) for entry in unit.entries(python))
+        for item in group:
+            found.update((entry.name, entry) for entry in item.entries(python))
         return sources(found.values(), site_packages(python))
 
     def compile_all() -> Layer | None:
         return bytecode_layer(
-            entries, [unit.key for unit in group], title=_title(group), cache=cache
+            entries, [item.key for item in group], title=_title(group), cache=cache
         )
 
     return compile_all
@@ -175,7 +181,7 @@ def _make(
     return tuple(layer for layer in layers if layer is not None)
 
 
-def _title(group: list[_Unit]) -> str:
+def _title(group: list[_Packable]) -> str:
     if len(group) == 1:
         return f"{group[0].package.name} {group[0].package.version}"
     return f"{len(group)} packages"

@@ -1,4 +1,4 @@
-"""From the distributions that are asked for to all that they require, each with its reasons."""
+"""From requested distributions to all that they require; and what could be used but was left out."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from packaging.utils import canonicalize_name
 
 from clustrix_containers.capture.bundle import Note
 from clustrix_containers.errors import DependencyError
 
-from .installed import Index, Installed, normalize
-from .requirements import quoted
+from .installed import Installed, SearchPath
+from .requirements import (
+    applies,
+    install_command,
+    parse_installed,
+    satisfies,
+)
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -21,11 +27,67 @@ if TYPE_CHECKING:
 OWN = "clustrix-containers"
 """Our own package: a layer of its own in every image, never a distribution in it."""
 
+_DEVELOPMENT = re.compile(
+    r"(?:.*-)?(?:tests?|testing|dev|develop|development|docs?|documentation|lint|linting|build|"
+    r"typing|types?|mypy|check|checks|cover|coverage|benchmarks?|examples?|maintenance|release|"
+    r"ci|tox|nox|qa|style|format|pre-commit|tutorials?|install|enabler)(?:-.*)?"
+)
+"""Extras of a distribution's own developers, and those that only repeat what it requires."""
+
+_CALLS = {
+    ("pandas", "pyarrow"): "read_parquet, read_feather or the pyarrow back end",
+    ("pandas", "fastparquet"): "read_parquet",
+    ("pandas", "openpyxl"): "read_excel or to_excel",
+    ("pandas", "xlsxwriter"): "to_excel",
+    ("pandas", "xlrd"): "read_excel on .xls files",
+    ("pandas", "lxml"): "read_html or read_xml",
+    ("pandas", "html5lib"): "read_html",
+    ("pandas", "tables"): "read_hdf or to_hdf",
+    ("pandas", "sqlalchemy"): "read_sql or to_sql",
+    ("pandas", "jinja2"): "DataFrame.style or to_latex",
+    ("pandas", "tabulate"): "to_markdown",
+    ("pandas", "matplotlib"): "DataFrame.plot",
+    ("pandas", "scipy"): "interpolate or a rank correlation",
+    ("pandas", "numba"): "engine='numba'",
+    ("pandas", "fsspec"): "a reader on a remote URL",
+    ("pandas", "s3fs"): "a reader on s3://",
+    ("pandas", "gcsfs"): "a reader on gs://",
+    ("polars", "pyarrow"): "to_arrow, from_arrow or to_pandas",
+    ("pyarrow", "pandas"): "to_pandas or from_pandas",
+    ("pyarrow", "numpy"): "to_numpy",
+    ("scikit-learn", "pandas"): "set_output(transform='pandas') or fetch_openml",
+    ("scikit-learn", "matplotlib"): "a Display or plot_tree",
+    ("torch", "numpy"): "Tensor.numpy or from_numpy",
+    ("xarray", "netcdf4"): "open_dataset on netCDF files",
+    ("xarray", "h5netcdf"): "open_dataset on netCDF files",
+    ("xarray", "zarr"): "open_zarr",
+    ("xarray", "dask"): "a method with chunks=",
+    ("xarray", "matplotlib"): "plot",
+    ("networkx", "matplotlib"): "draw",
+    ("networkx", "scipy"): "an algorithm on sparse matrices",
+    ("networkx", "numpy"): "a function on arrays",
+    ("joblib", "numpy"): "dump or hash on arrays",
+    ("joblib", "lz4"): "dump with compress='lz4'",
+    ("seaborn", "scipy"): "clustermap or a density estimate",
+    ("seaborn", "statsmodels"): "a robust or lowess regression plot",
+    ("sympy", "numpy"): "lambdify",
+    ("keras", "torch"): "the torch back end",
+    ("keras", "tensorflow"): "the tensorflow back end",
+    ("keras", "jax"): "the jax back end",
+    ("transformers", "torch"): "a model",
+    ("transformers", "accelerate"): "device_map=",
+    ("imageio", "imageio-ffmpeg"): "imread or imwrite on videos",
+}
+"""Well-known pairs and the calls that need them; some are in no extra."""
+
 
 @dataclass
 class Node:
-    """A distribution that goes in: its shortest ``chain`` of sentences from the user's line,
-    all its ``reasons`` as ``(rank, sentence)``, and the extras of it that are asked for."""
+    """A distribution that goes in.
+
+    ``chain`` is the shortest chain of sentences from the user's line to it, ``reasons`` has the
+    rank of each sentence that names it, ``extras`` are those requested of it.
+    """
 
     installed: Installed
     chain: tuple[str, ...]
@@ -33,8 +95,8 @@ class Node:
     extras: set[str] = field(default_factory=set)
 
     @property
-    def asked(self) -> bool:
-        """Whether the user's own line names it."""
+    def direct(self) -> bool:
+        """Whether the user's own code or request names it."""
         return any(rank[0] == 0 for rank in self.reasons.values())
 
     def sentences(self) -> tuple[str, ...]:
@@ -44,7 +106,7 @@ class Node:
 
 @dataclass
 class Problem:
-    """Why the whole cannot be: what, and the way out."""
+    """What cannot be resolved, and the way out."""
 
     message: str
     hint: str
@@ -52,14 +114,14 @@ class Problem:
 
 @dataclass
 class Closure:
-    """Breadth first, so that the first chain that arrives is a shortest one."""
+    """All that is required: traversed breadth first, so that the first chain found is a shortest."""
 
-    index: Index
+    installed: SearchPath
     environment: Mapping[str, str]
     nodes: dict[str, Node] = field(default_factory=dict)
     notes: dict[Note, None] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    forgiving: frozenset[str] = frozenset()
+    lenient: frozenset[str] = frozenset()
     """First sentences under which a requirement that is not installed is a note, not a problem."""
     _queue: deque[tuple[Installed, frozenset[str], tuple[str, ...]]] = field(default_factory=deque)
 
@@ -71,11 +133,11 @@ class Closure:
         rank: tuple[int, ...] = (0,),
         extras: Iterable[str] = (),
     ) -> None:
-        """Ask for a distribution, because of what ``sentence`` says."""
+        """Add a distribution, for the reason in ``sentence``."""
         self._reach(installed, extras, (sentence,), rank)
 
     def run(self) -> None:
-        """Follow all requirements. What is missing is then in ``problems``."""
+        """Follow all requirements; what is missing is added to ``problems``."""
         while self._queue:
             installed, extras, chain = self._queue.popleft()
             for requirement, sentence in self._required(installed, extras):
@@ -98,10 +160,10 @@ class Closure:
         rank: tuple[int, ...],
     ) -> None:
         if installed.installer == "conda":
-            self.problems.append(conda(f"{installed.name} {installed.version}"))
+            self.problems.append(conda_problem(f"{installed.name} {installed.version}"))
             return
         node = self.nodes.get(installed.name)
-        wanted = frozenset(map(normalize, extras))
+        wanted = frozenset(map(canonicalize_name, extras))
         if node is None:
             node = self.nodes[installed.name] = Node(installed, chain)
             self._queue.append((installed, wanted, chain))
@@ -120,33 +182,33 @@ class Closure:
     def _required(
         self, installed: Installed, extras: frozenset[str]
     ) -> Iterator[tuple[Requirement, str]]:
-        """The requirements that hold here with these extras, each with its sentence."""
+        """The requirements that apply with these extras, each with its sentence."""
         for text in installed.requires:
             if not extras and "extra ==" in text and " or " not in text:
                 continue  # parsing costs more than everything else here
-            requirement = parsed(text)
+            requirement = parse_installed(text)
             if requirement is None:
                 self.note(
                     label(installed),
                     f"its requirement {text!r} is malformed",
-                    "Name what it needs.",
+                    "Name what it needs with packages=[…].",
                 )
                 continue
-            held = holds(requirement, self.environment, extras)
-            if held is not None:
-                suffix = f" (extra {held})" if held else ""
-                bare = str(requirement).split(";")[0].strip()
-                yield requirement, f"{label(installed)} requires {bare}{suffix}"
+            extra = applies(requirement, self.environment, extras)
+            if extra is not None:
+                suffix = f" (extra {extra})" if extra else ""
+                head = str(requirement).split(";")[0].strip()
+                yield requirement, f"{label(installed)} requires {head}{suffix}"
 
     def _follow(self, by: Installed, requirement: Requirement, chain: tuple[str, ...]) -> None:
-        name = normalize(requirement.name)
+        name = canonicalize_name(requirement.name)
         if name == OWN:
             return
         if name == by.name:
             if new := self._new_extras(by, requirement):
                 self._queue.append((by, new, chain[:-1]))
             return
-        installed = self.index.by_name.get(name)
+        installed = self.installed.by_name.get(name)
         if installed is None:
             self._missing(requirement, chain)
         elif installed.editable:
@@ -160,19 +222,19 @@ class Closure:
                 self.note(
                     label(by),
                     f"{chain[-1]}, and {installed.version} is installed",
-                    f"{quoted(bare(requirement))} if the function misbehaves.",
+                    f"{install_command(requirement)} if the function misbehaves.",
                 )
             self._reach(installed, requirement.extras, chain, (1, len(chain)))
 
     def _new_extras(self, installed: Installed, requirement: Requirement) -> frozenset[str]:
         node = self.nodes[installed.name]
-        new = frozenset(map(normalize, requirement.extras)) - node.extras
+        new = frozenset(map(canonicalize_name, requirement.extras)) - node.extras
         node.extras |= new
         return new
 
     def _missing(self, requirement: Requirement, chain: tuple[str, ...]) -> None:
-        command = quoted(bare(requirement))
-        if chain[0] in self.forgiving:
+        command = install_command(requirement)
+        if chain[0] in self.lenient:
             self.note(chain[-2], f"{chain[-1]}, which is not installed here", command)
             return
         self.problems.append(
@@ -181,60 +243,108 @@ class Closure:
 
 
 def label(installed: Installed) -> str:
-    """A distribution as a person names it: ``pandas 3.1.1``."""
+    """A distribution for messages: ``pandas 3.1.1``."""
     return f"{installed.name} {installed.version}"
 
 
-def conda(what: str) -> Problem:
-    """What is said of everything that comes from conda."""
+def conda_problem(subject: str) -> Problem:
+    """That conda environments are not supported."""
     return Problem(
-        f"{what} comes from conda, and conda environments are not supported yet",
+        f"{subject} comes from conda, and conda environments are not supported yet",
         "Make a virtual environment (python -m venv, or uv venv) and install the packages in it.",
     )
 
 
-def bare(requirement: Requirement) -> str:
-    """A requirement without its marker: what pip install takes."""
-    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
-    return f"{requirement.name}{extras}{requirement.specifier}"
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An installed distribution that does not go in and that ``by`` could use.
+
+    ``extras`` of ``by`` name it (none: a well-known pair); ``message`` is the sentence for the user.
+    """
+
+    name: str
+    version: str
+    by: str
+    extras: tuple[str, ...]
+    message: str
 
 
-@lru_cache(maxsize=4096)
-def parsed(text: str) -> Requirement | None:
-    """A requirement of an installed distribution; ``None`` if it is malformed (old ones are)."""
-    from packaging.requirements import InvalidRequirement, Requirement
+def left_out(closure: Closure) -> tuple[LeftOut, ...]:
+    """The installed optional back ends of what goes in, sorted by name.
 
-    try:
-        return Requirement(text)
-    except InvalidRequirement:
-        return None
-
-
-def holds(
-    requirement: Requirement, environment: Mapping[str, str], extras: Iterable[str] = ()
-) -> str | None:
-    """Whether a requirement's marker holds: ``""`` without any extra, or the extra; else ``None``."""
-    if requirement.marker is None:
-        return ""
-    for extra in ("", *sorted(extras)):
-        if requirement.marker.evaluate({**environment, "extra": extra}):
-            return extra
-    return None
-
-
-def satisfies(installed: Installed, requirement: Requirement) -> bool:
-    """Whether the installed version is in the requirement's range (an old, malformed one is)."""
-    from packaging.version import InvalidVersion, Version
-
-    try:
-        version = Version(installed.version)
-    except InvalidVersion:
-        return True
-    return requirement.specifier.contains(version, prereleases=True)
+    Extras count only of what the user's own code names: the rest is the business of
+    whoever requires it. Well-known pairs count always.
+    """
+    found: dict[str, LeftOut] = {}
+    for by, node in sorted(closure.nodes.items()):
+        pairs: dict[str, tuple[str, ...]] = {back: () for front, back in _CALLS if front == by}
+        if node.direct:
+            pairs |= _optional(closure, node)
+        for name, extras in pairs.items():
+            installed = closure.installed.by_name.get(name)
+            if installed is None or installed.editable or name in closure.nodes or name == OWN:
+                continue
+            left = _left_out(installed, by, extras)
+            # A pair whose call is known says more than an extra.
+            if name not in found or ((by, name) in _CALLS) > ((found[name].by, name) in _CALLS):
+                found[name] = left
+    return tuple(left for _, left in sorted(found.items()))
 
 
-def natural(text: str) -> tuple[tuple[int, str], ...]:
-    """A sort key in which ``a.py:9`` comes before ``a.py:10``."""
-    return tuple(
-        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)
-    )
+def _left_out(installed: Installed, by: str, extras: tuple[str, ...]) -> LeftOut:
+    call = _CALLS.get((by, installed.name))
+    extra = f" (extra {', '.join(extras)})" if extras else ""
+    when = f"if you call {call}" if call else f"if the function needs it through {by}"
+    message = f"{label(installed)} is installed and {by} can use it{extra}: add packages=[{installed.name!r}] {when}"
+    return LeftOut(installed.name, installed.version, by, extras, message)
+
+
+def _optional(closure: Closure, node: Node) -> dict[str, tuple[str, ...]]:
+    """Installed distributions that extras of a distribution name, with those extras."""
+    found: dict[str, set[str]] = {}
+    aliases: list[tuple[str, set[str]]] = []
+    for name, extras, others in _extras(closure, node.installed):
+        if name == node.installed.name:
+            aliases += [(extra, others) for extra in extras]
+        else:
+            found.setdefault(name, set()).update(extras)
+    for extra, others in aliases:
+        for extras in found.values():
+            if extras & others:
+                extras.add(extra)
+    named = {name: _relevant(extras) for name, extras in sorted(found.items())}
+    return {name: extras for name, extras in named.items() if extras}
+
+
+def _relevant(extras: set[str]) -> tuple[str, ...]:
+    """The extras that are worth naming. What only developers' extras name is a tool of theirs."""
+    real = {extra for extra in extras if extra != "all" and not _DEVELOPMENT.fullmatch(extra)}
+    return tuple(sorted(real)) or (("all",) if extras == {"all"} else ())
+
+
+def _extras(closure: Closure, installed: Installed) -> Iterator[tuple[str, set[str], set[str]]]:
+    """Of each optional requirement: name, the extras under which it holds, the extras that it asks for."""
+    for text in installed.requires:
+        head = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", text)
+        if "extra" not in text or head is None:
+            continue
+        name = canonicalize_name(head[1])
+        if name != installed.name and (
+            name not in closure.installed.by_name or name in closure.nodes
+        ):
+            continue
+        requirement = parse_installed(text)
+        if requirement is None or requirement.marker is None:
+            continue
+        if name != installed.name and not satisfies(closure.installed.by_name[name], requirement):
+            continue
+        if requirement.marker.evaluate({**closure.environment, "extra": ""}):
+            continue
+        extras = {
+            extra
+            for extra in installed.extras
+            if extra in canonicalize_name(text)
+            and requirement.marker.evaluate({**closure.environment, "extra": extra})
+        }
+        if extras:
+            yield name, extras, {canonicalize_name(extra) for extra in requirement.extras}

@@ -1,4 +1,4 @@
-"""What is installed here: an index of the distributions on ``sys.path``.
+"""What is installed here: the distributions on ``sys.path``.
 
 Read straight from the ``.dist-info`` directories, lazily: one directory listing per
 entry of the path, ``RECORD`` when a module is looked up, ``METADATA`` only of what is
@@ -9,8 +9,7 @@ and https://packaging.python.org/en/latest/specifications/core-metadata/
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 import os
 import re
 import sys
@@ -18,14 +17,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from clustrix_containers.capture.bundle import Distribution
+
+from .wheels import RecordRow, parse_record
 
 _SUFFIXES = (b".py", b".so", b".pyc")
 _REQUIRES_SECTION = re.compile(r"\[(?P<extra>[^:\]]*)(?::(?P<marker>.*))?\]\s*\Z")
-
-
-def normalize(name: str) -> str:
-    """A distribution's or an extra's name as PEP 503 spells it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,24 @@ class Installed:
     """One installed distribution.
 
     ``info`` is its ``.dist-info`` directory, or for a distribution from before wheels its
-    ``.egg-info`` (a directory or a single file), ``EGG-INFO`` or ``.egg-link``; ``root`` is the directory
-    that its RECORD is relative to, ``name`` is normalised. ``path_version`` is the version
-    in the directory's name, which may spell it differently from ``version``.
+    ``.egg-info`` (a directory or a single file), ``EGG-INFO`` or ``.egg-link``; ``name`` is
+    normalised. ``path_version`` is the version in the directory's name, which may spell it
+    differently from ``version``.
     """
 
     name: str
     path_version: str
     info: Path
-    root: Path
+
+    @classmethod
+    def of(cls, distribution: Distribution) -> Installed:
+        """The installed distribution that a captured one names."""
+        return cls(distribution.name, distribution.version, distribution.info)
+
+    @property
+    def root(self) -> Path:
+        """The directory that it is installed in; paths in its RECORD are relative to it."""
+        return self.info.parent
 
     @cached_property
     def _headers(self) -> tuple[tuple[str, str], ...]:
@@ -69,12 +79,12 @@ class Installed:
 
     @cached_property
     def extras(self) -> tuple[str, ...]:
-        """The extras that it offers, normalised."""
-        return tuple(normalize(extra) for extra in self._all("provides-extra"))
+        """The extras that it declares, normalised."""
+        return tuple(canonicalize_name(extra) for extra in self._all("provides-extra"))
 
     @cached_property
     def installer(self) -> str:
-        """Who installed it (``pip``, ``uv``, ``conda``), or an empty string."""
+        """The tool that installed it (``pip``, ``uv``, ``conda``), or an empty string."""
         try:
             return (self.info / "INSTALLER").read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
@@ -82,16 +92,21 @@ class Installed:
 
     @cached_property
     def editable(self) -> bool:
-        """Whether it is an editable install: local source, which capture handles."""
+        """Whether it is an editable install: local source, which travels as such."""
         if self.info.suffix == ".egg-link":
             return True
         if self.info.suffix == ".egg-info" and not self.path_version and not self.packaged:
             return True
+        return bool(self.direct_url.get("dir_info", {}).get("editable"))
+
+    @cached_property
+    def direct_url(self) -> dict[str, Any]:
+        """``direct_url.json`` (PEP 610): empty for what was installed from an index."""
         try:
-            text = (self.info / "direct_url.json").read_bytes()
-        except OSError:
-            return False
-        return bool(re.search(rb'"editable"\s*:\s*true', text))
+            document = json.loads((self.info / "direct_url.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
 
     @property
     def packaged(self) -> bool:
@@ -105,17 +120,17 @@ class Installed:
 
     @cached_property
     def record(self) -> bytes:
-        """Its RECORD with a newline before it; without one, the same made from its top-level names.
-
-        The latter has no hashes and sizes.
-        """
+        """Its RECORD with a newline before it; without one, the paths below its top-level names."""
         if self.recorded:
             return b"\n" + (self.info / "RECORD").read_bytes()
-        out = io.StringIO(newline="")
-        csv.writer(out, lineterminator="\n").writerows(
-            (path, "", "") for path in sorted(self._walk())
-        )
-        return os.fsencode("\n" + out.getvalue())
+        return os.fsencode("".join(f"\n{path},," for path in sorted(self._walk())))
+
+    @cached_property
+    def rows(self) -> dict[str, RecordRow]:
+        """Its files; without hashes and sizes if it has no RECORD. ImageError: a malformed RECORD."""
+        if self.recorded:
+            return parse_record(self.record[1:].decode("utf-8", "surrogateescape"))
+        return {path: RecordRow("", None) for path in sorted(self._walk())}
 
     @cached_property
     def tops(self) -> frozenset[bytes]:
@@ -136,9 +151,9 @@ class Installed:
 
     def _walk(self) -> Iterator[str]:
         for name in self._top_entries():
-            yield from _files(self.root, name)
+            yield from _files_below(self.root, name)
         if self.info.parent == self.root:
-            yield from _files(self.root, self.info.name)
+            yield from _files_below(self.root, self.info.name)
 
 
 def _entries(root: Path) -> dict[str, list[str]]:
@@ -150,7 +165,7 @@ def _entries(root: Path) -> dict[str, list[str]]:
     return found
 
 
-def _files(root: Path, name: str) -> Iterator[str]:
+def _files_below(root: Path, name: str) -> Iterator[str]:
     path = root / name
     if path.is_file():
         yield name
@@ -194,15 +209,15 @@ def _legacy_requires(text: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Where a dotted module is: the distributions that own it, or nobody's ``loose`` file or directory."""
+class ModuleOrigin:
+    """Where a dotted module is: the distributions that own it, or a file that none owns."""
 
     owners: tuple[Installed, ...] = ()
-    loose: Path | None = None
+    unowned: Path | None = None
 
 
-class Index:
-    """The distributions of one search path. Use :func:`index`, which caches them."""
+class SearchPath:
+    """The distributions of one search path. Use :func:`search_path`, which caches them."""
 
     def __init__(self, path: Sequence[str]) -> None:
         self.path = tuple(path)
@@ -218,23 +233,23 @@ class Index:
                 if known.editable and distribution.info.suffix == ".dist-info":
                     self.by_name[distribution.name] = distribution
 
-    def find(self, module: str) -> Found:
-        """Who owns a dotted module (which may name an attribute at its end).
+    def find(self, module: str) -> ModuleOrigin:
+        """The owners of a dotted module (which may name an attribute at its end).
 
         The first entry of the path with a regular package or module of that name wins,
-        as in an import; in it, whoever owns the longest part of the dotted name. Of a
-        namespace package itself everybody who has a part of it is an owner.
+        as in an import; in it, the owners of the longest part of the dotted name. A
+        namespace package belongs to all that have a part of it.
         """
         parts = module.split(".")
         spread: list[Installed] = []
         for entry in self.path:
             regular, portions = self._in_entry(entry, parts)
             if regular:
-                return Found(regular)
+                return ModuleOrigin(regular)
             spread += portions
-            if not portions and (loose := _loose(entry, parts[0])):
-                return Found((), loose)
-        return Found(tuple(dict.fromkeys(spread)))
+            if not portions and (unowned := _module_file(entry, parts[0])):
+                return ModuleOrigin((), unowned)
+        return ModuleOrigin(tuple(dict.fromkeys(spread)))
 
     def _in_entry(
         self, entry: str, parts: Sequence[str]
@@ -277,7 +292,7 @@ def _has(record: bytes, path: bytes) -> bool:
     return False
 
 
-def _loose(entry: str, top: str) -> Path | None:
+def _module_file(entry: str, top: str) -> Path | None:
     for name in (f"{top}.py", f"{top}/__init__.py"):
         path = Path(entry, name)
         if path.is_file():
@@ -304,7 +319,7 @@ def _scan(entry: str) -> Iterator[Installed]:
             stem = root.name.removesuffix(".egg")
         title, _, rest = stem.partition("-")
         version = re.sub(r"-py\d+(\.\d+)?(-.*)?\Z", "", rest)
-        installed = Installed(normalize(title), version, info, root)
+        installed = Installed(canonicalize_name(title), version, info)
         found.setdefault(installed.name, []).append(installed)
     for candidates in found.values():
         yield candidates[0] if len(candidates) == 1 else _best(candidates)
@@ -324,10 +339,10 @@ def _best(candidates: Iterable[Installed]) -> Installed:
     return max(candidates, key=rank)
 
 
-def index(path: Sequence[str] | None = None) -> Index:
-    """The index of a search path (default: ``sys.path``); made again when an entry's mtime changes."""
+def search_path(path: Sequence[str] | None = None) -> SearchPath:
+    """A search path (default: ``sys.path``), scanned again when an entry's mtime changes."""
     entries = [os.path.abspath(entry) for entry in (sys.path if path is None else path)]  # noqa: PTH100
-    return _index(tuple((entry, _mtime(entry)) for entry in dict.fromkeys(entries)))
+    return _scanned(tuple((entry, _mtime(entry)) for entry in dict.fromkeys(entries)))
 
 
 def _mtime(entry: str) -> int:
@@ -338,28 +353,5 @@ def _mtime(entry: str) -> int:
 
 
 @lru_cache(maxsize=8)
-def _index(entries: tuple[tuple[str, int], ...]) -> Index:
-    return Index([entry for entry, mtime in entries if mtime >= 0])
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A line of RECORD: a path relative to the root (POSIX), its hash (``sha256=…``) and size in bytes.
-
-    Hash and size are empty where RECORD has none.
-    """
-
-    path: str
-    hash: str
-    size: str
-
-
-def recorded(name: str, info: Path, root: Path) -> Iterator[Recorded]:
-    """The files of an installed distribution, in RECORD's order.
-
-    Without a RECORD: those under its top-level names and its metadata, without hashes.
-    """
-    text = os.fsdecode(Installed(name, "", info, root).record[1:])
-    for row in csv.reader(io.StringIO(text, newline="")):
-        if row:
-            yield Recorded(row[0], *(row[1:3] if len(row) >= 3 else ("", "")))
+def _scanned(entries: tuple[tuple[str, int], ...]) -> SearchPath:
+    return SearchPath([entry for entry, mtime in entries if mtime >= 0])

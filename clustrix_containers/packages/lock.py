@@ -32,7 +32,7 @@ from clustrix_containers.oci.model import Platform
 from clustrix_containers.storage import atomic
 from clustrix_containers.worker.contract import VENV
 
-from .installed import recorded
+from .installed import Installed
 from .requirements import toml
 
 _TOOL = "clustrix-containers"
@@ -181,16 +181,15 @@ def tree_digest(distribution: Distribution) -> str:
     scripts = _entry_points(distribution.info)
     has_record = (distribution.info / "RECORD").is_file()
     lines = []
-    for item in recorded(distribution.name, distribution.info, distribution.location):
-        path = item.path
+    for path, row in Installed.of(distribution).rows.items():
         if _made_by_installer(path, distribution, scripts):
             continue
         if not has_record:
             lines.append(f"{path} {_hash(distribution.location / path)}")
-        elif item.hash:
+        elif row.hash:
             # How deep site-packages lies below the prefix differs between installations.
             within = re.sub(r"\A(\.\./)+", "../", path) if path.startswith("../") else path
-            lines.append(f"{within} {item.hash} {item.size}")
+            lines.append(f"{within} {row.hash} {'' if row.size is None else row.size}")
     return _digest("\n".join(sorted(lines)).encode("utf-8", "surrogateescape"))
 
 

@@ -1,9 +1,9 @@
-"""Reads what the user hands: ``requirements.txt`` or ``pylock.toml``.
+"""Requirements: from ``packages=``, ``requirements.txt``, ``pylock.toml``, and of what is installed.
 
 Formats: https://pip.pypa.io/en/stable/reference/requirements-file-format/ (a subset: names,
 extras, specifiers, markers, ``-r``, ``-c``, ``--hash``, comments, continued lines) and
-https://packaging.python.org/en/latest/specifications/pylock-toml/. Options that only say
-where to download from mean nothing here, since what is installed is what goes in.
+https://packaging.python.org/en/latest/specifications/pylock-toml/. Options that name package
+indexes are ignored, since what is installed is what goes in.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import importlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.errors import DependencyError
+
+from .installed import Installed
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -30,7 +33,7 @@ _DOWNLOAD_OPTIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class Request:
     """One requirement that the user wrote, and ``where``: ``requirements.txt:3`` or ``packages=``.
 
     ``hashes`` are the archives that may provide it (``sha256:…``); empty: any.
@@ -42,17 +45,17 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Handed:
-    """What a file asks for. ``complete``: nothing outside ``named`` may go in (a lock file)."""
+class RequirementsFile:
+    """The requests of one file. ``complete``: nothing else may go in (a lock file)."""
 
     path: Path
-    named: tuple[Named, ...]
-    constraints: tuple[Named, ...] = ()
+    requests: tuple[Request, ...]
+    constraints: tuple[Request, ...] = ()
     complete: bool = False
 
 
 def parse(text: str, where: str) -> Requirement:
-    """One PEP 508 requirement by name; DependencyError says ``where`` a malformed one stands."""
+    """One PEP 508 requirement by name; DependencyError names ``where`` a malformed one is."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
@@ -61,13 +64,13 @@ def parse(text: str, where: str) -> Requirement:
         reason = str(error).splitlines()[0]
         raise DependencyError(
             f"{where}: not a requirement: {text!r} ({reason})",
-            hint="It reads name[extra]>=version; what is installed here goes in, so a path or URL does not.",
+            hint="Expected name[extra]>=version. What is installed here goes in, so paths and URLs do not.",
             where=where,
             requirement=text,
         ) from None
     if requirement.url:
         raise DependencyError(
-            f"{where}: {requirement.name} is given by URL",
+            f"{where}: {requirement.name} is a URL requirement",
             hint=f"What is installed here goes in: install it, then name it as {requirement.name!r}.",
             where=where,
             requirement=requirement.name,
@@ -75,7 +78,7 @@ def parse(text: str, where: str) -> Requirement:
     return requirement
 
 
-def read(path: Path, environment: Mapping[str, str]) -> Handed:
+def read(path: Path, environment: Mapping[str, str]) -> RequirementsFile:
     """Read a requirements file, or a lock file if it is named ``pylock.toml`` or ``pylock.*.toml``.
 
     ``environment`` holds the marker values of the target. DependencyError names file and line.
@@ -83,35 +86,35 @@ def read(path: Path, environment: Mapping[str, str]) -> Handed:
     if path.suffix == ".toml":
         if not re.fullmatch(r"pylock\.([^.]+\.)?toml", path.name):
             raise DependencyError(
-                f"{path}: not a lock file by its name",
+                f"{path}: not the name of a lock file",
                 hint="PEP 751 names them pylock.toml or pylock.NAME.toml.",
                 path=str(path),
             )
         return _read_pylock(path, environment)
     reader = _Reader(path)
     reader.file(path, constraint=False)
-    return Handed(path, tuple(reader.named), tuple(reader.constraints))
+    return RequirementsFile(path, tuple(reader.requests), tuple(reader.constraints))
 
 
-def _text(path: Path, asked: str) -> str:
+def _text(path: Path, prefix: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DependencyError(f"{asked}cannot read {path}: {reason}", path=str(path)) from error
+        raise DependencyError(f"{prefix}cannot read {path}: {reason}", path=str(path)) from error
 
 
 @dataclass
 class _Reader:
     top: Path
-    named: list[Named] = field(default_factory=list)
-    constraints: list[Named] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    constraints: list[Request] = field(default_factory=list)
     seen: set[tuple[Path, bool]] = field(default_factory=set)
 
-    def file(self, path: Path, *, constraint: bool, asked: str = "") -> None:
+    def file(self, path: Path, *, constraint: bool, prefix: str = "") -> None:
         if (path.resolve(), constraint) in self.seen:
             return
-        text = _text(path, asked)
+        text = _text(path, prefix)
         self.seen.add((path.resolve(), constraint))
         shown = path if path.parent != self.top.parent else Path(path.name)
         for number, line in _logical_lines(text):
@@ -122,15 +125,15 @@ class _Reader:
             self.option(line, path, where, constraint=constraint)
             return
         head, hashes = _split_hashes(line, where)
-        named = Named(parse(head, where), where, hashes)
-        (self.constraints if constraint else self.named).append(named)
+        request = Request(parse(head, where), where, hashes)
+        (self.constraints if constraint else self.requests).append(request)
 
     def option(self, line: str, path: Path, where: str, *, constraint: bool) -> None:
         match = re.match(r"(--[a-z-]+|-[a-z])(?:\s*=\s*|\s+|(?<=^-[a-z])(?=\S)|\Z)(.*)", line)
         option, value = (match[1], match[2].strip("\"'")) if match else (line.split()[0], "")
         if option in ("-r", "--requirement", "-c", "--constraint") and value:
             nested = option in ("-c", "--constraint")
-            self.file(path.parent / value, constraint=constraint or nested, asked=f"{where}: ")
+            self.file(path.parent / value, constraint=constraint or nested, prefix=f"{where}: ")
         elif option not in _DOWNLOAD_OPTIONS and option not in _DOWNLOAD_FLAGS:
             raise DependencyError(
                 f"{where}: the option {option} is not supported",
@@ -174,11 +177,11 @@ def _split_hashes(line: str, where: str) -> tuple[str, tuple[str, ...]]:
 
 
 def toml() -> Any:
-    """The TOML reader of this Python."""
+    """The module that reads TOML in this Python."""
     return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
-def _read_pylock(path: Path, environment: Mapping[str, str]) -> Handed:
+def _read_pylock(path: Path, environment: Mapping[str, str]) -> RequirementsFile:
     text = _text(path, "")
     try:
         pylock = importlib.import_module("packaging.pylock")
@@ -195,8 +198,8 @@ def _read_pylock(path: Path, environment: Mapping[str, str]) -> Handed:
             f"{path}: not a valid pylock.toml: {error}", path=str(path)
         ) from error
     _check_target(path, lock, environment)
-    named: dict[str, Named] = {}
-    # Groups and extras that nobody asked for are off, as for an installer.
+    requests: dict[str, Request] = {}
+    # Groups and extras that were not requested are off, as for an installer.
     values = {
         **environment,
         "extras": frozenset(),
@@ -205,7 +208,7 @@ def _read_pylock(path: Path, environment: Mapping[str, str]) -> Handed:
     for package in lock.packages:
         if package.marker and not package.marker.evaluate(values, context="lock_file"):
             continue
-        if package.name in named:
+        if package.name in requests:
             raise DependencyError(
                 f"{path}: two entries of {package.name} apply to this Python and platform",
                 path=str(path),
@@ -213,8 +216,10 @@ def _read_pylock(path: Path, environment: Mapping[str, str]) -> Handed:
         pin = f"=={package.version}" if package.version else ""
         wheels = [*(package.wheels or ()), *filter(None, (package.sdist, package.archive))]
         hashes = sorted(f"{a}:{h}" for wheel in wheels for a, h in wheel.hashes.items())
-        named[package.name] = Named(parse(package.name + pin, path.name), path.name, tuple(hashes))
-    return Handed(path, tuple(named.values()), complete=True)
+        requests[package.name] = Request(
+            parse(package.name + pin, path.name), path.name, tuple(hashes)
+        )
+    return RequirementsFile(path, tuple(requests.values()), complete=True)
 
 
 def _check_target(path: Path, lock: Any, environment: Mapping[str, str]) -> None:
@@ -232,6 +237,46 @@ def _check_target(path: Path, lock: Any, environment: Mapping[str, str]) -> None
         )
 
 
-def quoted(requirement: object) -> str:
+def install_command(requirement: Requirement) -> str:
     """The command that installs a requirement."""
-    return f"pip install {shlex.quote(str(requirement))}"
+    return f"pip install {shlex.quote(without_marker(requirement))}"
+
+
+def without_marker(requirement: Requirement) -> str:
+    """A requirement without its marker: what pip install takes."""
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    return f"{requirement.name}{extras}{requirement.specifier}"
+
+
+@lru_cache(maxsize=4096)
+def parse_installed(text: str) -> Requirement | None:
+    """A requirement of an installed distribution; ``None`` if it is malformed (old ones are)."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        return Requirement(text)
+    except InvalidRequirement:
+        return None
+
+
+def applies(
+    requirement: Requirement, environment: Mapping[str, str], extras: Iterable[str] = ()
+) -> str | None:
+    """The extra under which a requirement applies (``""``: always); ``None`` if it does not."""
+    if requirement.marker is None:
+        return ""
+    for extra in ("", *sorted(extras)):
+        if requirement.marker.evaluate({**environment, "extra": extra}):
+            return extra
+    return None
+
+
+def satisfies(installed: Installed, requirement: Requirement) -> bool:
+    """Whether the installed version is in the requirement's range; a malformed version is."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        version = Version(installed.version)
+    except InvalidVersion:
+        return True
+    return requirement.specifier.contains(version, prereleases=True)

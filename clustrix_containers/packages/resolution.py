@@ -1,37 +1,48 @@
-"""Import names and the user's wishes become installed distributions, each with its reasons.
+"""Imports and the user's requests become installed distributions, each with its reasons.
 
-A distribution without a RECORD (from before wheels, or a distributor's) is taken as it
-lies there: :attr:`Distribution.info` is then its ``.egg-info`` (a directory or a single
-file), and ``installed.recorded`` lists what its ``top_level.txt`` names.
+A distribution without a RECORD (from before wheels, or a system's package) is taken from its
+files: :attr:`Distribution.info` is then its ``.egg-info`` (a directory or a single file), and
+``Installed.rows`` lists what its ``top_level.txt`` names.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from clustrix_containers.capture.bundle import Distribution, Import, Note
 from clustrix_containers.errors import DependencyError
 
-from .closure import OWN, Closure, Problem, bare, conda, holds, label, natural, satisfies
-from .installed import Installed, index, normalize
-from .optional import LeftOut, left_out, suggest
-from .requirements import Handed, Named, parse, quoted, read
+from .closure import OWN, Closure, LeftOut, Problem, conda_problem, label, left_out
+from .installed import Installed, search_path
+from .requirements import (
+    Request,
+    RequirementsFile,
+    applies,
+    install_command,
+    parse,
+    read,
+    satisfies,
+    without_marker,
+)
 
 __all__ = ["LeftOut", "Resolution", "check_environment", "resolve", "suggest"]
 
 _TOOLS = frozenset({"pip", "setuptools", "wheel"})
-_WHOLE = "the whole environment is asked for"
+_WHOLE = "the whole environment is requested"
 _MOVED = {"distutils": "setuptools"}
 """Modules that a distribution provides under a name that is not in its files."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """What goes in, sorted by name; what could not be settled; what was left out.
+    """What goes in, sorted by name; what could not be resolved; what was left out.
 
     ``hashes`` are the archives (``sha256:…``) that a requirements or lock file allows for
     a distribution; a name that is not in it may come from any.
@@ -45,7 +56,7 @@ class Resolution:
 
     def why(self, name: str) -> tuple[str, ...]:
         """The shortest chain of sentences from the user's line to a distribution; empty if it is not in."""
-        return self.chains.get(normalize(name), ())
+        return self.chains.get(canonicalize_name(name), ())
 
 
 def resolve(
@@ -71,22 +82,22 @@ def resolve(
     if path is None:
         check_environment()
     if everything and requirements is not None:
-        raise DependencyError("the whole environment and a requirements file are both asked for")
+        raise DependencyError("the whole environment and a requirements file cannot both be given")
     values = {**_markers(), **(environment or {})}
-    closure = Closure(index(path), values, forgiving=frozenset({_WHOLE}))
-    handed = read(Path(requirements), values) if requirements is not None else None
-    wishes = [Named(parse(text, "packages="), "packages=") for text in packages]
-    if handed is None:
+    closure = Closure(search_path(path), values, lenient=frozenset({_WHOLE}))
+    file = read(Path(requirements), values) if requirements is not None else None
+    requests = [Request(parse(text, "packages="), "packages=") for text in packages]
+    if file is None:
         _imports(closure, imports)
-    hashes = _wishes(closure, wishes, rank=1)
-    if handed is not None:
-        hashes |= _wishes(closure, handed.named, rank=2, exact=handed.complete)
+    hashes = _requests(closure, requests, rank=1)
+    if file is not None:
+        hashes |= _requests(closure, file.requests, rank=2, exact=file.complete)
     if everything:
-        _whole(closure)
+        _whole_environment(closure)
     closure.run()
-    if handed is not None:
-        _obey(closure, handed, {normalize(w.requirement.name) for w in wishes})
-        _imports(closure, imports, covered=handed)
+    if file is not None:
+        _enforce(closure, file, {canonicalize_name(r.requirement.name) for r in requests})
+        _imports(closure, imports, covered_by=file)
     closure.raise_problems()
     return _resolution(closure, hashes, () if everything else left_out(closure))
 
@@ -95,7 +106,7 @@ def check_environment(prefix: Path | None = None) -> None:
     """DependencyError if the interpreter under ``prefix`` (default: this one) is conda's."""
     where = Path(sys.prefix) if prefix is None else prefix
     if (where / "conda-meta").is_dir():
-        problem = conda(f"the environment {where}")
+        problem = conda_problem(f"the environment {where}")
         raise DependencyError(problem.message, hint=problem.hint)
 
 
@@ -107,67 +118,72 @@ def _markers() -> Mapping[str, str]:
     return {**{key: str(value) for key, value in default_environment().items()}, **linux}
 
 
-def _wishes(
-    closure: Closure, wishes: Sequence[Named], *, rank: int, exact: bool = False
+def _requests(
+    closure: Closure, requests: Sequence[Request], *, rank: int, exact: bool = False
 ) -> dict[str, tuple[str, ...]]:
-    """Ask for what the user names; the hashes that they allow."""
-    hashes = {}
-    for wish in wishes:
-        requirement = wish.requirement
-        if holds(requirement, closure.environment) is None:
+    """Add what the user requests; the hashes that are allowed."""
+    hashes: dict[str, tuple[str, ...]] = {}
+    for request in requests:
+        requirement = request.requirement
+        if applies(requirement, closure.environment) is None:
             continue
-        name = normalize(requirement.name)
-        installed = closure.index.by_name.get(name)
-        sentence = f"{wish.where} names {bare(requirement)}"
+        name = canonicalize_name(requirement.name)
+        installed = closure.installed.by_name.get(name)
+        sentence = f"{request.where} names {without_marker(requirement)}"
         if name == OWN:
             continue
         if installed is None:
             closure.problems.append(
-                Problem(f"{sentence}, which is not installed here", quoted(bare(requirement)))
+                Problem(f"{sentence}, which is not installed here", install_command(requirement))
             )
         elif installed.editable:
-            _editable(closure, wish, installed)
-        elif not satisfies(installed, requirement) or (exact and not _equal(installed, wish)):
+            _editable(closure, request, installed)
+        elif not satisfies(installed, requirement) or (
+            exact and not _is_pinned_version(installed, request)
+        ):
             closure.problems.append(
                 Problem(
-                    f"{sentence}, and {installed.version} is installed", quoted(bare(requirement))
+                    f"{sentence}, and {installed.version} is installed",
+                    install_command(requirement),
                 )
             )
         else:
             closure.root(installed, sentence, rank=(0, rank), extras=requirement.extras)
-            if wish.hashes:
-                hashes[name] = wish.hashes
+            if request.hashes:
+                hashes[name] = request.hashes
     return hashes
 
 
-def _equal(installed: Installed, wish: Named) -> bool:
-    """Whether a pin is the installed version to the letter: 2.1+cpu satisfies ==2.1, and is not it."""
+def _is_pinned_version(installed: Installed, request: Request) -> bool:
+    """Whether a pin is exactly the installed version: 2.1+cpu satisfies ==2.1, and is another."""
     from packaging.version import InvalidVersion, Version
 
-    pins = [spec.version for spec in wish.requirement.specifier]
+    pins = [spec.version for spec in request.requirement.specifier]
     try:
         return all(Version(pin) == Version(installed.version) for pin in pins)
     except InvalidVersion:
         return pins == [installed.version]
 
 
-def _editable(closure: Closure, wish: Named, installed: Installed) -> None:
-    message = f"{wish.where} names {installed.name}, which is installed as editable: local source"
+def _editable(closure: Closure, request: Request, installed: Installed) -> None:
+    message = (
+        f"{request.where} names {installed.name}, which is installed as editable: local source"
+    )
     hint = f"Name its modules with modules=[…], or install it: pip install PATH_OF_{installed.name}"
-    if wish.where == "packages=":
+    if request.where == "packages=":
         closure.problems.append(Problem(message, hint))
     else:
-        closure.note(wish.where, message, hint)
+        closure.note(request.where, message, hint)
 
 
-def _whole(closure: Closure) -> None:
-    """Ask for all that is installed, but for tools and what is there only because we are."""
-    ours = Closure(closure.index, closure.environment)
-    own = closure.index.by_name.get(OWN)
+def _whole_environment(closure: Closure) -> None:
+    """Add all that is installed, except for tools and what only this package requires."""
+    ours = Closure(closure.installed, closure.environment)
+    own = closure.installed.by_name.get(OWN)
     if own is not None:
         ours.root(own, OWN)
         ours.run()
-    for name, installed in sorted(closure.index.by_name.items()):
+    for name, installed in sorted(closure.installed.by_name.items()):
         if name == OWN or name in _TOOLS or name in ours.nodes:
             continue
         if installed.editable:
@@ -180,9 +196,11 @@ def _whole(closure: Closure) -> None:
             closure.root(installed, _WHOLE, rank=(0, 3))
 
 
-def _imports(closure: Closure, imports: Sequence[Import], covered: Handed | None = None) -> None:
-    """Ask for what is imported; or, where a file says what goes in, check that it is in."""
-    ordered = sorted(imports, key=lambda i: (len(i.chain), natural(i.where), i.module))
+def _imports(
+    closure: Closure, imports: Sequence[Import], covered_by: RequirementsFile | None = None
+) -> None:
+    """Add what is imported; or, where a file says what goes in, check that it is in."""
+    ordered = sorted(imports, key=lambda i: (len(i.chain), natural_key(i.where), i.module))
     for position, item in enumerate(ordered):
         sentence = f"{item.where} imports {item.module}"
         if item.chain:
@@ -190,7 +208,7 @@ def _imports(closure: Closure, imports: Sequence[Import], covered: Handed | None
         for installed in _owners(closure, item, sentence):
             rank = (0, 0, position)
             node = closure.nodes.get(installed.name)
-            if covered is None:
+            if covered_by is None:
                 closure.root(installed, sentence, rank=rank)
             elif node is not None:
                 node.reasons[sentence] = rank
@@ -198,8 +216,8 @@ def _imports(closure: Closure, imports: Sequence[Import], covered: Handed | None
                 closure.problems.append(
                     Problem(
                         f"{sentence}, which {label(installed)} provides and "
-                        f"{covered.path.name} does not name",
-                        f"Add {installed.name} to {covered.path.name}, or packages=[{installed.name!r}].",
+                        f"{covered_by.path.name} does not name",
+                        f"Add {installed.name} to {covered_by.path.name}, or packages=[{installed.name!r}].",
                     )
                 )
 
@@ -207,16 +225,16 @@ def _imports(closure: Closure, imports: Sequence[Import], covered: Handed | None
 def _owners(closure: Closure, item: Import, sentence: str) -> Sequence[Installed]:
     """The distributions that provide an import; none if it needs none or cannot be satisfied."""
     top = item.module.partition(".")[0]
-    if top in sys.stdlib_module_names or normalize(top) == OWN:
+    if top in sys.stdlib_module_names or canonicalize_name(top) == OWN:
         return ()
-    found = closure.index.find(item.module)
+    found = closure.installed.find(item.module)
     owners = [owner for owner in found.owners if not owner.editable and owner.name != OWN]
     if owners or found.owners:
         return owners
-    moved = closure.index.by_name.get(_MOVED.get(top, ""))
+    moved = closure.installed.by_name.get(_MOVED.get(top, ""))
     if moved is not None:
         return (moved,)
-    editable = closure.index.by_name.get(normalize(top))
+    editable = closure.installed.by_name.get(canonicalize_name(top))
     if editable is not None and editable.editable:
         closure.note(
             item.where,
@@ -224,15 +242,15 @@ def _owners(closure: Closure, item: Import, sentence: str) -> Sequence[Installed
             f"Name it with modules=[{top!r}] if it does not travel by itself.",
         )
     elif not item.optional:
-        closure.problems.append(_unowned(item, sentence, found.loose))
+        closure.problems.append(_unowned(item, sentence, found.unowned))
     return ()
 
 
-def _unowned(item: Import, sentence: str, loose: Path | None) -> Problem:
+def _unowned(item: Import, sentence: str, unowned: Path | None) -> Problem:
     top = item.module.partition(".")[0]
-    if loose is not None:
+    if unowned is not None:
         return Problem(
-            f"{sentence}, and {loose} belongs to no installed distribution",
+            f"{sentence}, and {unowned} belongs to no installed distribution",
             f"Send it as source: modules=[{top!r}].",
         )
     return Problem(
@@ -241,30 +259,30 @@ def _unowned(item: Import, sentence: str, loose: Path | None) -> Problem:
     )
 
 
-def _obey(closure: Closure, handed: Handed, added: set[str]) -> None:
-    """Constraints hold; and nothing that a lock file does not name goes in with what it names."""
-    for constraint in handed.constraints:
-        node = closure.nodes.get(normalize(constraint.requirement.name))
+def _enforce(closure: Closure, file: RequirementsFile, added: set[str]) -> None:
+    """Constraints hold; and of a lock file nothing else goes in."""
+    for constraint in file.constraints:
+        node = closure.nodes.get(canonicalize_name(constraint.requirement.name))
         if (
             node is not None
-            and holds(constraint.requirement, closure.environment) is not None
+            and applies(constraint.requirement, closure.environment) is not None
             and not satisfies(node.installed, constraint.requirement)
         ):
             closure.problems.append(
                 Problem(
-                    f"{constraint.where} allows {bare(constraint.requirement)}, "
+                    f"{constraint.where} allows {without_marker(constraint.requirement)}, "
                     f"and {node.installed.version} is installed",
-                    quoted(bare(constraint.requirement)),
+                    install_command(constraint.requirement),
                 )
             )
-    if not handed.complete:
+    if not file.complete:
         return
-    named = {normalize(item.requirement.name) for item in handed.named} | added
+    named = {canonicalize_name(item.requirement.name) for item in file.requests} | added
     for name, node in sorted(closure.nodes.items()):
         if name not in named and not node.chain[0].startswith("packages= "):
             closure.problems.append(
                 Problem(
-                    f"{handed.path.name} does not have {name}: {', '.join(node.chain)}",
+                    f"{file.path.name} does not have {name}: {', '.join(node.chain)}",
                     "Lock again: a lock file names all that its packages require.",
                 )
             )
@@ -291,9 +309,38 @@ def _resolution(
         )
         for name, node in nodes.items()
     )
-    notes = tuple(sorted(closure.notes, key=lambda n: (natural(n.where), n.message)))
+    notes = tuple(sorted(closure.notes, key=lambda n: (natural_key(n.where), n.message)))
     chains = {
         name: (node.sentences()[0],) if len(node.chain) == 1 else node.chain
         for name, node in nodes.items()
     }
     return Resolution(distributions, notes, left, hashed, chains)
+
+
+def suggest(module: str, path: Sequence[str] | None = None) -> str | None:
+    """What to do about a module that was missing in the container, in one sentence.
+
+    ``None`` if no distribution could help: a module of the standard library, or of this package.
+    """
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or canonicalize_name(top) == OWN:
+        return None
+    found = search_path(path).find(module)
+    owners = [owner for owner in found.owners if not owner.editable]
+    if owners:
+        names = ", ".join(repr(owner.name) for owner in owners)
+        labels = " and ".join(map(label, owners))
+        return f"{labels}, installed here, provides {module}: add packages=[{names}]."
+    if found.owners or found.unowned is not None:
+        return f"{module} is local source here: add modules=[{top!r}]."
+    return (
+        f"No installed distribution provides {module}: pip install it here, "
+        f"then add packages=[…] with its name."
+    )
+
+
+def natural_key(text: str) -> tuple[tuple[int, str], ...]:
+    """A sort key in which ``a.py:9`` comes before ``a.py:10``."""
+    return tuple(
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)
+    )

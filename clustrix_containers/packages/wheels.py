@@ -1,47 +1,316 @@
-"""Wheels become layers without being recompressed, and installed distributions are matched with wheels.
+"""What a wheel installs: the entries that PyPA's ``installer`` would make, their bytes left in the wheel.
 
-A wheel's deflate streams go into the layer as they are, so its layer has one digest on every
-machine. Wheel files lie in ``CACHE/wheels/<sha256>/<filename>``; ``CACHE/located/<key>.json``
-remembers which of them an installed distribution came from, or that none could be found.
+What an installer generates (console scripts, rewritten shebangs, RECORD, INSTALLER) is made here.
+Wheels become layers without being recompressed: their deflate streams go in as they are, so a
+wheel's layer has one digest on every machine. Formats:
+https://packaging.python.org/en/latest/specifications/binary-distribution-format/,
+https://packaging.python.org/en/latest/specifications/recording-installed-packages/ and
+https://packaging.python.org/en/latest/specifications/entry-points/
 """
 
 from __future__ import annotations
 
+import base64
+import csv
 import hashlib
-import json
-import shutil
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import io
+import posixpath
+import re
+import stat
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from clustrix_containers.capture.bundle import Distribution
+from packaging.utils import canonicalize_name, canonicalize_version
+
 from clustrix_containers.errors import ImageError
-from clustrix_containers.oci.archive import Entry, write_layer
-from clustrix_containers.oci.model import Layer, canonical
-from clustrix_containers.oci.store import (
-    Progress,
-    cache_key,
-    recall,
-    remember,
-    temporary,
-    write_atomically,
+from clustrix_containers.oci.archive import (
+    Entry,
+    Member,
+    arrange,
+    content_size,
+    read_content,
+    write_layer,
 )
+from clustrix_containers.oci.model import Layer
+from clustrix_containers.oci.store import cache_key, recall, remember
+from clustrix_containers.worker.contract import VENV
 
-from .index import Fetched, download, download_exactly
-from .lock import Package, Wheel
-from .records import Row, parse_record
-from .wheelfile import WheelFile, split_filename, wheel_entries
+PYTHON = f"{VENV}/bin/python"
+"""The shebang of every script in an image."""
 
-REMEMBERED = 24 * 3600.0
-"""Seconds for which nobody asks again for a wheel that was not to be had."""
+INSTALLER = b"clustrix\n"
+"""The contents of INSTALLER in an image (part of layers' digests)."""
 
-OFFLINE = 3600.0
-"""Seconds for which nobody asks again when no index answered."""
+
+@dataclass(frozen=True, slots=True)
+class RecordRow:
+    """One line of a RECORD: the hash as written (``sha256=…`` or empty) and the size in bytes, if given."""
+
+    hash: str
+    size: int | None
+
+    @property
+    def sha256(self) -> str | None:
+        """The sha256 in hex, if that is the hash's kind."""
+        kind, _, value = self.hash.partition("=")
+        if kind != "sha256":
+            return None
+        try:
+            return base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).hex()
+        except ValueError:
+            return None
+
+
+def parse_record(text: str) -> dict[str, RecordRow]:
+    """Path -> row, in the file's order. ImageError: a malformed line."""
+    rows: dict[str, RecordRow] = {}
+    try:
+        for line in csv.reader(io.StringIO(text, newline="")):
+            if line:
+                size = line[2] if len(line) > 2 else ""
+                rows[line[0].replace("\\", "/")] = RecordRow(
+                    line[1] if len(line) > 1 else "", int(size) if size.strip() else None
+                )
+    except (csv.Error, ValueError) as error:
+        raise ImageError(f"a RECORD cannot be read: {error}") from error
+    return rows
+
+
+def site_packages(python: str) -> str:
+    """The image's site-packages of a Python ``X.Y``, without a leading slash."""
+    return f"{VENV[1:]}/lib/python{python}/site-packages"
+
+
+def record_entry(info: str, entries: Iterable[Entry], known: Mapping[str, str], site: str) -> Entry:
+    """The RECORD of these entries. ``info`` is the ``.dist-info`` in the image.
+
+    ``known`` has the sha256 (hex) of the entries whose bytes need not be read again.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        digest, size = known.get(entry.name), content_size(entry.content)
+        if digest is None:
+            sha, size = hashlib.sha256(), 0
+            for piece in read_content(entry.content):
+                sha.update(piece)
+                size += len(piece)
+            digest = sha.hexdigest()
+        encoded = base64.urlsafe_b64encode(bytes.fromhex(digest)).rstrip(b"=").decode()
+        writer.writerow((posixpath.relpath(entry.name, site), f"sha256={encoded}", size))
+    writer.writerow((posixpath.relpath(f"{info}/RECORD", site), "", ""))
+    return Entry(f"{info}/RECORD", out.getvalue().encode())
+
+
+def script_entries(text: str) -> Iterator[Entry]:
+    """The console and GUI scripts that an ``entry_points.txt`` declares."""
+    from configparser import ConfigParser, Error
+
+    parser = ConfigParser(delimiters=("=",), interpolation=None, strict=False)
+    parser.optionxform = str  # type: ignore[method-assign,assignment]
+    try:
+        parser.read_string(text)
+    except Error as error:
+        raise ImageError(f"entry_points.txt cannot be read: {error}") from error
+    for section in ("console_scripts", "gui_scripts"):
+        if parser.has_section(section):
+            for name, value in parser.items(section):
+                yield Entry(f"{VENV[1:]}/bin/{name}", _entry_point_script(name, value), 0o755)
+
+
+def with_shebang(content: bytes) -> bytes:
+    """A script with the image's Python in its first line, if that names some Python."""
+    first, newline, rest = content.partition(b"\n")
+    words = first[2:].split(maxsplit=1)
+    if not (first.startswith(b"#!") and words and b"python" in words[0].split(b"/")[-1]):
+        return content
+    # Without its options, as pip and installer do.
+    return b"#!" + PYTHON.encode() + newline + rest
+
+
+def _entry_point_script(name: str, value: str) -> bytes:
+    module, _, attributes = value.partition("[")[0].strip().partition(":")
+    module, attributes = module.strip(), attributes.strip()
+    parts = [*module.split("."), *(attributes.split(".") if attributes else [])]
+    if not attributes or not all(part.isidentifier() for part in parts) or "/" in name:
+        raise ImageError(f"not an entry point: {name} = {value}")
+    return (
+        f"#!{PYTHON}\n"
+        "import sys\n"
+        f"from {module} import {attributes.split('.')[0]}\n"
+        'if __name__ == "__main__":\n'
+        f"    sys.exit({attributes}())\n"
+    ).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class WheelFile:
+    """An opened wheel: its files by their path in the zip, each with whether it is executable."""
+
+    path: Path
+    name: str
+    version: str
+    info: str
+    members: dict[str, tuple[Member, bool]]
+    record: dict[str, RecordRow]
+
+    @classmethod
+    def open(cls, path: Path) -> WheelFile:
+        """Read the zip's directory; ImageError names the wheel and what is wrong with it."""
+        name, version = split_filename(path.name)
+        try:
+            with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+                record, info = _record(archive, path, name, version)
+                members = dict(_members(archive, raw, path, record))
+        except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
+            raise ImageError(
+                f"{path.name} is not a wheel: {error}", hint="Delete it: it is downloaded again."
+            ) from error
+        return cls(path, name, version, info, members, record)
+
+    def read(self, name: str) -> bytes | None:
+        """One small file of the wheel, checked against its RECORD; ``None`` if the wheel has none."""
+        if name not in self.members:
+            return None
+        return b"".join(read_content(self.members[name][0]))
+
+
+def split_filename(filename: str) -> tuple[str, str]:
+    """Name and version, as they are spelled in a wheel's file name."""
+    parts = filename.removesuffix(".whl").split("-")
+    if not filename.endswith(".whl") or len(parts) not in (5, 6):
+        raise ImageError(f"not the file name of a wheel: {filename!r}")
+    return parts[0], parts[1]
+
+
+def same_version(one: str, other: str) -> bool:
+    """Whether two versions, as file names or metadata spell them, are equal."""
+    return canonicalize_version(one.replace("_", "-")) == canonicalize_version(
+        other.replace("_", "-")
+    )
+
+
+def wheel_entries(path: Path, python: str) -> list[Entry]:
+    """What a wheel puts into ``/opt/venv`` of a Python ``X.Y``, RECORD and INSTALLER included."""
+    wheel = WheelFile.open(path)
+    site = site_packages(python)
+    info = f"{site}/{wheel.info}"
+    entries: list[Entry] = []
+    known: dict[str, str] = {}
+    points = wheel.read(f"{wheel.info}/entry_points.txt")
+    if points is not None:
+        entries.extend(script_entries(points.decode()))
+    for name, (member, executable) in wheel.members.items():
+        scheme, target = _destination(wheel, name, site, python)
+        if target in (f"{info}/RECORD", f"{info}/INSTALLER") or "__pycache__" in name.split("/"):
+            continue
+        script = scheme == "scripts"
+        content = _script(member) if script else member
+        entries.append(Entry(target, content, 0o755 if executable or script else 0o644))
+        if content is member and member.sha256:
+            known[target] = member.sha256
+    entries.append(Entry(f"{info}/INSTALLER", INSTALLER))
+    entries = arrange(entries, owned=())
+    return [*entries, record_entry(info, entries, known, site)]
+
+
+def _record(
+    archive: zipfile.ZipFile, path: Path, name: str, version: str
+) -> tuple[dict[str, RecordRow], str]:
+    infos = {
+        top
+        for top in (item.split("/")[0] for item in archive.namelist())
+        if top.endswith(".dist-info")
+    }
+    if len(infos) != 1:
+        raise ImageError(f"{path.name} has {len(infos)} .dist-info directories, not one")
+    info = infos.pop()
+    own, _, own_version = info.removesuffix(".dist-info").rpartition("-")
+    if canonicalize_name(own) != canonicalize_name(name) or not same_version(own_version, version):
+        raise ImageError(f"{path.name} is of another distribution: {info}")
+    try:
+        metadata = archive.read(f"{info}/WHEEL").decode()
+        record = parse_record(archive.read(f"{info}/RECORD").decode())
+    except KeyError as error:
+        raise ImageError(f"{path.name}: {error}") from error
+    found = re.search(r"^Wheel-Version:\s*(\d+)\.", metadata, re.M)
+    if found is None or found[1] != "1":
+        raise ImageError(f"{path.name} has a Wheel-Version that is not 1.x")
+    return record, info
+
+
+def _members(
+    archive: zipfile.ZipFile, raw: BinaryIO, path: Path, record: dict[str, RecordRow]
+) -> Iterator[tuple[str, tuple[Member, bool]]]:
+    seen: dict[str, zipfile.ZipInfo] = {}
+    for item in archive.infolist():
+        name = item.filename
+        if name.endswith("/"):
+            continue
+        if item.flag_bits & 1:
+            raise ImageError(f"{path.name}: {name!r} is encrypted")
+        before = seen.setdefault(name, item)
+        if before is not item:
+            if (before.CRC, before.file_size) != (item.CRC, item.file_size):
+                raise ImageError(f"{path.name} has two different files called {name!r}")
+            continue
+        if item.compress_type not in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
+            raise ImageError(f"{path.name}: {name!r} is neither stored nor deflated")
+        row = record.get(name)
+        member = Member(
+            path,
+            _data_offset(raw, item, path),
+            item.compress_size,
+            item.file_size,
+            item.CRC,
+            row.sha256 if row else None,
+            item.compress_type == zipfile.ZIP_STORED,
+        )
+        mode = item.external_attr >> 16
+        yield name, (member, stat.S_ISREG(mode) and bool(mode & 0o111))
+
+
+def _data_offset(raw: BinaryIO, item: zipfile.ZipInfo, path: Path) -> int:
+    # The local header's own name and extra field may differ from the directory's.
+    raw.seek(item.header_offset)
+    head = raw.read(30)
+    if len(head) != 30 or head[:4] != b"PK\x03\x04":
+        raise ImageError(f"{path.name}: no local header of {item.filename!r} at its offset")
+    name, extra = struct.unpack("<HH", head[26:30])
+    return int(item.header_offset) + 30 + int(name) + int(extra)
+
+
+def _destination(wheel: WheelFile, name: str, site: str, python: str) -> tuple[str, str]:
+    first, _, rest = name.partition("/")
+    if not first.endswith(".data") or first != wheel.info.removesuffix(".dist-info") + ".data":
+        return "", f"{site}/{name}"
+    scheme, _, rest = rest.partition("/")
+    roots = {
+        "purelib": site,
+        "platlib": site,
+        "scripts": f"{VENV[1:]}/bin",
+        "data": VENV[1:],
+        "headers": f"{VENV[1:]}/include/site/python{python}/{wheel.name}",
+    }
+    if scheme not in roots or not rest:
+        raise ImageError(f"{wheel.path.name}: {name!r} is in no known .data directory")
+    return scheme, f"{roots[scheme]}/{rest}"
+
+
+def _script(member: Member) -> Member | bytes:
+    """A script of the wheel: with the image's shebang if it has a placeholder for one, else as it is."""
+    head = next(iter(read_content(member)), b"")
+    if not head.startswith(b"#!python"):
+        return member
+    return with_shebang(b"".join(read_content(member)))
 
 
 def wheel_layer(path: Path, sha256: str, python: str, *, cache: Path) -> Layer:
-    """The layer of one wheel, made once per machine and Python minor version ``X.Y``."""
+    """The layer of one wheel for a Python ``X.Y``, made once per cache."""
     key = cache_key("wheel", sha256, python)
     known = recall(cache, key)
     if known:
@@ -60,7 +329,7 @@ def wheel_layer(path: Path, sha256: str, python: str, *, cache: Path) -> Layer:
 
 
 def wheels_layer(wheels: Iterable[tuple[Path, str]], python: str, *, cache: Path) -> Layer:
-    """One layer for several (path, sha256) wheels. A path that two of them have is the later's."""
+    """One layer of several (path, sha256) wheels. Of two files with one path the later wheel's wins."""
     wheels = list(wheels)
     key = cache_key("wheels", [sha256 for _, sha256 in wheels], python)
     known = recall(cache, key)
@@ -81,208 +350,3 @@ def wheels_layer(wheels: Iterable[tuple[Path, str]], python: str, *, cache: Path
     )
     remember(cache, key, [layer])
     return layer
-
-
-def wheel_path(cache: Path, sha256: str, filename: str) -> Path:
-    """Where a wheel file lies, or would lie."""
-    return cache / "wheels" / sha256 / filename
-
-
-def locate(
-    distributions: Sequence[Distribution],
-    *,
-    cache: Path,
-    fetch: bool = True,
-    progress: Progress | None = None,
-) -> dict[str, Wheel]:
-    """By name, the wheel that each distribution was installed from, where it can be had.
-
-    A wheel stands for an installed distribution only where its RECORD says what the installed
-    RECORD says. It comes from the cache, else (``fetch``) once from the user's index by the
-    user's own pip. What cannot be had is not asked for again for a day, so this costs one small
-    file per distribution from the second time on. Never raises for want of a wheel.
-    """
-    found: dict[str, Wheel] = {}
-    missing: list[tuple[Distribution, str]] = []
-    for distribution in distributions:
-        key = _located_key(distribution)
-        if key is None or _local(distribution):
-            continue
-        known, wheel = _recall(cache, key)
-        if wheel is not None:
-            found[distribution.name] = wheel
-        elif not known:
-            missing.append((distribution, key))
-    if missing:
-        missing = [pair for pair in missing if not _from_store(pair, cache, found)]
-    if missing and fetch:
-        found.update(_fetch(missing, cache, progress))
-    return found
-
-
-def obtain(packages: Iterable[Package], *, cache: Path) -> None:
-    """Bring the wheels of a lock into the cache, by their hash; ImageError names what is missing."""
-    missing = {
-        f"{package.name}=={package.version}": package.wheel
-        for package in packages
-        if package.wheel is not None
-        and not wheel_path(cache, package.wheel.sha256, package.wheel.filename).is_file()
-    }
-    if not missing:
-        return
-    folder = temporary(cache, ".download")
-    folder.mkdir()
-    try:
-        said = download_exactly({name: w.sha256 for name, w in missing.items()}, folder)
-        if said is None:
-            for path in folder.glob("*.whl"):
-                add_wheel(path, cache=cache)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    for wheel in missing.values():
-        if not wheel_path(cache, wheel.sha256, wheel.filename).is_file():
-            reason = (said or "the index has another file").strip().splitlines()[-1]
-            raise ImageError(
-                f"the wheel {wheel.filename} of the lock is not on this machine: {reason}",
-                hint="Lock again, or build where its index is in reach.",
-                wheel=wheel.filename,
-            )
-
-
-def add_wheel(path: Path, *, cache: Path) -> Wheel:
-    """Put a wheel file into the cache. ImageError if it is not a wheel."""
-    WheelFile.open(path)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    final = wheel_path(cache, digest.hexdigest(), path.name)
-    if not final.is_file() or final.stat().st_size != path.stat().st_size:
-        partial = temporary(cache, ".whl")
-        try:
-            shutil.copyfile(path, partial)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            partial.replace(final)
-        finally:
-            partial.unlink(missing_ok=True)
-    return Wheel(path.name, digest.hexdigest(), final.stat().st_size)
-
-
-def matches(path: Path, record: Mapping[str, Row]) -> bool:
-    """Whether every file that a wheel puts into site-packages has its hash in an installed RECORD."""
-    try:
-        wheel = WheelFile.open(path)
-    except ImageError:
-        return False
-    data = wheel.info.removesuffix(".dist-info") + ".data/"
-    own = {f"{wheel.info}/{name}" for name in ("RECORD", "RECORD.jws", "RECORD.p7s", "INSTALLER")}
-    compared = False
-    for name, row in wheel.record.items():
-        if name in own or "__pycache__" in name or name not in wheel.members:
-            continue
-        if name.startswith(data):
-            # Scripts are rewritten, and where data and headers go differs between installers.
-            scheme, _, rest = name[len(data) :].partition("/")
-            if scheme not in ("purelib", "platlib"):
-                continue
-            name = rest
-        other = record.get(name)
-        if other is None or not row.hash or other.hash != row.hash:
-            return False
-        compared = True
-    return compared
-
-
-def installed_from(path: Path, distribution: Distribution) -> bool:
-    """Whether the installed files of a distribution are those of the wheel at ``path``."""
-    try:
-        return matches(path, _record(distribution))
-    except (OSError, UnicodeDecodeError):
-        return False
-
-
-def _located_key(distribution: Distribution) -> str | None:
-    try:
-        raw = (distribution.info / "RECORD").read_bytes()
-    except OSError:
-        return None
-    return cache_key("located", distribution.name, distribution.version, _sha256(raw))
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _local(distribution: Distribution) -> bool:
-    """Installed from a directory, an archive or a repository: no index has that build."""
-    return (distribution.info / "direct_url.json").exists()
-
-
-def _recall(cache: Path, key: str) -> tuple[bool, Wheel | None]:
-    """Whether anything is known, and the wheel."""
-    try:
-        value: Any = json.loads((cache / "located" / f"{key}.json").read_bytes())
-        if "filename" not in value:
-            return time.time() < value["until"], None
-        wheel = Wheel(value["filename"], value["sha256"], value["size"])
-        size = wheel_path(cache, wheel.sha256, wheel.filename).stat().st_size
-    except (OSError, ValueError, KeyError, TypeError):
-        return False, None
-    return (True, wheel) if size == wheel.size else (False, None)
-
-
-def _remember(cache: Path, key: str, value: Mapping[str, Any]) -> None:
-    write_atomically(cache / "located" / f"{key}.json", canonical(dict(value)))
-
-
-def _accept(key: str, path: Path, record: Mapping[str, Row], cache: Path) -> Wheel | None:
-    if not matches(path, record):
-        return None
-    wheel = add_wheel(path, cache=cache)
-    _remember(cache, key, {"filename": wheel.filename, "sha256": wheel.sha256, "size": wheel.size})
-    return wheel
-
-
-def _from_store(pair: tuple[Distribution, str], cache: Path, found: dict[str, Wheel]) -> bool:
-    distribution, key = pair
-    for path in _stored(cache, distribution):
-        wheel = _accept(key, path, _record(distribution), cache)
-        if wheel is not None:
-            found[distribution.name] = wheel
-            return True
-    return False
-
-
-def _stored(cache: Path, distribution: Distribution) -> Iterator[Path]:
-    for path in sorted((cache / "wheels").glob("*/*.whl")):
-        name, version = split_filename(path.name)
-        same = name.lower().replace("_", "-") == distribution.name
-        if same and version.replace("_", "-") == distribution.version.replace("_", "-"):
-            yield path
-
-
-def _record(distribution: Distribution) -> dict[str, Row]:
-    return parse_record((distribution.info / "RECORD").read_text("utf-8"))
-
-
-def _fetch(
-    missing: Sequence[tuple[Distribution, str]], cache: Path, progress: Progress | None
-) -> dict[str, Wheel]:
-    found: dict[str, Wheel] = {}
-    names = {d.name: f"{d.name}=={d.version}" for d, _ in missing}
-    with_folder = temporary(cache, ".download")
-    with_folder.mkdir()
-    try:
-        fetched: Fetched = download(names, with_folder, progress)
-        for distribution, key in missing:
-            path = fetched.wheels.get(distribution.name)
-            wheel = path and _accept(key, path, _record(distribution), cache)
-            if wheel:
-                found[distribution.name] = wheel
-                continue
-            reason = fetched.reasons.get(distribution.name, "the index has another build of it")
-            wait = OFFLINE if fetched.offline else REMEMBERED
-            _remember(cache, key, {"reason": reason, "until": time.time() + wait})
-    finally:
-        shutil.rmtree(with_folder, ignore_errors=True)
-    return found

@@ -26,12 +26,16 @@ class LayerLine:
 
 @dataclass(frozen=True, slots=True)
 class PackageLine:
-    """One distribution; ``reasons`` best first; ``source`` is ``wheel`` or ``installed files``."""
+    """One distribution; ``reasons`` best first; ``source`` is ``wheel`` or ``installed files``.
+
+    ``packed`` is why there is no wheel of it.
+    """
 
     name: str
     version: str
     source: str
     reasons: tuple[str, ...]
+    packed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,9 @@ class Explanation:
         if self.packages:
             lines += ["", "Packages, and why:"]
             for item in self.packages:
-                lines.append(f"  {item.name} {item.version} ({item.source})")
+                lines.append(
+                    f"  {item.name} {item.version} ({item.source}{': ' if item.packed else ''}{item.packed})"
+                )
                 lines += [f"      {reason}" for reason in item.reasons[:1]]
         if self.files:
             lines += ["", "Your files, and why:"]
@@ -106,6 +112,7 @@ def explanation(
                 item.version,
                 "wheel" if locked[item.name].wheel else "installed files",
                 item.reasons,
+                plan.packed.get(item.name, ""),
             )
             for item in plan.resolution.distributions
         ),

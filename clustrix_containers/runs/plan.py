@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ class ImagePlan:
     resolution: Resolution
     lock: Lock
     base: Image
+    packed: Mapping[str, str] = field(default_factory=dict)
+    """Why a distribution, by name, is packed from its installed files and not from a wheel."""
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -69,7 +71,8 @@ def plan(
     bundle, resolution = _needs(function, options, references)
     base = _locked_base(locked, options)
     _check_packages(locked, resolution.distributions)
-    return ImagePlan(bundle, resolution, locked, base)
+    packed = {item.name: f"locked in {path}" for item in locked.packages if item.wheel is None}
+    return ImagePlan(bundle, resolution, locked, base, packed)
 
 
 def write_lock(
@@ -93,13 +96,14 @@ def _plan(
     progress: Progress,
 ) -> ImagePlan:
     from clustrix_containers.image import runtime
-    from clustrix_containers.packages import lock, wheels
+    from clustrix_containers.packages import lock, wheelhouse
 
     bundle, resolution = _needs(function, options, references)
     base = find_base(options.base, python=options.python)
+    located = wheelhouse.locate(resolution.distributions, cache=paths().cache, progress=progress)
     locked = lock.lock(
         resolution.distributions,
-        wheels=wheels.locate(resolution.distributions, cache=paths().cache, progress=progress),
+        wheels=located.wheels,
         base=_name(options.base, base),
         python=_PYTHON,
         platform=str(base.platform),
@@ -108,7 +112,7 @@ def _plan(
         client=package_version(),
         hashes=resolution.hashes,
     )
-    return ImagePlan(bundle, resolution, locked, base)
+    return ImagePlan(bundle, resolution, locked, base, located.reasons)
 
 
 def _needs(
@@ -135,27 +139,26 @@ def _needs(
 
 def _check_packages(locked: Lock, needed: Collection[Distribution]) -> None:
     """DependencyError unless what is locked is what is installed, with the same files."""
-    from clustrix_containers.packages import lock, wheels
-    from clustrix_containers.packages.installed import index
+    from clustrix_containers.packages import lock, wheelhouse
+    from clustrix_containers.packages.installed import Installed, search_path
 
     cache = paths().cache
-    wheels.obtain(locked.packages, cache=cache)
-    located: Mapping[str, Wheel] = wheels.locate(tuple(needed), cache=cache, fetch=False)
+    wheelhouse.obtain(locked.packages, cache=cache)
+    located = wheelhouse.locate(tuple(needed), cache=cache, fetch=False).wheels
 
     def installed_from(wheel: Wheel, distribution: Distribution) -> bool:
         known = located.get(distribution.name)
         if known is not None and known.sha256 == wheel.sha256:
             return True
-        return wheels.installed_from(
-            wheels.wheel_path(cache, wheel.sha256, wheel.filename), distribution
-        )
+        path = wheelhouse.wheel_path(cache, wheel.sha256, wheel.filename)
+        return wheelhouse.difference(path, Installed.of(distribution).rows) is None
 
     # What is packed from its installed files must be the same even if nothing here imports it.
     names = {distribution.name for distribution in needed}
     trees = {package.name for package in locked.packages if package.wheel is None} - names
     others = [
         Distribution(name, found.version, (), found.root, found.info)
-        for name, found in (index(None).by_name.items() if trees else ())
+        for name, found in (search_path().by_name.items() if trees else ())
         if name in trees
     ]
     lock.check(locked, (*needed, *others), installed_from)

@@ -143,7 +143,7 @@ def test_an_unpicklable_result(bench: Bench) -> None:
     [
         ("os.kill(os.getpid(), 9)", 137, "SIGKILL"),
         ("__import__('ctypes').string_at(0)", 139, "SIGSEGV"),
-        ("os._exit(7)", 7, "exit code 7"),
+        ("os._exit(7)", 7, "exited with code 7"),
     ],
 )
 def test_a_process_that_dies(bench: Bench, how: str, code: int, says: str) -> None:

@@ -117,6 +117,8 @@ class KubernetesCluster:
                 )
             return self._connection
 
+    poll_interval = (0.5, 10.0)
+
     @property
     def capabilities(self) -> Capabilities:
         """A server without Indexed Jobs cannot limit how many elements run at once."""
@@ -252,6 +254,9 @@ class KubernetesCluster:
                 return self._fetch(task, handle)
             except Error as error:
                 return Fetched(error=error)
+            except OSError as error:
+                text = f"the outcome of element {handle.element} cannot be stored here: {error}"
+                return Fetched(error=ClusterError(text, temporary=True))
 
         if len(handles) <= 1:
             return {handle: fetch(handle) for handle in handles}

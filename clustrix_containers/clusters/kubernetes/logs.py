@@ -54,18 +54,18 @@ class _Position:
     def __init__(self) -> None:
         self.stamp = ""
         self.count = 0
-        self._now: dict[str, int] = {}
+        self._last = ("", 0)
 
     def restart(self) -> None:
-        self._now = {}
+        self._last = ("", 0)
 
     def is_new(self, stamp: str) -> bool:
         """Whether a line of this time has not been seen; they come in order."""
-        self._now = {stamp: self._now.get(stamp, 0) + 1}
-        number = self._now[stamp]
-        if (stamp, number) <= (self.stamp, self.count):
+        last, number = self._last
+        self._last = (stamp, number + 1 if stamp == last else 1)
+        if self._last <= (self.stamp, self.count):
             return False
-        self.stamp, self.count = stamp, number
+        self.stamp, self.count = self._last
         return True
 
 

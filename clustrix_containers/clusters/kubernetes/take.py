@@ -63,10 +63,6 @@ def receive(giver: Command, pod: str, expected: Expected) -> None:
             f"reading the result from the pod {pod} broke off: {giver.stderr or error}",
             temporary=True,
         ) from error
-    except OSError as error:
-        raise ClusterError(
-            f"the result from the pod {pod} cannot be stored here: {error}", temporary=True
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,9 +75,7 @@ def run_raw(code: Path, call: bytes, work: Path, python: str = sys.executable) -
     lib.mkdir(exist_ok=True)
     if not (lib / "cloudpickle").exists():
         (lib / "cloudpickle").symlink_to(Path(cloudpickle.__file__).parent)
-        import clustrix_containers
-
-        (lib / "clustrix_containers").symlink_to(Path(clustrix_containers.__file__).parent)
+        _link_runtime(lib)
     (work / "call").write_bytes(call)
     out = work / "out"
     # -I: no PYTHONPATH, no user site, not the working directory. -S: no site-packages.
@@ -90,6 +88,18 @@ def run_raw(code: Path, call: bytes, work: Path, python: str = sys.executable) -
     )
     assert done.returncode == 0, done.stderr
     return out.read_bytes()
+
+
+def _link_runtime(lib: Path) -> None:
+    """Of this package, only what an image carries."""
+    import clustrix_containers
+    from clustrix_containers.image.runtime import RUNTIME
+
+    package = Path(clustrix_containers.__file__).parent
+    for path in (path for pattern in RUNTIME for path in package.glob(pattern)):
+        link = lib / "clustrix_containers" / path.relative_to(package)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
 
 
 def run(bundle: Bundle, work: Path, args: tuple[Any, ...] = (), **kwargs: Any) -> Any:

@@ -216,7 +216,7 @@ def test_a_lock_from_another_machine(
     image = build(bundle(), locked, REMOTE, cache=cache)
     validate(image)
     path.write_bytes(make_wheel(tmp_path / "changed", "one", {"one.py": b"changed"}).read_bytes())
-    with pytest.raises(ImageError, match="of the lock is not on this machine"):
+    with pytest.raises(ImageError, match="of the lock cannot be downloaded"):
         build(bundle(), locked, REMOTE, cache=tmp_path / "third")
 
 

@@ -16,8 +16,7 @@ from installer.sources import WheelFile as WheelSource
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.model import Image, Layer
 from clustrix_containers.oci.unpack import unpack
-from clustrix_containers.packages.records import parse_record
-from clustrix_containers.packages.wheels import wheel_layer, wheels_layer
+from clustrix_containers.packages.wheels import parse_record, wheel_layer, wheels_layer
 from tests.validation import validate
 
 from .making import MINOR, make_wheel, tree

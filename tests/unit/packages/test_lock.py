@@ -18,7 +18,7 @@ from packaging.pylock import Pylock
 from clustrix_containers.capture.bundle import Distribution, Import
 from clustrix_containers.errors import DependencyError
 from clustrix_containers.packages import lock as locking
-from clustrix_containers.packages.installed import recorded
+from clustrix_containers.packages.installed import Installed
 from clustrix_containers.packages.lock import Component, Lock, Package, Wheel
 from clustrix_containers.packages.resolution import resolve
 from tests.installed_tree import install, record_hash, site
@@ -133,7 +133,7 @@ class TestText:
             ('name = "a"', "name = 1", "not a valid pylock"),
             ('name = "c"', 'name = "a"', "locked twice"),
             ('name = "b-1-', 'name = "../../b-1-', "not a valid pylock"),
-            ("py3-none-any.whl", "py3-none-a/../../any.whl", "not a lock: name = "),
+            ("py3-none-any.whl", "py3-none-a/../../any.whl", "b-1-py3-none-a/../../any.whl"),
             ("size = 10", "size = -10", "has the size -10"),
             ('lock-version = "1.0"', 'lock-version = "2.0"', "version 2.0 is not supported"),
         ],
@@ -227,9 +227,9 @@ class TestTree:
 
     def test_the_files_of_a_distribution(self, root: Path) -> None:
         distribution = only(root)
-        with_record = {r.path for r in recorded("tool", distribution.info, root)}
+        with_record = set(Installed.of(distribution).rows)
         (distribution.info / "RECORD").unlink()
-        without = {r.path for r in recorded("tool", distribution.info, root)}
+        without = set(Installed.of(distribution).rows)
         assert "tool/data, more.txt" in without
         assert with_record - without == {"tool-1.0.dist-info/RECORD"}
 

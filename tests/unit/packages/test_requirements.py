@@ -91,7 +91,7 @@ class TestRequirements:
             ("numpy --config-settings x=y\n", r":1: the option --config-settings"),
             ("numpy \\\n\\\n==\n", r"requirements\.txt:1: not a requirement"),
             ("./numpy.whl\n", r"requirements\.txt:1: not a requirement"),
-            ("x @ https://example.org/x.whl", r"requirements\.txt:1: x is given by URL"),
+            ("x @ https://example.org/x.whl", r"requirements\.txt:1: x is a URL requirement"),
             ("\n-r absent.txt", r"requirements\.txt:2: cannot read .*absent\.txt"),
             ("numpy==1.0", r"requirements\.txt:1 names numpy==1\.0, and 2\.3\.4 is installed"),
             ("scipy", r"requirements\.txt:1 names scipy, which is not installed"),

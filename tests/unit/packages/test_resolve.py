@@ -551,9 +551,9 @@ class TestThisEnvironment:
         import importlib.machinery
         import importlib.metadata
 
-        from clustrix_containers.packages.installed import index
+        from clustrix_containers.packages.installed import search_path
 
-        ours = {d.name: d for d in index().by_name.values()}
+        ours = {d.name: d for d in search_path().by_name.values()}
         theirs = list(importlib.metadata.distributions())
         assert len(ours) >= len({d.name for d in theirs}) > 20
         for distribution in theirs:
@@ -570,7 +570,7 @@ class TestThisEnvironment:
                 and module not in ("clustrix_containers", "__pycache__")
                 and module in installed
             ):
-                found = {owner.name for owner in index().find(module).owners}
+                found = {owner.name for owner in search_path().find(module).owners}
                 normal = {
                     importlib.metadata.Prepared.normalize(o).replace("_", "-") for o in owners
                 }

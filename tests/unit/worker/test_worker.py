@@ -479,9 +479,9 @@ def break_data(bare: Bare) -> None:
     ("spoil", "says"),
     [
         (break_entry, "the image's entry cannot be read"),
-        (break_name, "there is no 'f' in 'm'"),
-        (break_call, "element 0 of a call with 0 elements"),
-        (break_data, "ends within element 0"),
+        (break_name, "'m' in the image's code has no 'f'"),
+        (break_call, "the call has 0 elements, and no element 0"),
+        (break_data, "data is truncated within element 0"),
     ],
 )
 def test_a_wrong_image_is_said(bare: Bare, spoil: Callable[[Bare], None], says: str) -> None:

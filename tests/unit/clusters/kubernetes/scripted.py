@@ -12,6 +12,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from clustrix_containers.clusters.kubernetes.api import Api, connect
+from clustrix_containers.clusters.kubernetes.manifest import (
+    CONTAINER,
+    LABEL_ATTEMPT,
+    LABEL_ELEMENT,
+    LABEL_RUN,
+)
 
 Response = tuple[int, dict[str, Any], dict[str, str]]
 Script = Callable[[str, dict[str, str]], Response]
@@ -65,3 +71,17 @@ def api_server(directory: Path, script: Script) -> Iterator[tuple[Api, list[str]
         finally:
             server.shutdown()
             thread.join()
+
+
+def pod(run: str, element: int, message: str) -> dict[str, Any]:
+    """A pod that has ended well, as the API gives it."""
+    labels = {LABEL_RUN: run, LABEL_ATTEMPT: "0", LABEL_ELEMENT: str(element)}
+    state = {"terminated": {"exitCode": 0, "reason": "Completed", "message": message}}
+    return {
+        "metadata": {"name": f"{run}-{element}", "uid": f"uid-{element}", "labels": labels},
+        "spec": {"containers": [{"name": CONTAINER}]},
+        "status": {
+            "phase": "Succeeded",
+            "containerStatuses": [{"name": CONTAINER, "state": state}],
+        },
+    }

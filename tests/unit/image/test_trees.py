@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.installed import Tree, find_tree, tree_entries, trees_layer
+from clustrix_containers.image.trees import find_installed, tree_entries, trees_layer
 from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.unpack import unpack
-from clustrix_containers.packages.records import parse_record
+from clustrix_containers.packages.installed import Installed
+from clustrix_containers.packages.wheels import parse_record
 from tests.validation import validate
 
 from .making import MINOR, make_wheel, tree
@@ -27,19 +28,19 @@ FILES = {
 
 
 @pytest.fixture
-def installed(tmp_path: Path) -> Tree:
+def installed(tmp_path: Path) -> Installed:
     """A distribution that pip installed below a prefix, compiled."""
     wheel = make_wheel(tmp_path / "w", "pkg", FILES, executable=["pkg/tool.sh"])
     prefix = tmp_path / "prefix"
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     options = ["--disable-pip-version-check", "--no-warn-script-location", "--prefix", str(prefix)]
     subprocess.run([*command, *options, str(wheel)], check=True)
-    return find_tree(
+    return find_installed(
         "pkg", "1.0", [str(tmp_path / "nothing"), str(prefix / f"lib/python{MINOR}/site-packages")]
     )
 
 
-def test_the_tree_is_the_installed_one(installed: Tree, tmp_path: Path, cache: Path) -> None:
+def test_the_tree_is_the_installed_one(installed: Installed, tmp_path: Path, cache: Path) -> None:
     made = trees_layer([installed], MINOR, cache=cache)
     validate(Image((made,)))
     unpack(made, tmp_path / "r")
@@ -63,25 +64,25 @@ def test_the_tree_is_the_installed_one(installed: Tree, tmp_path: Path, cache: P
             assert row.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_actual_bytes_count(installed: Tree, tmp_path: Path, cache: Path) -> None:
+def test_actual_bytes_count(installed: Installed, tmp_path: Path, cache: Path) -> None:
     before = trees_layer([installed], MINOR, cache=cache)
     assert trees_layer([installed], MINOR, cache=cache) == before
-    (installed.location / "pkg/__init__.py").write_bytes(b"patched = 1\n")
+    (installed.root / "pkg/__init__.py").write_bytes(b"patched = 1\n")
     after = trees_layer([installed], MINOR, cache=cache)
     assert after.digest != before.digest
     unpack(after, tmp_path / "r")
     assert (tmp_path / "r" / SITE / "pkg/__init__.py").read_bytes() == b"patched = 1\n"
 
 
-def test_a_missing_file_is_named(installed: Tree, cache: Path) -> None:
-    (installed.location / "pkg/tool.sh").unlink()
-    with pytest.raises(ImageError, match=r"pkg 1.0 is not whole: 'pkg/tool.sh' is missing"):
+def test_a_missing_file_is_named(installed: Installed, cache: Path) -> None:
+    (installed.root / "pkg/tool.sh").unlink()
+    with pytest.raises(ImageError, match=r"pkg 1.0 is incomplete: 'pkg/tool.sh' is missing"):
         trees_layer([installed], MINOR, cache=cache)
 
 
-def test_another_version_is_named(installed: Tree) -> None:
+def test_another_version_is_named(installed: Installed) -> None:
     with pytest.raises(ImageError, match=r"pkg 2.0 of the lock is not installed here; 1.0 is"):
-        find_tree("pkg", "2.0", [str(installed.location)])
+        find_installed("pkg", "2.0", [str(installed.root)])
 
 
 def test_system_packages_without_a_record(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_system_packages_without_a_record(tmp_path: Path) -> None:
     info = tmp_path / "Old_Thing-3.1.egg-info"
     info.mkdir()
     (info / "top_level.txt").write_text("old_thing\nsingle\n")
-    found = tree_entries(find_tree("old-thing", "3.1", [str(tmp_path)]), MINOR)
+    found = tree_entries(find_installed("old-thing", "3.1", [str(tmp_path)]), MINOR)
     assert [entry.name.removeprefix(SITE + "/") for entry in found] == [
         "Old_Thing-3.1.egg-info/INSTALLER",
         "Old_Thing-3.1.egg-info/top_level.txt",
@@ -101,5 +102,5 @@ def test_system_packages_without_a_record(tmp_path: Path) -> None:
         "single.py",
     ]
     (info / "top_level.txt").write_text("gone\n")
-    with pytest.raises(ImageError, match="nothing says which files"):
-        tree_entries(find_tree("old-thing", "3.1", [str(tmp_path)]), MINOR)
+    with pytest.raises(ImageError, match="has no list of its files"):
+        tree_entries(Installed("old-thing", "3.1", info), MINOR)
