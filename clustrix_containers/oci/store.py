@@ -28,11 +28,6 @@ from clustrix_containers.storage import atomic
 
 from .model import Descriptor, Layer, canonical, check_digest
 
-# For those who still import them from here.
-from .progress import Progress as Progress
-
-write_atomically = atomic.write
-
 FORMAT = 1
 """Part of every key: raise it when the bytes that this stage writes change."""
 
@@ -42,13 +37,6 @@ _CHUNK = 1 << 20
 def blob_path(cache: Path, digest: str) -> Path:
     """The path of the blob with this digest, whether or not it exists."""
     return cache / "blobs" / "sha256" / check_digest(digest).removeprefix("sha256:")
-
-
-def temporary(cache: Path, suffix: str = "") -> Path:
-    """An unused path on the file system of the cache."""
-    folder = cache / "tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{os.getpid()}-{secrets.token_hex(8)}{suffix}"
 
 
 class Spool:
@@ -74,7 +62,9 @@ class Spool:
             return
         try:
             if self._file is None:
-                self._path = temporary(self._cache)
+                folder = self._cache / "tmp"
+                folder.mkdir(parents=True, exist_ok=True)
+                self._path = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
                 self._file = self._path.open("xb", buffering=_CHUNK)
                 self._file.write(b"".join(self._memory))
                 self._memory.clear()
