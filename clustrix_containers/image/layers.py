@@ -18,7 +18,8 @@ from typing import Any
 from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.oci.archive import Entry
 from clustrix_containers.oci.model import Image, Layer
-from clustrix_containers.oci.store import Progress, cache_key, recall, remember
+from clustrix_containers.oci.progress import Progress
+from clustrix_containers.oci.store import cache_key, recall, remember
 from clustrix_containers.packages.installed import Installed
 from clustrix_containers.packages.lock import Lock, Package
 from clustrix_containers.packages.wheelhouse import obtain, wheel_path

@@ -27,7 +27,8 @@ from packaging.utils import canonicalize_name
 from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.errors import DependencyError, ImageError
 from clustrix_containers.oci.model import canonical
-from clustrix_containers.oci.store import Progress, cache_key
+from clustrix_containers.oci.progress import Progress
+from clustrix_containers.oci.store import cache_key
 from clustrix_containers.storage import atomic
 
 from .installed import Installed
