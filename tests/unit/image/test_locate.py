@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
     state: Server
 
     def do_GET(self) -> None:
-        self.state.requests.append(f"{self.path} {self.headers.get('Range', '')}".strip())
+        self.state.requests.append(self.path)
         if self.state.password and self.headers.get("Authorization") != self.state.password:
             self.respond(401, b"")
             return
@@ -97,8 +97,7 @@ class Handler(BaseHTTPRequestHandler):
             self.respond(200, json.dumps(page).encode())
         elif kind == "files" and path.is_file():
             data = path.read_bytes()
-            begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
-            self.respond(206 if begin else 200, data[begin:], half=fault == 0)
+            self.respond(200, data, half=fault == 0)
         else:
             self.respond(404, b"")
 
@@ -323,8 +322,7 @@ def test_what_is_transient_is_tried_again(
     server.fail = {f"/files/{wheel.name}": list(faults), "/simple/pkg/": [502]}
     located = locate([install(wheel, tmp_path / "site")], cache=cache)
     assert located.wheels["pkg"].sha256 == hashlib.sha256(wheel.read_bytes()).hexdigest()
-    resumed = [path for path in server.requests if "bytes=" in path]
-    assert bool(resumed) == (0 in faults)
+    assert server.requests.count(f"/files/{wheel.name}") == len(faults) + 1
 
 
 def test_retries_are_bounded(server: Server, tmp_path: Path, cache: Path) -> None:
@@ -367,7 +365,7 @@ def test_the_wheels_of_a_lock(server: Server, tmp_path: Path, cache: Path) -> No
     path = wheelhouse.wheel_path(cache, sha256, wheel.name)
     assert path.read_bytes() == wheel.read_bytes()
     other = Package("pkg", "1.0", Wheel(wheel.name, "0" * 64, 1), None)
-    with pytest.raises(ImageError, match=r"cannot be downloaded: .* does not have the sha256"):
+    with pytest.raises(ImageError, match=r"cannot be downloaded: Hash mismatch for .*0000"):
         obtain([other], cache=cache)
     assert not list((cache / "tmp").iterdir())
 
