@@ -107,7 +107,7 @@ class PackageIndexes:
         for source in sources:
             ((url,),) = source.values()
             self._finders[url] = PackageFinder(
-                self._client,
+                self._client,  # type: ignore[arg-type]
                 # A lock may be for another machine, so the caller compares tags.
                 ignore_compatibility=True,
                 target_python=TargetPython(py_ver=sys.version_info[:3]),

@@ -43,6 +43,9 @@ class Installed:
     path_version: str
     info: Path
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
     @classmethod
     def of(cls, distribution: Distribution) -> Installed:
         """The installed distribution that a captured one names."""
@@ -208,14 +211,6 @@ def _legacy_requires(text: str) -> Iterator[str]:
             yield f"{line} ; {condition}" if condition else line
 
 
-@dataclass(frozen=True)
-class ModuleOrigin:
-    """Where a dotted module is: the distributions that own it, or a file that none owns."""
-
-    owners: tuple[Installed, ...] = ()
-    unowned: Path | None = None
-
-
 class SearchPath:
     """The distributions of one search path. Use :func:`search_path`, which caches them."""
 
@@ -233,8 +228,8 @@ class SearchPath:
                 if known.editable and distribution.info.suffix == ".dist-info":
                     self.by_name[distribution.name] = distribution
 
-    def find(self, module: str) -> ModuleOrigin:
-        """The owners of a dotted module (which may name an attribute at its end).
+    def find(self, module: str) -> tuple[tuple[Installed, ...], Path | None]:
+        """The owners of a dotted module (which may name an attribute at its end), or its unowned file.
 
         The first entry of the path with a regular package or module of that name wins,
         as in an import; in it, the owners of the longest part of the dotted name. A
@@ -245,11 +240,11 @@ class SearchPath:
         for entry in self.path:
             regular, portions = self._in_entry(entry, parts)
             if regular:
-                return ModuleOrigin(regular)
+                return regular, None
             spread += portions
             if not portions and (unowned := _module_file(entry, parts[0])):
-                return ModuleOrigin((), unowned)
-        return ModuleOrigin(tuple(dict.fromkeys(spread)))
+                return (), unowned
+        return tuple(dict.fromkeys(spread)), None
 
     def _in_entry(
         self, entry: str, parts: Sequence[str]

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -58,8 +58,8 @@ class Located:
     What has no wheel is packed from its installed files.
     """
 
-    wheels: dict[str, Wheel] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
+    wheels: dict[str, Wheel]
+    reasons: dict[str, str]
 
 
 def wheel_path(cache: Path, sha256: str, filename: str) -> Path:
@@ -82,25 +82,21 @@ def locate(
     there is none for a day), so later calls read one small file per distribution. Never raises
     because a wheel is missing; ImageError: a malformed RECORD.
     """
-    located = Located()
+    outcomes: dict[str, Wheel | str] = {}
     missing: dict[str, Installed] = {}
     for distribution in distributions:
         installed = Installed.of(distribution)
-        reason = _not_from_a_wheel(installed)
-        if reason is not None:
-            located.reasons[installed.name] = reason
-            continue
-        key = _key(installed)
-        known = _recall(cache, key)
-        if isinstance(known, Wheel):
-            located.wheels[installed.name] = known
-        elif known is not None:
-            located.reasons[installed.name] = known
-        else:
+        outcome: Wheel | str | None = _not_from_a_wheel(installed)
+        if outcome is None and (outcome := _recall(cache, key := _key(installed))) is None:
             missing[key] = installed
+        else:
+            outcomes[installed.name] = outcome
     if missing:
-        _search(missing, located, cache, fetch=fetch, progress=progress)
-    return located
+        outcomes |= _search(missing, cache, fetch, progress or silent)
+    return Located(
+        {name: found for name, found in outcomes.items() if isinstance(found, Wheel)},
+        {name: found for name, found in outcomes.items() if isinstance(found, str)},
+    )
 
 
 def obtain(packages: Iterable[Package], *, cache: Path) -> None:
@@ -209,45 +205,42 @@ def _recall(cache: Path, key: str) -> Wheel | str | None:
     return wheel if size == wheel.size else None
 
 
-def _settle(
-    located: Located,
-    cache: Path,
-    key: str,
-    name: str,
-    outcome: Wheel | str,
-    valid: float = RETRY_AFTER,
-) -> None:
-    """Record an outcome; a reason is remembered for ``valid`` seconds."""
-    if isinstance(outcome, Wheel):
-        located.wheels[name] = outcome
-        value = asdict(outcome)
-    else:
-        located.reasons[name] = outcome
-        value = {"reason": outcome, "until": time.time() + valid}
-    atomic.write(cache / "located" / f"{key}.json", canonical(value))
-
-
 def _search(
-    missing: dict[str, Installed],
-    located: Located,
-    cache: Path,
-    *,
-    fetch: bool,
-    progress: Progress | None,
-) -> None:
+    missing: Mapping[str, Installed], cache: Path, fetch: bool, progress: Progress
+) -> dict[str, Wheel | str]:
+    """The wheel of each distribution, or why there is none, by name. They are remembered by key."""
+    outcomes: dict[str, Wheel | str] = {}
+
+    def settle(key: str, outcome: Wheel | str, valid: float = RETRY_AFTER) -> None:
+        outcomes[missing[key].name] = outcome
+        value: Any = {"reason": outcome, "until": time.time() + valid}
+        if isinstance(outcome, Wheel):
+            value = asdict(outcome)
+        atomic.write(cache / "located" / f"{key}.json", canonical(value))
+
     stored = sorted((cache / "wheels").glob("*/*.whl"))
-    absent: dict[str, Installed] = {}
+    absent: list[str] = []
     with ThreadPoolExecutor(DOWNLOADS) as pool:
-        outcomes = pool.map(lambda item: _from_cache(item, stored, cache), missing.values())
-        for (key, installed), outcome in zip(missing.items(), outcomes, strict=True):
+        found = pool.map(lambda item: _from_cache(item, stored, cache), missing.values())
+        for key, outcome in zip(missing, found, strict=True):
             if outcome is not None:
-                _settle(located, cache, key, installed.name, outcome)
+                settle(key, outcome)
             elif fetch:
-                absent[key] = installed
+                absent.append(key)
             else:
-                located.reasons[installed.name] = "its wheel is not in the cache"
-    if absent:
-        _fetch(absent, located, cache, progress or silent)
+                outcomes[missing[key].name] = "its wheel is not in the cache"
+    if not absent:
+        return outcomes
+    with _downloading(cache) as (indexes, folder), ThreadPoolExecutor(DOWNLOADS) as pool:
+        futures = {
+            pool.submit(_from_indexes, missing[key], indexes, folder, cache): key for key in absent
+        }
+        progress("fetching wheels", 0, len(futures))
+        for done, future in enumerate(as_completed(futures), 1):
+            valid = RETRY_OFFLINE_AFTER if indexes.failures else RETRY_AFTER
+            settle(futures[future], future.result(), valid)
+            progress("fetching wheels", done, len(futures))
+    return outcomes
 
 
 def _from_cache(installed: Installed, stored: Sequence[Path], cache: Path) -> Wheel | str | None:
@@ -286,22 +279,6 @@ def _downloading(cache: Path) -> Iterator[tuple[PackageIndexes, Path]]:
         tempfile.TemporaryDirectory(prefix="wheels-", dir=cache / "tmp") as folder,
     ):
         yield indexes, Path(folder)
-
-
-def _fetch(
-    absent: Mapping[str, Installed], located: Located, cache: Path, progress: Progress
-) -> None:
-    with _downloading(cache) as (indexes, folder), ThreadPoolExecutor(DOWNLOADS) as pool:
-        futures = {
-            pool.submit(_from_indexes, installed, indexes, folder, cache): key
-            for key, installed in absent.items()
-        }
-        progress("fetching wheels", 0, len(futures))
-        for done, future in enumerate(as_completed(futures), 1):
-            key = futures[future]
-            valid = RETRY_OFFLINE_AFTER if indexes.failures else RETRY_AFTER
-            _settle(located, cache, key, absent[key].name, future.result(), valid)
-            progress("fetching wheels", done, len(futures))
 
 
 def _from_indexes(

@@ -19,10 +19,10 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from packaging.utils import canonicalize_name, canonicalize_version
 
@@ -309,44 +309,45 @@ def _script(member: Member) -> Member | bytes:
     return with_shebang(b"".join(read_content(member)))
 
 
-def wheel_layer(path: Path, sha256: str, python: str, *, cache: Path) -> Layer:
-    """The layer of one wheel for a Python ``X.Y``, made once per cache."""
-    key = cache_key("wheel", sha256, python)
-    known = recall(cache, key)
-    if known:
-        return known[0]
-    name, version = split_filename(path.name)
-    layer = write_layer(
-        wheel_entries(path, python),
-        cache=cache,
+def wheels_layer(wheels: Sequence[tuple[Path, str]], python: str, *, cache: Path) -> Layer:
+    """The layer of (path, sha256) wheels for a Python ``X.Y``, made once per cache."""
+    names = [split_filename(path.name) for path, _ in wheels]
+    files = ", ".join(path.name for path, _ in wheels)
+    if len(wheels) == 1:
+        names = [(names[0][0].replace("_", "-"), names[0][1])]
+    return packed_layer(
+        cache_key("wheels", [sha256 for _, sha256 in wheels], python),
+        (wheel_entries(path, python) for path, _ in wheels),
         form="spliced",
-        kind="wheel",
-        title=f"{name.replace('_', '-')} {version}",
-        created_by=f"clustrix: wheel {path.name}",
+        title=[" ".join(name) for name in names],
+        created_by=f"clustrix: wheel {files}" if len(wheels) == 1 else f"clustrix: wheels {files}",
+        cache=cache,
     )
-    remember(cache, key, [layer])
-    return layer
 
 
-def wheels_layer(wheels: Iterable[tuple[Path, str]], python: str, *, cache: Path) -> Layer:
-    """One layer of several (path, sha256) wheels. Of two files with one path the later wheel's wins."""
-    wheels = list(wheels)
-    key = cache_key("wheels", [sha256 for _, sha256 in wheels], python)
+def packed_layer(
+    key: str,
+    packages: Iterable[Iterable[Entry]],
+    *,
+    form: Literal["spliced", "isal"],
+    title: Sequence[str],
+    created_by: str,
+    cache: Path,
+) -> Layer:
+    """One layer of these packages' entries, made once per ``key``; ``title`` has one part for each.
+
+    Of two files with one path the later package's wins.
+    """
     known = recall(cache, key)
     if known:
         return known[0]
-    entries: dict[str, Entry] = {}
-    for path, _ in wheels:
-        for entry in wheel_entries(path, python):
-            entries[entry.name] = entry
-    names = [" ".join(split_filename(path.name)) for path, _ in wheels]
     layer = write_layer(
-        entries.values(),
+        {entry.name: entry for entries in packages for entry in entries}.values(),
         cache=cache,
-        form="spliced",
-        kind="packages",
-        title=", ".join(names),
-        created_by="clustrix: wheels " + ", ".join(path.name for path, _ in wheels),
+        form=form,
+        kind="wheel" if len(title) == 1 else "packages",
+        title=", ".join(title),
+        created_by=created_by,
     )
     remember(cache, key, [layer])
     return layer
