@@ -47,6 +47,11 @@ class Cluster(Protocol):
         """What it can do; asked before anything is built. ``ClusterError`` if it is out of reach."""
         ...
 
+    @property
+    def poll_interval(self) -> tuple[float, float]:
+        """Seconds between two calls of ``states``: while things change, and while nothing does."""
+        ...
+
     def check_options(self, options: Mapping[str, Any]) -> None:
         """``ClusterError`` (with ``option``) unless these may be given at the call, as in
         ``.options(kubernetes={…})``. Asked before anything is built."""

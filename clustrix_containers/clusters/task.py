@@ -19,8 +19,7 @@ class Capabilities:
     image layout directory, from which the cluster stages them itself). ``max_array``: elements of
     one submission, ``None`` for no limit. ``retries``: whether an element that fails can be run
     again. ``max_parallel``: whether the elements that run at once can be limited. ``gpus``:
-    whether elements can have GPUs. ``poll_interval``: seconds between two calls of ``states``,
-    while things change and while nothing does.
+    whether elements can have GPUs.
     """
 
     images: Literal["registry", "layout"]
@@ -28,7 +27,6 @@ class Capabilities:
     retries: bool = False
     max_parallel: bool = True
     gpus: bool = True
-    poll_interval: tuple[float, float] = (0.5, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +84,11 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class DiscoveredRun:
-    """What a cluster itself knows of a run, without this user's record.
+    """What a cluster itself knows of a run, without this user's record; ``key`` is the run's key.
 
-    ``image`` is ``repository@sha256:…``, ``key`` the run's key.
+    The task's ``directory`` means nothing here.
     """
 
-    run: str
-    name: str
-    image: str
-    count: int
-    array: bool
+    task: Task
     key: bytes
     handles: tuple[Handle, ...]
-    command: tuple[str, ...] = ()
-    resources: Resources = field(default_factory=Resources)
-    retries: int = 0

@@ -21,7 +21,7 @@ def attach(run_id: str, *, on: str | None = None, watch: bool = True) -> Watched
     if not run.submitted:
         # The client died between intent and reply. Submitting is idempotent: this adopts what is there.
         handles = cluster.submit(run.task(record.run_directory(run.id)))
-        run = record.add_handles(run.id, handles, state="submitted")
+        run = record.update(run.id, more=handles, state="submitted")
     watched = WatchedRun(
         run,
         cluster,
@@ -59,19 +59,21 @@ def _known(run_id: str, on: str | None, record: Record) -> Run:
             f"neither this user's record nor the target {target.name!r} knows a run {run_id!r}",
             run=run_id,
         )
+    task = found.task
     run = Run(
-        id=found.run,
-        name=found.name,
-        image=found.image.rpartition("@")[2],
-        count=found.count,
+        id=task.run,
+        name=task.name,
+        image=task.image.rpartition("@")[2],
+        count=len(task.elements),
         target=target.name,
         type=target.type,
-        reference=found.image,
-        array=found.array,
-        command=found.command,
-        resources=found.resources,
-        retries=found.retries,
+        reference=task.image,
+        array=task.array,
+        command=task.command,
+        resources=task.resources,
+        retries=task.retries,
         target_options=target.options,
+        cluster_options=task.options,
         handles=tuple(pack(found.handles)),
         state="submitted",
     )

@@ -116,6 +116,5 @@ def _cluster_options(
                 f"there is no option {name!r}, and no type of target of that name", key=name
             )
     own = options.clusters.get(target.type, {})
-    if own:
-        cluster.check_options(own)
+    cluster.check_options(own)
     return own

@@ -86,7 +86,7 @@ class Poller:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self.ticker = Ticker(*cluster.capabilities.poll_interval)
+        self.ticker = Ticker(*cluster.poll_interval)
         self._lock = threading.Lock()
         self._runs: dict[WatchedRun, Callable[[], None]] = {}
         """The runs, with what ends each one's subscription."""

@@ -109,7 +109,7 @@ class Run:
         )
 
 
-_COLUMNS = (
+_COLUMNS = [
     "id",
     "created",
     "name",
@@ -120,7 +120,7 @@ _COLUMNS = (
     "details",
     "state",
     "updated",
-)
+]
 _DETAILS = tuple(item.name for item in fields(Run) if item.name not in _COLUMNS)
 
 
@@ -207,50 +207,31 @@ class Record:
             file.write(key or os.urandom(32))
         now = time.time()
         with self._transaction() as db:
-            db.execute(
-                "INSERT INTO run VALUES (?,?,?,?,?,?,?,?,?,?)",
-                (
-                    run.id,
-                    now,
-                    run.name,
-                    run.image,
-                    run.count,
-                    run.target,
-                    run.type,
-                    _to_details(run),
-                    run.state,
-                    now,
-                ),
-            )
+            values = asdict(run) | {"created": now, "updated": now, "details": _to_details(run)}
+            marks = ", ".join("?" * len(_COLUMNS))
+            row = [values[name] for name in _COLUMNS]
+            db.execute(f"INSERT INTO run VALUES ({marks})", row)  # noqa: S608
             if built:
                 db.execute("INSERT OR IGNORE INTO built VALUES (?,?,?)", (run.image, now, run.name))
         return directory
 
-    def update(self, run: str, **changes: Any) -> Run:
-        """Change fields of a run; gives the run as it is now."""
-        with self._transaction() as db:
-            row = db.execute("SELECT * FROM run WHERE id = ?", (run,)).fetchone()
-            if row is None:
-                raise ClusterError(f"no run {run!r} in the record {self._path}")
-            return self._change(db, replace(_from_row(row), **changes))
+    def update(self, run: str, *, more: Sequence[Handle] = (), **changes: Any) -> Run:
+        """Change fields of a run, or add handles: of two of an element the later counts.
 
-    def add_handles(self, run: str, handles: Sequence[Handle], **changes: Any) -> Run:
-        """Record what a target gave for elements; of two handles of an element the later counts."""
+        Gives the run as it is now.
+        """
         with self._transaction() as db:
             row = db.execute("SELECT * FROM run WHERE id = ?", (run,)).fetchone()
             if row is None:
                 raise ClusterError(f"no run {run!r} in the record {self._path}")
             known = _from_row(row)
-            packed = (*known.handles, *pack(handles))
-            return self._change(db, replace(known, handles=packed, **changes))
-
-    def _change(self, db: sqlite3.Connection, run: Run) -> Run:
-        run = replace(run, updated=time.time())
-        db.execute(
-            "UPDATE run SET details = ?, state = ?, updated = ? WHERE id = ?",
-            (_to_details(run), run.state, run.updated, run.id),
-        )
-        return run
+            handles = (*known.handles, *pack(more))
+            changed = replace(known, handles=handles, updated=time.time(), **changes)
+            db.execute(
+                "UPDATE run SET details = ?, state = ?, updated = ? WHERE id = ?",
+                (_to_details(changed), changed.state, changed.updated, run),
+            )
+        return changed
 
     def runs(self, *, limit: int | None = None) -> list[Run]:
         """The runs, newest first."""

@@ -136,7 +136,7 @@ def _start(
     how = cluster.describe(task)
     _log.info("%s on %s: %s", run.id, run.target, how or run.type)
     handles = cluster.submit(task)
-    run = record.add_handles(run.id, handles, state="submitted", how=how)
+    run = record.update(run.id, more=handles, state="submitted", how=how)
 
     def main() -> ModuleType:
         return images.load_main(run.image, run.main)

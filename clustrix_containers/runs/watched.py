@@ -343,7 +343,7 @@ class WatchedRun:
                 else:
                     self.jobs[element].settle(None, error=error)
             return
-        self._record.add_handles(self.id, handles)
+        self._record.update(self.id, more=handles)
         with self._condition:
             for handle in handles:
                 self._handles[handle.element] = handle

@@ -9,6 +9,10 @@ import sys
 import time
 
 
+def divide(x: int) -> float:
+    return 1 / x
+
+
 def square(x):
     return x * x
 

@@ -81,17 +81,13 @@ def test_exception_chain_and_stubborn_exception(on: str) -> None:
 
 
 def test_exception_of_one_element_leaves_the_others(on: str) -> None:
-    jobs = cx.function(divide).map([1, 0, 2], on=on)
+    jobs = cx.function(work.divide).map([1, 0, 2], on=on)
     assert jobs.wait(60)
     assert [type(job.exception()) for job in jobs[:]] == [
         type(None),
         ZeroDivisionError,
         type(None),
     ]
-
-
-def divide(x: int) -> float:
-    return 1 / x
 
 
 def test_sys_exit_is_the_users(on: str) -> None:

@@ -117,6 +117,8 @@ class KubernetesCluster:
                 )
             return self._connection
 
+    poll_interval = (0.5, 10.0)
+
     @property
     def capabilities(self) -> Capabilities:
         """A server without Indexed Jobs cannot limit how many elements run at once."""

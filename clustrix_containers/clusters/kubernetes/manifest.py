@@ -38,7 +38,7 @@ ANNOTATION_COUNT = f"{PREFIX}/count"
 ANNOTATION_ARRAY = f"{PREFIX}/array"
 ANNOTATION_COMMAND = f"{PREFIX}/command"
 ANNOTATION_TASK = f"{PREFIX}/task"
-"""What another machine needs to run a lost element again: resources and retries, as JSON."""
+"""What another machine needs to run a lost element again: resources, retries and the call's options, as JSON."""
 CONTAINER = "main"
 CLAIM = "claim"
 HOLD_PORT = 8473
@@ -147,7 +147,11 @@ def _job(task: Task, settings: Settings, server: Server, element: int | None) ->
             ANNOTATION_ARRAY: str(int(task.array)),
             ANNOTATION_COMMAND: json.dumps(list(task.command)),
             ANNOTATION_TASK: json.dumps(
-                {"retries": task.retries, **_resources_annotation(task.resources)}
+                {
+                    "retries": task.retries,
+                    **_resources_annotation(task.resources),
+                    **({"options": dict(task.options)} if task.options else {}),
+                }
             ),
         },
     }

@@ -145,7 +145,7 @@ _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
     **_CALL_CHECKS,
     "pull_secret": _text,
     "pull_grace": _seconds,
-    "grace": _seconds,
+    "grace": lambda name, value: 0.0 if value == 0 else _seconds(name, value),
     "user": _user,
     "results": _results,
 }

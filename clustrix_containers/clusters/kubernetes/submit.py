@@ -102,6 +102,7 @@ def find(api: Api, settings: Settings, run: str) -> DiscoveredRun | None:
         command=tuple(json.loads(annotations[manifest.ANNOTATION_COMMAND])),
         array=annotations[manifest.ANNOTATION_ARRAY] == "1",
         retries=int(noted.get("retries", 0)),
+        options=noted.get("options", {}),
     )
     secret = _read_secret(api, run)
     if secret is None and first["spec"].get("suspend"):
@@ -111,18 +112,7 @@ def find(api: Api, settings: Settings, run: str) -> DiscoveredRun | None:
     if secret is None:
         raise ClusterError(f"the Secret with the key of run {run} no longer exists")
     _complete(api, run, first, secret)
-    return DiscoveredRun(
-        run=run,
-        name=task.name,
-        image=task.image,
-        count=len(task.elements),
-        array=task.array,
-        key=_key(secret),
-        handles=tuple(handles(api, task)),
-        command=task.command,
-        resources=task.resources,
-        retries=task.retries,
-    )
+    return DiscoveredRun(task, _key(secret), tuple(handles(api, task)))
 
 
 def handles(api: Api, task: Task) -> Sequence[Handle]:

@@ -77,6 +77,8 @@ class LocalCluster:
         # Used by several threads at once: only with operations that are atomic.
         self._readers: dict[Path, journal.Reader] = {}
 
+    poll_interval = (0.01, 0.25)
+
     @cached_property
     def chosen(self) -> Availability:
         """The runtime that is used. ``ClusterError`` if it does not work, which is not cached."""
@@ -98,7 +100,7 @@ class LocalCluster:
             gpus = self.chosen.gpus
         except ClusterError:
             gpus = True
-        return Capabilities(images="layout", gpus=gpus, poll_interval=(0.01, 0.25))
+        return Capabilities(images="layout", gpus=gpus)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """``ClusterError`` for a wrong option, or if no runtime works here."""

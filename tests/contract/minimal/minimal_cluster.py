@@ -15,7 +15,8 @@ from clustrix_containers.errors import ClusterError
 
 
 class MinimalCluster:
-    capabilities = Capabilities("layout", max_parallel=False, gpus=False, poll_interval=(0.02, 0.5))
+    capabilities = Capabilities("layout", max_parallel=False, gpus=False)
+    poll_interval = (0.02, 0.5)
 
     def check_options(self, options):
         raise ClusterError("it has no options at the call", option=next(iter(options)))

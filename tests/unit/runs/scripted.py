@@ -16,11 +16,9 @@ from typing import Any
 
 from clustrix_containers.api.status import State, Status
 from clustrix_containers.clusters import Notify
-from clustrix_containers.clusters.task import Capabilities, Fetched, Handle, Task
+from clustrix_containers.clusters.task import Fetched, Handle, Task
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.worker.contract import RESULT_ALIGN, RESULT_MAGIC
-
-QUICK = Capabilities("layout", poll_interval=(0.01, 0.05))
 
 
 @dataclass(eq=False)
@@ -29,7 +27,7 @@ class ScriptedCluster:
 
     status: Callable[[Handle], Status] = lambda _handle: Status(State.RUNNING)
     fetched: Callable[[Task, Handle], Fetched] = lambda _task, _handle: Fetched()
-    capabilities: Capabilities = QUICK
+    poll_interval: tuple[float, float] = (0.01, 0.05)
     polls: list[list[Handle]] = field(default_factory=list)
     pollers: set[int] = field(default_factory=set)
     """The threads that asked."""

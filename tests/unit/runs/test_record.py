@@ -52,9 +52,9 @@ def test_fields_are_changed_and_a_run_is_removed(tmp_path: Path) -> None:
     record.intend(asked, built=False)
     assert not record.run("r-1").submitted
     handles = [Handle("r-1", 0, element, f"12[{element}].server") for element in range(2)]
-    record.add_handles("r-1", handles, state="submitted", how="an array")
+    record.update("r-1", more=handles, state="submitted", how="an array")
     again = Handle("r-1", 1, 1, "13.server")
-    record.add_handles("r-1", [again])
+    record.update("r-1", more=[again])
     seen = Seen(3.5, {State.FAILED: 1, State.SUCCEEDED: 1})
     changed = record.update("r-1", state="done", seen=seen)
     found = record.run("r-1")
@@ -66,9 +66,8 @@ def test_fields_are_changed_and_a_run_is_removed(tmp_path: Path) -> None:
     )
     record.remove("r-1")
     assert record.runs() == []
-    for change in (record.update, record.add_handles):
-        with pytest.raises(ClusterError, match="no run"):
-            change("r-1", **({"handles": []} if change == record.add_handles else {}))
+    with pytest.raises(ClusterError, match="no run"):
+        record.update("r-1", state="done")
 
 
 def test_a_run_of_an_older_version_is_listed_as_not_submitted(tmp_path: Path) -> None:

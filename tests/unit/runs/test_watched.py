@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from clustrix_containers.api.status import Cause, State, Status
-from clustrix_containers.clusters.task import Capabilities, Fetched, Handle, Task
+from clustrix_containers.clusters.task import Fetched, Handle, Task
 from clustrix_containers.errors import ClusterError, ResultError, ResultLost, WorkerDied
 from clustrix_containers.runs.handles import unpack
 from clustrix_containers.runs.record import Record, Run
@@ -39,7 +39,7 @@ def start(record: Record) -> Callable[..., WatchedRun]:
     def start(cluster: Any, count: int = 1, run: str = "run-1", **fields: Any) -> WatchedRun:
         asked = Run(run, "f", f"sha256:{run}", count, "test", "test", reference="x", **fields)
         directory = record.intend(asked, built=True)
-        record.add_handles(run, cluster.submit(asked.task(directory)), state="submitted")
+        record.update(run, more=cluster.submit(asked.task(directory)), state="submitted")
         found = record.run(run)
         handles = unpack(found.handles, run)
         watched = WatchedRun(found, cluster, handles, record, no_main, trust=True)
@@ -139,7 +139,7 @@ def test_news_is_asked_about_at_once_and_only_that(start) -> None:
     cluster = ScriptedCluster(
         lambda handle: SUCCEEDED if handle.element in ended else Status(State.RUNNING),
         fetched,
-        Capabilities("layout", poll_interval=(1000.0, 1000.0)),
+        (1000.0, 1000.0),
     )
     run = start(cluster, 10)
     until(lambda: any(len(poll) == 10 for poll in cluster.polls))
