@@ -28,11 +28,6 @@ from clustrix_containers.storage import atomic
 
 from .model import Descriptor, Layer, canonical, check_digest
 
-# For those who still import them from here.
-from .progress import Progress as Progress
-
-write_atomically = atomic.write
-
 FORMAT = 1
 """Part of every key: raise it when the bytes that this stage writes change."""
 

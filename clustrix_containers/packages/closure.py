@@ -253,7 +253,7 @@ def left_out(closure: Closure) -> tuple[LeftOut, ...]:
             if installed is None or installed.editable or name in closure.nodes or name == OWN:
                 continue
             call = _CALLS.get((by, name))
-            # A pair whose call is known says more than an extra.
+            # A known call is a better hint than an extra.
             if name not in found or (call and (found[name].by, name) not in _CALLS):
                 extra = f" (extra {', '.join(extras)})" if extras else ""
                 when = f"if you call {call}" if call else f"if the function needs it through {by}"

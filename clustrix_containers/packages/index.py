@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 import httpx2
 from packaging.tags import sys_tags
 from packaging.utils import parse_wheel_filename
-from packaging.version import InvalidVersion, Version
 from unearth import Link as Link
 from unearth import PackageFinder, TargetPython
 from unearth.auth import MultiDomainBasicAuth
@@ -31,6 +30,7 @@ from clustrix_containers.errors import DependencyError
 from clustrix_containers.remote.retry import Retry
 
 from .settings import IndexSettings
+from .wheels import same_version
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to wait for a connection: short, since a machine may be offline."""
@@ -145,7 +145,9 @@ class PackageIndexes:
             except (DependencyError, OSError, ValueError) as error:
                 self.failures[url] = getattr(error, "message", str(error))
                 continue
-            for link in [package.link for package in packages if _same(package.version, version)]:
+            for link in [
+                package.link for package in packages if same_version(package.version or "", version)
+            ]:
                 digest = (link.hash_option or {}).get("sha256", [link.normalized])[0]
                 found.setdefault((link.filename, digest), link)
         return list(found.values())
@@ -167,14 +169,6 @@ class PackageIndexes:
                 raise DependencyError(message, temporary=not link.is_file) from error
 
         return RETRY.run(once)
-
-
-def _same(candidate: str | None, version: str) -> bool:
-    """Whether a version is this one, local part included."""
-    try:
-        return candidate is not None and Version(candidate) == Version(version)
-    except InvalidVersion:
-        return candidate == version
 
 
 def usable(links: Sequence[Link], installed_tags: frozenset[str]) -> list[Link]:

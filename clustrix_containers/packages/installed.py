@@ -95,7 +95,7 @@ class Installed:
 
     @cached_property
     def editable(self) -> bool:
-        """Whether it is an editable install: local source, which travels as such."""
+        """Whether it is an editable install: local source, which is sent as such."""
         if self.info.suffix == ".egg-link":
             return True
         if self.info.suffix == ".egg-info" and not self.path_version and not self.packaged:
@@ -113,7 +113,7 @@ class Installed:
 
     @property
     def packaged(self) -> bool:
-        """Whether it lies in a directory of installed packages, not in a source tree."""
+        """Whether it is in a directory of installed packages, not in a source tree."""
         return self.root.name in ("site-packages", "dist-packages")
 
     @cached_property
@@ -296,7 +296,7 @@ def _module_file(entry: str, top: str) -> Path | None:
 
 
 def _scan(entry: str) -> Iterator[Installed]:
-    """The distributions whose metadata lies directly in one directory, by name."""
+    """The distributions whose metadata is directly in one directory, by name."""
     root = Path(entry)
     try:
         names = sorted(path.name for path in root.iterdir())

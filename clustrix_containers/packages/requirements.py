@@ -177,53 +177,33 @@ def toml() -> Any:
 def _read_pylock(path: Path, environment: Mapping[str, str]) -> RequirementsFile:
     from packaging.pylock import Pylock, PylockValidationError
 
+    def error(message: str) -> DependencyError:
+        return DependencyError(f"{path}{message}", path=str(path))
+
     try:
         lock = Pylock.from_dict(toml().loads(_text(path, "")))
-    except (toml().TOMLDecodeError, PylockValidationError) as error:
-        raise DependencyError(
-            f"{path}: not a valid pylock.toml: {error}", path=str(path)
-        ) from error
-    _check_target(path, lock, environment)
+    except (toml().TOMLDecodeError, PylockValidationError) as problem:
+        raise error(f": not a valid pylock.toml: {problem}") from problem
+    python = environment["python_full_version"]
+    if lock.requires_python and not lock.requires_python.contains(python, prereleases=True):
+        raise error(f" is for Python {lock.requires_python}, this is {python}")
+    targets = lock.environments
+    if targets and not any(it.evaluate(dict(environment), context="requirement") for it in targets):
+        raise error(f" is for other environments: {'; '.join(map(str, targets))}")
     requests: dict[str, Request] = {}
     # Groups and extras that were not requested are off, as for an installer.
-    values: Any = {
-        **environment,
-        "extras": frozenset(),
-        "dependency_groups": frozenset(lock.default_groups or ()),
-    }
+    groups = frozenset(lock.default_groups or ())
+    values: Any = {**environment, "extras": frozenset(), "dependency_groups": groups}
     for package in lock.packages:
         if package.marker and not package.marker.evaluate(values, context="lock_file"):
             continue
         if package.name in requests:
-            raise DependencyError(
-                f"{path}: two entries of {package.name} apply to this Python and platform",
-                path=str(path),
-            )
-        pin = f"=={package.version}" if package.version else ""
-        archives: list[Any] = [
-            *(package.wheels or ()),
-            *filter(None, (package.sdist, package.archive)),
-        ]
-        hashes = sorted(f"{a}:{h}" for archive in archives for a, h in archive.hashes.items())
-        requests[package.name] = Request(
-            parse(package.name + pin, path.name), path.name, tuple(hashes)
-        )
+            raise error(f": two entries of {package.name} apply to this Python and platform")
+        pin = f"{package.name}=={package.version}" if package.version else package.name
+        archives: list[Any] = [*(package.wheels or ()), package.sdist, package.archive]
+        hashes = sorted(f"{a}:{h}" for it in archives if it for a, h in it.hashes.items())
+        requests[package.name] = Request(parse(pin, path.name), path.name, tuple(hashes))
     return RequirementsFile(path, tuple(requests.values()), complete=True)
-
-
-def _check_target(path: Path, lock: Any, environment: Mapping[str, str]) -> None:
-    python = environment["python_full_version"]
-    if lock.requires_python and not lock.requires_python.contains(python, prereleases=True):
-        raise DependencyError(
-            f"{path} is for Python {lock.requires_python}, this is {python}", path=str(path)
-        )
-    if lock.environments and not any(
-        marker.evaluate(dict(environment), context="requirement") for marker in lock.environments
-    ):
-        raise DependencyError(
-            f"{path} is for other environments: {'; '.join(map(str, lock.environments))}",
-            path=str(path),
-        )
 
 
 def install_command(requirement: Requirement) -> str:

@@ -31,6 +31,7 @@ from .requirements import (
     satisfies,
     without_marker,
 )
+from .wheels import same_version
 
 __all__ = ["LeftOut", "Resolution", "check_environment", "resolve", "suggest"]
 
@@ -67,7 +68,7 @@ def resolve(
 
     ``packages`` are requirements (PEP 508) to add. ``everything`` takes all that is installed,
     except for pip, setuptools, wheel, this package and what only it requires. ``requirements`` is
-    a requirements.txt or pylock.toml that says what goes in: then an import that it does not cover is
+    a requirements.txt or pylock.toml that lists what goes in: then an import that it does not cover is
     an error, and nothing is added silently. ``path`` is searched instead of ``sys.path``.
     ``environment`` overrides marker values (PEP 508) of the target, which is otherwise Linux
     with this Python.
@@ -148,13 +149,8 @@ def _requests(
 
 def _is_pinned_version(installed: Installed, request: Request) -> bool:
     """Whether a pin is exactly the installed version: 2.1+cpu satisfies ==2.1, and is another."""
-    from packaging.version import InvalidVersion, Version
-
-    pins = [spec.version for spec in request.requirement.specifier]
-    try:
-        return all(Version(pin) == Version(installed.version) for pin in pins)
-    except InvalidVersion:
-        return pins == [installed.version]
+    pins = request.requirement.specifier
+    return all(same_version(pin.version, installed.version) for pin in pins)
 
 
 def _whole_environment(closure: Closure) -> None:
@@ -171,7 +167,7 @@ def _whole_environment(closure: Closure) -> None:
             closure.note(
                 _WHOLE,
                 f"{name} is installed as editable: local source, not a distribution",
-                "The local modules that the function reaches travel by themselves.",
+                "The local modules that the function reaches are sent as source.",
             )
         else:
             closure.add(installed, _WHOLE, rank=(0, 3))
@@ -180,7 +176,7 @@ def _whole_environment(closure: Closure) -> None:
 def _imports(
     closure: Closure, imports: Sequence[Import], covered_by: RequirementsFile | None = None
 ) -> None:
-    """Add what is imported; or, where a file says what goes in, check that it is in."""
+    """Add what is imported; or, where a file lists what goes in, check that it is in."""
     ordered = sorted(imports, key=lambda i: (len(i.chain), natural_key(i.where), i.module))
     for position, item in enumerate(ordered):
         sentence = f"{item.where} imports {item.module}"
@@ -216,7 +212,7 @@ def _owners(closure: Closure, item: Import, sentence: str) -> Sequence[Installed
         closure.note(
             item.where,
             f"{sentence}, which the editable install {editable.name} provides",
-            f"Name it with modules=[{top!r}] if it does not travel by itself.",
+            f"Name it with modules=[{top!r}] if it is not sent as source.",
         )
     elif unowned is not None and not item.optional:
         closure.problem(

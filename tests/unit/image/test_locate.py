@@ -150,7 +150,7 @@ def test_the_wheel_it_came_from(index: Path, tmp_path: Path, cache: Path) -> Non
     assert wheelhouse.wheel_path(cache, pin.sha256, wheel.name).read_bytes() == wheel.read_bytes()
     assert seen
     shutil.rmtree(index)
-    assert locate([distribution], cache=cache) == found, "nobody is asked a second time"
+    assert locate([distribution], cache=cache) == found, "no second query"
     assert not list((cache / "tmp").iterdir())
 
 
@@ -176,9 +176,7 @@ def test_another_build_is_not_used(index: Path, tmp_path: Path, cache: Path) -> 
     assert locate([distribution], cache=cache, fetch=False) == located, "it is remembered"
 
 
-def test_what_the_index_lacks_is_not_asked_for_again(
-    index: Path, tmp_path: Path, cache: Path
-) -> None:
+def test_missing_wheels_are_not_searched_again(index: Path, tmp_path: Path, cache: Path) -> None:
     wheel = make_wheel(index, "pkg", FILES)
     other = make_wheel(index, "other", {"other.py": b""})
     both = [install(wheel, tmp_path / "site"), install(other, tmp_path / "site")]
@@ -309,13 +307,13 @@ def test_over_http(server: Server, tmp_path: Path, cache: Path) -> None:
     assert wheel.url == f"{server.url.removesuffix('simple')}files/{wheel.filename}"
     reason = "the package index has no wheel of it for this Python and machine"
     assert located.reasons == {"other": reason}
-    asked = len(server.requests)
+    before = len(server.requests)
     assert locate([*installed, lacking], cache=cache) == located
-    assert len(server.requests) == asked, "what is known asks nobody"
+    assert len(server.requests) == before, "no query for what is known"
 
 
 @pytest.mark.parametrize("faults", [[503, 500], [0], [0, 503]])
-def test_what_is_transient_is_tried_again(
+def test_transient_failures_are_retried(
     faults: list[int], server: Server, tmp_path: Path, cache: Path
 ) -> None:
     wheel = make_wheel(server.folder, "pkg", {**FILES, "pkg/big": os.urandom(1 << 20)})
