@@ -194,12 +194,13 @@ class Closure:
                 self._queue.append((by, new, chain[:-1]))
             return
         installed = self.installed.by_name.get(name)
-        command = install_command(requirement)
         if installed is None and chain[0] == self.lenient:
-            self.note(chain[-2], f"{chain[-1]}, which is not installed here", command)
+            self.note(
+                chain[-2], f"{chain[-1]}, which is not installed here", install_command(requirement)
+            )
         elif installed is None:
             message = f"{requirement.name} is not installed here: {', '.join(chain)}"
-            self.problem(message, command)
+            self.problem(message, install_command(requirement))
         elif installed.editable:
             self.note(
                 str(by),
@@ -211,7 +212,7 @@ class Closure:
                 self.note(
                     str(by),
                     f"{chain[-1]}, and {installed.version} is installed",
-                    f"{command} if the function misbehaves.",
+                    f"{install_command(requirement)} if the function misbehaves.",
                 )
             self.add(installed, *chain, rank=(1, len(chain)), extras=requirement.extras)
 
