@@ -94,11 +94,6 @@ class Node:
     reasons: dict[str, tuple[int, ...]] = field(default_factory=dict)
     extras: set[str] = field(default_factory=set)
 
-    @property
-    def direct(self) -> bool:
-        """Whether the user's own code or request names it."""
-        return any(rank[0] == 0 for rank in self.reasons.values())
-
     def sentences(self) -> tuple[str, ...]:
         """The reasons, best first."""
         return tuple(sorted(self.reasons, key=lambda text: (self.reasons[text], text)))
@@ -247,7 +242,7 @@ def left_out(closure: Closure) -> tuple[LeftOut, ...]:
     found: dict[str, LeftOut] = {}
     for by, node in sorted(closure.nodes.items()):
         pairs: dict[str, tuple[str, ...]] = {back: () for front, back in _CALLS if front == by}
-        if node.direct:
+        if any(rank[0] == 0 for rank in node.reasons.values()):
             pairs |= _optional(closure, node.installed)
         for name, extras in pairs.items():
             installed = closure.installed.by_name.get(name)

@@ -98,8 +98,9 @@ class Installed:
         """Whether it is an editable install: local source, which is sent as such."""
         if self.info.suffix == ".egg-link":
             return True
-        if self.info.suffix == ".egg-info" and not self.path_version and not self.packaged:
-            return True
+        packaged = self.root.name in ("site-packages", "dist-packages")
+        if self.info.suffix == ".egg-info" and not self.path_version and not packaged:
+            return True  # the metadata of a source tree
         return bool(self.direct_url.get("dir_info", {}).get("editable"))
 
     @cached_property
@@ -110,11 +111,6 @@ class Installed:
         except (OSError, ValueError):
             return {}
         return document if isinstance(document, dict) else {}
-
-    @property
-    def packaged(self) -> bool:
-        """Whether it is in a directory of installed packages, not in a source tree."""
-        return self.root.name in ("site-packages", "dist-packages")
 
     @cached_property
     def recorded(self) -> bool:
