@@ -24,7 +24,7 @@ from clustrix_containers.packages.wheels import site_packages
 from clustrix_containers.worker.contract import (
     CALL,
     CODE,
-    GIVER,
+    DELIVER_SCRIPT,
     LIB,
     RESULTS,
     RUN,
@@ -143,7 +143,7 @@ def _skeleton(interpreter: str, version: str) -> Iterator[Entry]:
 
 def _runtime_files() -> Iterator[Entry]:
     package = Path(__file__).parent.parent
-    programs = {Path(place).name: place for place in (WORKER, GIVER)}
+    programs = {Path(place).name: place for place in (WORKER, DELIVER_SCRIPT)}
     for pattern in RUNTIME:
         for path in sorted(package.glob(pattern)):
             place = f"{LIB}/{package.name}/{path.relative_to(package).as_posix()}"
