@@ -195,7 +195,6 @@ class Child:
         """Wait for the child's report; ``None`` if it ended, or was ended, without one."""
         while True:
             self._reap()
-            self._drain()
             report = self._report()
             if report is not None and not self.timed_out:
                 return report
@@ -249,14 +248,12 @@ class Child:
                 if ended[0] == self.pid:
                     self.status = ended[1]
 
-    def _drain(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.pipe, 1 << 16):
-                self.received += data
-
     def _report(self) -> dict[str, Any] | None:
         """The report, once it is complete. A process that the user's code left behind may hold
         the pipe open, so end of file means nothing."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.pipe, 1 << 16):
+                self.received += data
         end = PIPE_HEADER + int.from_bytes(self.received[:PIPE_HEADER], "little")
         if len(self.received) < end or end == PIPE_HEADER:
             return None
@@ -269,34 +266,25 @@ def _kill(pid: int, number: int) -> None:
 
 
 def kill_tree(child: int) -> None:
-    """SIGKILL everything that the child started: all of a pid namespace, or its descendants."""
+    """SIGKILL all of a pid namespace, or the child, its descendants and its session."""
     if os.getpid() == 1:
         _kill(-1, signal.SIGKILL)
         return
-    for pid in [child, *_descendants(child)]:
-        _kill(pid, signal.SIGKILL)
-
-
-def _descendants(root: int) -> list[int]:
-    """Processes below ``root`` or in its session, from ``/proc``."""
     parents: dict[int, tuple[int, int]] = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        parents[int(name)] = (int(fields[1]), int(fields[3]))
-    found = {root}
+                parents[int(name)] = (int(fields[1]), int(fields[3]))
+    found = {child}
     while more := {
         pid
         for pid, (parent, session) in parents.items()
-        if pid not in found and (parent in found or session == root)
+        if pid not in found and (parent in found or session == child)
     }:
         found |= more
-    return [pid for pid in found if pid != root]
+    for pid in found:
+        _kill(pid, signal.SIGKILL)
 
 
 def _conclude(
@@ -687,23 +675,19 @@ def _dump(value: Any, pickler: Any) -> tuple[list[Any], list[Any]]:
     chunks: list[Any] = []
     buffers: list[Any] = []
 
-    def out_of_band(buffer: Any) -> bool:
-        try:
+    def in_band(buffer: Any) -> bool:
+        with contextlib.suppress(BufferError):
             view = buffer.raw()
-        except BufferError:
-            return True
-        if view.nbytes < IN_BAND_LIMIT:
-            return True
-        buffers.append(view)
-        return False
+            if view.nbytes >= IN_BAND_LIMIT:
+                buffers.append(view)
+                return False
+        return True
 
     class Sink:
         # The pickler passes large bytes objects without a copy.
-        @staticmethod
-        def write(data: Any) -> None:
-            chunks.append(data)
+        write = chunks.append
 
-    pickler(Sink, 5, buffer_callback=out_of_band).dump(value)
+    pickler(Sink, 5, buffer_callback=in_band).dump(value)
     return chunks, buffers
 
 
@@ -745,13 +729,8 @@ def _reduce_error(error: BaseException) -> Any:
 def _can_be_unpickled(error: BaseException) -> bool:
     """Whether this exception, without its causes, can be pickled and loaded again."""
     try:
-        try:
-            data = pickle.dumps(error, 5)
-        except Exception:
-            import cloudpickle
-
-            data = cloudpickle.dumps(error, 5)
-        return type(pickle.loads(data)) is type(error)
+        chunks, buffers = dump(error)
+        return type(pickle.loads(b"".join(chunks), buffers=buffers)) is type(error)
     except Exception:
         return False
 
@@ -771,12 +750,11 @@ def find_unpicklable(value: Any, path: str = "result", depth: int = 8) -> tuple[
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     from itertools import islice
 
-    if isinstance(value, dict):
-        for key, item in islice(value.items(), 1000):
+    if isinstance(value, (dict, list, tuple)):
+        for key, item in islice(
+            value.items() if isinstance(value, dict) else enumerate(value), 1000
+        ):
             yield f"[{key!r:.60}]", item
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(islice(value, 1000)):
-            yield f"[{number}]", item
     elif isinstance(value, (set, frozenset)):
         for item in islice(value, 1000):
             yield f"{{{item!r:.60}}}", item

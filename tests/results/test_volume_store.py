@@ -154,9 +154,9 @@ def test_what_is_not_the_runs_is_not_taken(place: Path, pod: Delivering) -> None
     parsed = stored(pod)
     mark = (place / parsed.mark).read_bytes()
     (place / parsed.mark).write_bytes(mark.replace(b'"ok"', b'"died"'))
-    for told in (parsed, None):
+    for known in (parsed, None):
         with pytest.raises(ResultError, match="not written by this run's worker"):
-            fetch(place, pod, told)
+            fetch(place, pod, known)
     (place / parsed.mark).write_bytes(mark)
     result = place / str(parsed.result)
     result.write_bytes(result.read_bytes()[:-1] + b"x")

@@ -396,8 +396,8 @@ def test_a_refusal_is_told_at_once_without_what_it_quotes(
     with Front("", act(403, body)) as front:
         reason = refused(tmp_path, store(front.address), code)
         assert front.requests == 1
-    parsed = "rejected the result: 403 AccessDenied: not with […]"
-    assert reason == f"{front.address} {parsed}"
+    expected = "rejected the result: 403 AccessDenied: not with […]"
+    assert reason == f"{front.address} {expected}"
 
 
 def test_a_registrys_words_are_told(tmp_path: Path) -> None:
