@@ -29,7 +29,7 @@ class Delivering:
         write_code(bare.root, {"m.py": code})
         mine = root / "mine"
         mine.mkdir()
-        return cls(bare, mine)
+        return cls(bare, mine).configured(None)
 
     @property
     def message_file(self) -> Path:
@@ -48,6 +48,12 @@ class Delivering:
     def parsed_message(self) -> delivery.Inline | delivery.Stored | delivery.Undelivered:
         assert len(self.message.encode()) <= contract.MESSAGE_LIMIT
         return delivery.read(self.message)
+
+    def undelivered(self) -> str:
+        """Why the outcome was not delivered."""
+        parsed = self.parsed_message()
+        assert isinstance(parsed, delivery.Undelivered), parsed
+        return parsed.reason
 
     def put(self, element: int = 0, attempt: int = 0) -> None:
         """What came inline, into the client's directory."""

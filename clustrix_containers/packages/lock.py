@@ -49,10 +49,11 @@ _FORMS = {
 }
 """What the strings of our table look like."""
 
-_INSTALLER_FILES = frozenset(
+INSTALLER_FILES = frozenset(
     {"RECORD", "RECORD.jws", "RECORD.p7s", "INSTALLER", "REQUESTED", "direct_url.json"}
     | {"uv_cache.json", "uv_build.json"}
 )
+"""What an installer writes into ``.dist-info`` on its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ def _made_by_installer(path: str, distribution: Distribution, scripts: frozenset
     if "__pycache__/" in path:
         return True
     if path.startswith(distribution.info.name):
-        return path[len(distribution.info.name) + 1 :] in _INSTALLER_FILES
+        return path[len(distribution.info.name) + 1 :] in INSTALLER_FILES
     if not path.startswith(("../", "/")):
         return False
     parts = path.split("/")

@@ -18,7 +18,7 @@ from clustrix_containers.errors import ClusterError, RegistryError, ResultLost
 from clustrix_containers.oci.model import Descriptor
 from clustrix_containers.registry import Remote
 from clustrix_containers.results import registry as store
-from clustrix_containers.results.delivery import Stored, Undelivered
+from clustrix_containers.results.delivery import Stored
 from clustrix_containers.results.registry import RegistryStore
 from tests.bare_worker import RUN, interpreters
 from tests.clusters.registry.cluster import Service
@@ -130,9 +130,8 @@ def test_the_token_is_good_for_one_repository(
     pod.configured({**opened, "repository": "team/another"})
     code, _, err = pod.bare.run()
     assert code == 125
-    parsed = pod.parsed_message()
-    assert isinstance(parsed, Undelivered)
-    assert "401 UNAUTHORIZED" in parsed.reason
+    reason = pod.undelivered()
+    assert "401 UNAUTHORIZED" in reason
     assert opened["token"] not in err + pod.message
 
 
@@ -200,9 +199,7 @@ def test_tls_with_an_authority_of_its_own(
     for authority in (None, registry_tls.ca_file.read_text()):
         pod.configured({**opened, "ca": authority})
         assert pod.bare.run()[0] == 125
-        parsed = pod.parsed_message()
-        assert isinstance(parsed, Undelivered)
-        reasons.append(parsed.reason)
+        reasons.append(pod.undelivered())
     assert "is not trusted" in reasons[0]
     assert "401 UNAUTHORIZED" in reasons[1]
 

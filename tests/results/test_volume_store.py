@@ -16,7 +16,7 @@ import pytest
 from clustrix_containers.errors import ClusterError, ResultError
 from clustrix_containers.results import delivery
 from clustrix_containers.results import volume as store
-from clustrix_containers.results.delivery import Stored, Undelivered
+from clustrix_containers.results.delivery import Stored
 from tests.bare_worker import RUN, interpreters
 from tests.clusters.daemon import wait_until
 from tests.clusters.faults.late import LateView
@@ -191,9 +191,8 @@ def test_it_is_as_open_as_the_directory_that_it_lies_in(place: Path, pod: Delive
 def test_a_file_where_a_directory_should_be(place: Path, pod: Delivering) -> None:
     place.parent.write_text("")
     assert pod.bare.run()[0] == 125
-    parsed = pod.parsed_message()
-    assert isinstance(parsed, Undelivered)
-    assert parsed.reason == "the volume claim results cannot store the result: Not a directory"
+    reason = pod.undelivered()
+    assert reason == "the volume claim results cannot store the result: Not a directory"
 
 
 def test_how_a_call_failed_is_told_though_the_volume_is_not_there(
@@ -248,9 +247,8 @@ def test_a_full_volume(disk: Volume, pod: Delivering) -> None:
     disk.fill(leave=SIZE // 2)
     pod.configured(config(place, tries=2))
     assert pod.bare.run()[0] == 125
-    parsed = pod.parsed_message()
-    assert isinstance(parsed, Undelivered)
-    assert parsed.reason == (
+    reason = pod.undelivered()
+    assert reason == (
         "the volume claim results cannot store the result: No space left on device (tried 2 times)"
     )
     assert names(place) == []

@@ -60,9 +60,7 @@ def answers(port: int) -> bool:
 
 
 def test_a_small_value_travels_in_the_message(tmp_path: Path, python: str) -> None:
-    pod = Delivering.of(tmp_path / NAME, python, "def f(): return {'a': [1, 2.5, 'ü']}").configured(
-        None
-    )
+    pod = Delivering.of(tmp_path / NAME, python, "def f(): return {'a': [1, 2.5, 'ü']}")
     assert pod.bare.run() == (0, "", "")
     assert isinstance(pod.parsed_message(), Inline)
     pod.put()
@@ -70,7 +68,7 @@ def test_a_small_value_travels_in_the_message(tmp_path: Path, python: str) -> No
 
 
 def test_an_element_that_was_given_up_does_not_begin(tmp_path: Path, python: str) -> None:
-    pod = Delivering.of(tmp_path / NAME, python, "def f(): return 1").configured(None)
+    pod = Delivering.of(tmp_path / NAME, python, "def f(): return 1")
     run = pod.bare.root / "run"
     (run / "cancelled-1").touch()
     assert pod.bare.run()[0] == 0
@@ -84,14 +82,14 @@ def test_an_element_that_was_given_up_does_not_begin(tmp_path: Path, python: str
 
 
 def test_what_shrinks_enough_travels_in_the_message(tmp_path: Path) -> None:
-    pod = Delivering.of(tmp_path, sys.executable, "def f(): return b'z' * 200_000").configured(None)
+    pod = Delivering.of(tmp_path, sys.executable, "def f(): return b'z' * 200_000")
     assert pod.bare.run() == (0, "", "")
     pod.put()
     assert pod.value() == b"z" * 200_000
 
 
 def test_the_limit_is_kept_to_the_byte(tmp_path: Path) -> None:
-    pod = Delivering.of(tmp_path, sys.executable, "def f(): return 1").configured(None)
+    pod = Delivering.of(tmp_path, sys.executable, "def f(): return 1")
     assert pod.bare.run()[0] == 0
     size = len(pod.message)
     pod.configured(None, limit=size)
@@ -104,18 +102,17 @@ def test_the_limit_is_kept_to_the_byte(tmp_path: Path) -> None:
 
 
 def test_a_large_value_without_a_store_is_undelivered(tmp_path: Path, python: str) -> None:
-    pod = Delivering.of(tmp_path, python, LARGE).configured(None)
+    pod = Delivering.of(tmp_path, python, LARGE)
     code, _, err = pod.bare.run()
     assert code == 125
-    parsed = pod.parsed_message()
-    assert isinstance(parsed, Undelivered)
-    assert parsed.reason.startswith("the result has 100")
-    assert "no store" in parsed.reason
-    assert parsed.reason in err
+    reason = pod.undelivered()
+    assert reason.startswith("the result has 100")
+    assert "no store" in reason
+    assert reason in err
 
 
 def test_the_users_own_exception_travels_in_the_message(tmp_path: Path, python: str) -> None:
-    pod = Delivering.of(tmp_path, python, "def f(): raise KeyError('ü')").configured(None)
+    pod = Delivering.of(tmp_path, python, "def f(): raise KeyError('ü')")
     assert pod.bare.run()[0] == 1
     pod.put()
     with pytest.raises(KeyError, match="ü"):
@@ -139,7 +136,7 @@ def test_a_long_traceback_is_cut_and_the_exception_stays_the_users_own(
     tmp_path: Path, python: str
 ) -> None:
     code = RECURSION.format(raised="LookupError('the reason')")
-    pod = Delivering.of(tmp_path, python, code).configured(None)
+    pod = Delivering.of(tmp_path, python, code)
     code, _, err = pod.bare.run()
     assert (code, err) == (1, "")
     assert len(pod.bare.outcome().mark.traceback) > 20_000
@@ -156,7 +153,7 @@ def test_an_exception_that_is_large_itself_is_told_in_words(tmp_path: Path, pyth
     code = RECURSION.format(
         raised="LookupError('the reason', random.getrandbits(640_000).to_bytes(80_000, 'big'))"
     )
-    pod = Delivering.of(tmp_path, python, code).configured(None)
+    pod = Delivering.of(tmp_path, python, code)
     assert pod.bare.run()[0] == 1
     assert pod.bare.outcome().mark.size > 80_000
     pod.put()
@@ -171,7 +168,7 @@ def test_words_that_do_not_shrink_are_cut_too(tmp_path: Path) -> None:
         "import random\n"
         "def f(): raise LookupError(''.join(chr(random.randrange(0x4e00, 0x9fff)) for _ in range(60_000)))"
     )
-    pod = Delivering.of(tmp_path, sys.executable, code).configured(None)
+    pod = Delivering.of(tmp_path, sys.executable, code)
     assert pod.bare.run()[0] == 1
     pod.put()
     with pytest.raises(JobError, match="raised LookupError"):
@@ -271,7 +268,7 @@ def test_a_hold_ends_when_a_word_that_was_lost_is_said_again(
 
 @pytest.mark.parametrize("read", [0, 100_000_000])
 def test_who_gives_does_not_wait_for_ever(tmp_path: Path, python: str, read: int) -> None:
-    pod = Delivering.of(tmp_path, python, LARGE.replace("100_000", "1_000_000")).configured(None)
+    pod = Delivering.of(tmp_path, python, LARGE.replace("100_000", "1_000_000"))
     pod.bare.run()
     program = "import sys; sys.path.insert(0, sys.argv.pop(1)); import deliver; deliver.READ_TIMEOUT = 1; "
     words = ("give", str(pod.bare.root / "results"), "0", "0")
@@ -325,10 +322,9 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         pod = Delivering.of(tmp_path, sys.executable, LARGE)
         pod.configured({"kind": "hold", "port": port, "seconds": 60})
         assert pod.bare.run()[0] == 125
-    parsed = pod.parsed_message()
-    assert isinstance(parsed, Undelivered)
-    assert parsed.reason.startswith("cannot listen for the client: ")
-    assert "Address already in use" in parsed.reason
+    reason = pod.undelivered()
+    assert reason.startswith("cannot listen for the client: ")
+    assert "Address already in use" in reason
 
 
 def test_there_is_nothing_to_give_before_the_end(tmp_path: Path, python: str) -> None:
@@ -364,12 +360,11 @@ def refused(root: Path, store: dict[str, Any], code: str = LARGE) -> str:
     """Why the outcome was not delivered; nothing secret is in the message."""
     pod = Delivering.of(root, sys.executable, code).configured(store)
     status, out, err = pod.bare.run()
-    parsed = pod.parsed_message()
-    assert isinstance(parsed, Undelivered)
+    reason = pod.undelivered()
     assert (status, out) == (125, "")
-    assert err == f"clustrix worker: the outcome was not delivered: {parsed.reason}\n"
+    assert err == f"clustrix worker: the outcome was not delivered: {reason}\n"
     assert SECRET not in err + pod.message
-    return parsed.reason
+    return reason
 
 
 @both
