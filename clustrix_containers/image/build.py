@@ -35,7 +35,7 @@ from .base import LABEL_INTERPRETER, LIBRARIES
 from .layers import package_layers
 from .runtime import check_runtime, runtime_layer
 
-MOST_LAYERS = 127
+MAX_LAYERS = 127
 """What overlayfs takes."""
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -78,9 +78,9 @@ def build(
         runtime_layer(interpreter, version, cache=cache),
         code_layer(bundle, cache=cache),
     )
-    if len(image.layers) >= MOST_LAYERS:
+    if len(image.layers) >= MAX_LAYERS:
         raise ImageError(
-            f"the image would have {len(image.layers) + 1} layers, and {MOST_LAYERS} are the most",
+            f"the image would have {len(image.layers) + 1} layers, and {MAX_LAYERS} are the most",
             hint="Use a base with fewer layers.",
         )
     labels = {**(base.settings.get("Labels") or {}), LABEL_FUNCTION: bundle.entry.name}

@@ -18,6 +18,7 @@ from clustrix_containers.oci.archive import Entry, arrange
 from clustrix_containers.oci.model import Layer
 from clustrix_containers.oci.store import cache_key
 from clustrix_containers.packages.installed import Installed, search_path
+from clustrix_containers.packages.lock import INSTALLER_FILES
 from clustrix_containers.packages.wheels import (
     INSTALLER,
     packed_layer,
@@ -27,11 +28,6 @@ from clustrix_containers.packages.wheels import (
     with_shebang,
 )
 from clustrix_containers.worker.contract import VENV
-
-_LEFT_OUT = frozenset(
-    {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "RECORD.jws", "RECORD.p7s"}
-    | {"uv_cache.json", "uv_build.json"}
-)
 
 
 def find_installed(name: str, version: str, path: Sequence[str] | None = None) -> Installed:
@@ -126,7 +122,7 @@ def _is_left_out(name: str) -> bool:
     path = PurePosixPath(name)
     if name.endswith((".pyc", ".pyo")) or "__pycache__" in name:
         return True
-    if path.name in _LEFT_OUT and path.parent.name.endswith(".dist-info"):
+    if path.name in INSTALLER_FILES and path.parent.name.endswith(".dist-info"):
         return True
     return path.name.startswith("__editable__")
 

@@ -20,7 +20,7 @@ from clustrix_containers.capture.bundle import Bundle, Distribution, Entry, File
 from clustrix_containers.errors import ImageError
 from clustrix_containers.image import layers as packages
 from clustrix_containers.image.base import LABEL_GLIBC, LIBRARIES, as_base
-from clustrix_containers.image.build import MOST_LAYERS, build, call_layer
+from clustrix_containers.image.build import MAX_LAYERS, build, call_layer
 from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Image, Layer, sha256
 from clustrix_containers.oci.reading import read_files
 from clustrix_containers.packages.lock import Package
@@ -198,8 +198,8 @@ def test_what_cannot_be_built(tmp_path: Path, cache: Path) -> None:
         build(bundle(), replace(lock(), python="3.7"), REMOTE, cache=cache)
     with pytest.raises(ImageError, match="where the base image has its Python"):
         build(bundle(), lock(), Image(), cache=cache)
-    crowd = replace(REMOTE, layers=REMOTE.layers * (MOST_LAYERS - 1))
-    with pytest.raises(ImageError, match=str(MOST_LAYERS)):
+    crowd = replace(REMOTE, layers=REMOTE.layers * (MAX_LAYERS - 1))
+    with pytest.raises(ImageError, match=str(MAX_LAYERS)):
         build(bundle(), lock(), crowd, cache=cache)
 
 
