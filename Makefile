@@ -1,12 +1,12 @@
-# Every target sets itself up; what is already there costs about a second.
+# Every target sets up what it needs; if that exists already, this takes about a second.
 #
 #   PYTHON=python3.12        the interpreter that the virtual environment is made from
-#   VENV=.venv               where it lies
-#   CLUSTERS="registry"      which real parts `make test` uses (default: all of them)
-#   EXCLUDE="docker"         what this machine cannot have, by name; the summary says so
+#   VENV=.venv               where that is created
+#   CLUSTERS="registry"      which real services `make test` uses (default: all of them)
+#   EXCLUDE="docker"         which ones this machine cannot run; the summary lists them
 #   PYTEST_ARGS="-k name"    passed on to pytest
 #
-# make cluster-NAME          starts a real cluster, and prints how to use it (also -logs, -down);
+# make cluster-NAME          starts a real cluster and prints how to use it (also -logs, -down);
 #                            NAME: registry docker apptainer s3 k8s slurm ssh
 
 SHELL := /bin/bash
@@ -28,28 +28,28 @@ RUN := "$(VENV)/bin/python" -m
 PYTEST := $(RUN) pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help
-help: ## this list
+help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@awk 'NR > 1 && /^#/ { sub(/^# */, "    "); print; next } NR > 1 { exit }' Makefile
 
 .PHONY: demo
-demo: setup-demo ## the main job on real input: a sweep of scikit-learn, in containers (needs PyPI only)
+demo: setup-demo ## a parameter sweep with scikit-learn, each fit in a container (needs only PyPI)
 	@"$(VENV)/bin/python" examples/digits.py
 
 .PHONY: test
-test: say-who setup-system static ## everything: the static checks, then all tests, real parts included
+test: check-root setup-system static ## everything: static checks, then all tests, including those on real services
 	@$(PYTEST) --clusters "$(CLUSTERS)" --exclude "$(EXCLUDE)" $(PYTEST_ARGS)
 
-.PHONY: say-who
-say-who:
+.PHONY: check-root
+check-root:
 	@[ "$$(id -u)" = 0 ] || echo "make test: not root: machines, kubernetes, slurm, ssh and docker cannot be" \
-	  "started here; leave them out by name: EXCLUDE=\"machines kubernetes slurm ssh docker\"" >&2
+	  "started; exclude them by name: EXCLUDE=\"machines kubernetes slurm ssh docker\"" >&2
 
 .PHONY: test-all
-test-all: ## `make test` and what it leaves to this: every variant, every kill point, the big results
+test-all: ## `make test` plus every variant, every kill point and the largest results
 	@$(MAKE) test PYTEST_ARGS='--all $(PYTEST_ARGS)'
 
-# `make cluster-slurm` starts one and prints how to use it; `make cluster-slurm-down` ends it.
+# `make cluster-slurm` starts one and prints how to use it; `make cluster-slurm-down` stops it.
 cluster-%-down: setup
 	@$(RUN) tests.clusters.$(patsubst k8s,kubernetes,$*) down
 
@@ -61,7 +61,7 @@ cluster-%: setup
 	@$(RUN) tests.clusters.$(patsubst k8s,kubernetes,$*) up
 
 .PHONY: check
-check: static ## format, lint, types, import layers, shell, unit tests; no services, no root
+check: static ## format, lint, types, import layers, shell, unit tests; needs no services and no root
 	@$(PYTEST) tests/unit $(PYTEST_ARGS)
 
 .PHONY: static
@@ -75,12 +75,12 @@ static: setup
 	  else echo "shellcheck is not installed: shell files are not checked (make setup-system)" >&2; fi
 
 .PHONY: format
-format: setup ## rewrite the sources in the one format, and fix what ruff can fix
+format: setup ## format the sources, and fix what ruff can fix
 	@$(RUN) ruff format --quiet .
 	@$(RUN) ruff check --fix --quiet .
 
 .PHONY: setup
-setup: ## the virtual environment with everything that development needs
+setup: ## create the virtual environment with everything for development
 	@scripts/setup.sh dev "$(VENV)" "$(PYTHON)"
 
 .PHONY: setup-demo
@@ -88,22 +88,22 @@ setup-demo:
 	@scripts/setup.sh demo "$(VENV)" "$(PYTHON)"
 
 .PHONY: setup-system
-setup-system: ## the Debian packages that the tests on real parts need (as root; only the missing ones)
+setup-system: ## install the Debian packages that `make test` needs (as root; only missing ones)
 	@scripts/setup-system.sh "$(CLUSTERS)" "$(EXCLUDE)"
 
 .PHONY: bench
-bench: setup ## measure, beside the peers; rewrites benchmarks/RESULTS.md
+bench: setup ## measure this package and its peers; rewrites benchmarks/RESULTS.md
 	@$(RUN) benchmarks.run
 
 .PHONY: image-slim
-image-slim: ## the slim base image as an OCI layout, build/images/slim
+image-slim: ## build the slim base image as an OCI layout, build/images/slim
 	@images/build.sh slim
 
 .PHONY: image-cuda
-image-cuda: ## the base image for NVIDIA GPUs as an OCI layout, build/images/cuda
+image-cuda: ## build the base image for NVIDIA GPUs as an OCI layout, build/images/cuda
 	@images/build.sh cuda
 
 .PHONY: clean
-clean: ## remove what these targets made in this folder, the virtual environment too
+clean: ## remove what these targets created here, including the virtual environment
 	@rm -rf -- "$(VENV)" build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf -- {} +

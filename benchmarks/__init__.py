@@ -1,1 +1,1 @@
-"""Measurements of this package beside its peers: ``make bench``."""
+"""Measurements of this package and its peers: ``make bench``."""

@@ -1,6 +1,6 @@
-"""Kubernetes: one call and an array, beside Jobs of the same image that kubectl makes.
+"""Kubernetes: one call and an array, compared with Jobs of the same image that kubectl creates.
 
-Runs on the test cluster of ``tests/clusters/kubernetes``, which it starts and ends (root).
+Runs on the test cluster of ``tests/clusters/kubernetes``, which it starts and stops (root).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from benchmarks.run import Case, measurement, seconds
 
 NAMESPACE = "bench"
 SHARE = 0.02
-"""Of a core, that an element of an array asks for."""
+"""Cores that an element of an array requests."""
 _NUMBERS = itertools.count()
 
 
 @functools.cache
 def _cluster() -> Any:
-    """The cluster, with a user of one's own who has it as a target."""
+    """The cluster, with a user of its own who has it as a target."""
     from tests.clusters.kubernetes.cluster import Kubernetes
 
     home = Path(tempfile.mkdtemp(prefix="clustrix-bench-"))
@@ -67,7 +67,7 @@ def _function(cpus: float = 1) -> Any:
 
 
 def _job(reference: str, cpus: float, tag: str, number: int) -> dict[str, Any]:
-    """A bare Job of the image: the worker in it then runs without a run, and prints the value."""
+    """A bare Job of the image: without a run, the worker prints the value."""
     container = {
         "name": "main",
         "image": reference,
@@ -97,9 +97,9 @@ def _job(reference: str, cpus: float, tag: str, number: int) -> dict[str, Any]:
 
 
 def _bare(reference: str, count: int, cpus: float = 1) -> None:
-    """As many Jobs, the ordinary way: one kubectl makes them, and they are listed till all are done.
+    """``count`` Jobs, the ordinary way: one kubectl creates them, and they are listed until all are done.
 
-    Not ``kubectl wait``: that asks for each by itself, five times a second at most.
+    Not ``kubectl wait``: it queries each separately, at most five times a second.
     """
     cluster = _cluster()
     tag = f"bare-{next(_NUMBERS)}"
@@ -144,7 +144,7 @@ def client() -> Iterator[Case]:
 
 
 def _array(count: int) -> Iterator[Case]:
-    """Elements that all find room at once: what is measured is pods, not the scheduler's backoff."""
+    """Elements that all fit at once, so that pods are measured and not the scheduler's backoff."""
     function = _function(SHARE)
     assert list(function.map(range(2)).results(300)) == [0, 1]
 

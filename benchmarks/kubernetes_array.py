@@ -1,8 +1,8 @@
-"""Kubernetes: what a large array costs its client, beside the official client and a Job per element.
+"""Kubernetes: what a large array costs its client, compared with the official client and a Job per element.
 
 Runs on the fake Kubernetes 1.36 of ``tests/fake_kubernetes``, in a process of its own. It runs
-the real worker of each element, but forks it from one that has been imported: no containers. What
-elements take there says nothing of a real cluster; the client's part is the same.
+the real worker of each element, but forks it from one that has been imported: no containers. The
+time that elements take there says nothing about a real cluster; the client's part is the same.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ NAMESPACE = "team"
 LARGE, SMALL = 10_000, 1_000
 """Elements of our array; Jobs of the ordinary client, which takes too long for more."""
 EVERY = 1.0
-"""Seconds between two looks of the ordinary client at a Job."""
+"""Seconds between two queries of the ordinary client for a Job."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run, to its client: seconds, bytes, and how often each verb was asked for."""
+    """What one run costs its client: seconds, bytes, and how many requests of each verb."""
 
     submitting: float
     processor: float
@@ -45,12 +45,12 @@ class Cost:
 
 @functools.cache
 def _server() -> Any:
-    """The fake cluster, with a user of one's own who has it as a target."""
+    """The fake cluster, with a user of its own who has it as a target."""
     from tests.clusters.registry.cluster import Registries
     from tests.fake_kubernetes.process import cluster_process
 
     home = Path(tempfile.mkdtemp(prefix="clustrix-bench-"))
-    # Last of all: what is registered later ends before.
+    # Runs last: what is registered later runs first.
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ |= {
         "CLUSTRIX_CONFIG": str(home / "clustrix.yml"),
@@ -153,7 +153,7 @@ def _ours() -> Cost:
 
 @functools.cache
 def _theirs() -> Cost:
-    """A Job per element, and each Job asked about once a second until it has ended."""
+    """A Job per element, and each Job queried once a second until it has ended."""
     from kubernetes.client import BatchV1Api
     from kubernetes.config import new_client_from_config
 

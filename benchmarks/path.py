@@ -26,7 +26,7 @@ def work(x):
 
 
 def _project() -> Path:
-    """A user of one's own with a module ``mine``, removed at the end; the cache stays."""
+    """a user of its own with a module ``mine``, removed at the end; the cache stays."""
     home = Path(tempfile.mkdtemp(prefix="clustrix-bench-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ["CLUSTRIX_DATA_DIR"] = str(home / "data")

@@ -24,7 +24,7 @@ MODULES = (
     "benchmarks.kubernetes",
     "benchmarks.kubernetes_array",
 )
-"""Where measurements are defined: a new file is named here."""
+"""The modules that define measurements; add a new one here."""
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 RUNS = 11
@@ -112,12 +112,12 @@ def main(words: list[str]) -> None:
             continue
         sys.stderr.write(f"measuring: {entry.name}\n")
         table += rows(entry)
-        # As they come: the later ones take long.
+        # Print each at once: the later ones take long.
         sys.stdout.write("\n".join(table[shown:]) + "\n")
         sys.stdout.flush()
         shown = len(table)
     if not words:
-        header = f"# Benchmarks\n\nMade by `make bench` on {machine()}.\n\n"
+        header = f"# Benchmarks\n\nMeasured by `make bench` on {machine()}.\n\n"
         partial = RESULTS.with_suffix(".new")
         partial.write_text(header + "\n".join(table) + "\n", "utf-8")
         partial.replace(RESULTS)

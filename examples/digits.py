@@ -40,7 +40,7 @@ def fit(setting: Setting) -> Score:
 
 
 if __name__ == "__main__":
-    # What is imported here stays here: it is no part of the image.
+    # What is imported here is not part of the image.
     import sys
     from pathlib import Path
 
@@ -53,13 +53,13 @@ if __name__ == "__main__":
 
     began = time.perf_counter()
     console.print(str(fit.explain()), markup=False)
-    made = time.perf_counter() - began
+    build_seconds = time.perf_counter() - began
 
     began = time.perf_counter()
     jobs = fit.map(settings)
     for _ in track(jobs.as_completed(), "fitting", total=len(jobs), console=console):
         pass
-    ran = time.perf_counter() - began
+    run_seconds = time.perf_counter() - began
 
     table = Table("depth", "trees", "accuracy", "spread", "seconds")
     for score in sorted(jobs, key=lambda score: -score.mean):
@@ -68,7 +68,7 @@ if __name__ == "__main__":
             *map(str, row), f"{score.mean:.4f}", f"{score.spread:.4f}", f"{score.seconds:.2f}"
         )
     console.print(table)
-    console.print(f"image made in {made:.2f} s; {len(jobs)} fits in {ran:.2f} s")
-    console.print(f"image {jobs.image}\nlies in {cx.image_directory()}")
+    console.print(f"image built in {build_seconds:.2f} s; {len(jobs)} fits in {run_seconds:.2f} s")
+    console.print(f"image {jobs.image}\nin {cx.image_directory()}")
     cxc = Path(sys.executable).with_name("cxc")
-    console.print(f"once more, the very same:  {cxc} rerun {jobs.image[7:19]}")
+    console.print(f"to run this image again:  {cxc} rerun {jobs.image[7:19]}")

@@ -1,4 +1,4 @@
-"""A bare worker that is told how its outcome leaves it, and the client's directory for it."""
+"""A bare worker with a store for its outcome, and the client's directory for it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from clustrix_containers.results.outcome import Expected, Outcome, load
 from clustrix_containers.worker import contract
 from tests.bare_worker import KEY, RUN, WORKER, Bare, unpickle, write_code
 
-GIVER = WORKER.with_name("deliver.py")
+DELIVER_SCRIPT = WORKER.with_name("deliver.py")
 
 
 @dataclass
 class Delivering:
-    """``bare`` runs; what it says in its message is put into ``mine``, the client's directory."""
+    """``bare`` runs; what its message carries is put into ``mine``, the client's directory."""
 
     bare: Bare
     mine: Path
@@ -29,7 +29,7 @@ class Delivering:
         write_code(bare.root, {"m.py": code})
         mine = root / "mine"
         mine.mkdir()
-        return cls(bare, mine)
+        return cls(bare, mine).configured(None)
 
     @property
     def message_file(self) -> Path:
@@ -39,21 +39,27 @@ class Delivering:
     def message(self) -> str:
         return self.message_file.read_text("utf-8")
 
-    def told(self, store: dict[str, Any] | None, **more: Any) -> Delivering:
+    def configured(self, store: dict[str, Any] | None, **more: Any) -> Delivering:
         """Write ``run/deliver``."""
         config = {"message": str(self.message_file), "limit": 4096, "store": store, **more}
         (self.bare.root / "run/deliver").write_text(json.dumps(config))
         return self
 
-    def said(self) -> delivery.Inline | delivery.Stored | delivery.Undelivered:
+    def parsed_message(self) -> delivery.Inline | delivery.Stored | delivery.Undelivered:
         assert len(self.message.encode()) <= contract.MESSAGE_LIMIT
         return delivery.read(self.message)
 
+    def undelivered(self) -> str:
+        """Why the outcome was not delivered."""
+        parsed = self.parsed_message()
+        assert isinstance(parsed, delivery.Undelivered), parsed
+        return parsed.reason
+
     def put(self, element: int = 0, attempt: int = 0) -> None:
         """What came inline, into the client's directory."""
-        said = self.said()
-        assert isinstance(said, delivery.Inline), said
-        delivery.put(self.expected(element, attempt), said)
+        parsed = self.parsed_message()
+        assert isinstance(parsed, delivery.Inline), parsed
+        delivery.put(self.expected(element, attempt), parsed)
 
     def expected(self, element: int = 0, attempt: int = 0) -> Expected:
         return Expected(self.mine, RUN, element, attempt, KEY)
@@ -72,7 +78,7 @@ class Delivering:
         """The process that the client starts in the container to take the outcome."""
         results = str(self.bare.root / "results")
         return subprocess.Popen(
-            [self.bare.python, str(GIVER), word, results, str(element), str(attempt)],
+            [self.bare.python, str(DELIVER_SCRIPT), word, results, str(element), str(attempt)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

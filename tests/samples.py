@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import random
 import tarfile
 from collections.abc import Mapping
@@ -57,3 +58,10 @@ def read_all(layout: Layout, reference: str) -> Image:
             while blob.read(1 << 20):
                 pass
     return found
+
+
+def tags(layout: Layout) -> list[str]:
+    """All tags in the layout's index, sorted; also those that are derived from a digest."""
+    index = json.loads((layout.directory / "index.json").read_bytes())
+    names = (entry.get("annotations", {}) for entry in index["manifests"])
+    return sorted({it["org.opencontainers.image.ref.name"] for it in names if it})

@@ -18,7 +18,7 @@ from clustrix_containers.worker import contract
 from . import datafiles, program, unpicklable
 from .bundle import Bundle, Entry
 from .imports import ImportWalk
-from .modules import Finder, absolute
+from .modules import Finder, Module, absolute
 from .secrets import find_secret, secret_error
 
 _FUNCTION = "the function"
@@ -62,7 +62,7 @@ def capture(
     main = _script(found, wanted)
     script = None if main is None else walk.add_script(main, "the script")
     for name in sorted(wanted - {contract.MAIN}):
-        walk.add_module(name, "the arguments", (), required=True)
+        walk.add_module(name, "the arguments", ())
     for name in modules:
         walk.add_package(name, "the argument modules=")
     for file in datafiles.named_files(files, _project(found)):
@@ -106,7 +106,10 @@ def _locate(function: Callable[..., Any]) -> _Located:
         raise CaptureError(
             f"{unpicklable.name_of(function)!r} is not callable", hint="Pass a function."
         )
-    target = _plain(function)
+    target: Any = function
+    while hasattr(type(target), "__clustrix_function__"):
+        # Our own decorator.
+        target = target.__wrapped__
     owner = getattr(target, "__self__", None)
     if isinstance(target, types.MethodType) and isinstance(owner, type):
         # A classmethod, possibly inherited: found through the class that it is bound to.
@@ -115,29 +118,17 @@ def _locate(function: Callable[..., Any]) -> _Located:
         name = getattr(target, "__module__", None) or ""
         qualname = getattr(target, "__qualname__", None) or ""
     value = _Located("value", program.container_name(name) or "", qualname, target)
-    if not isinstance(name, str) or not qualname or "<" in qualname:
+    bound = isinstance(target, types.MethodType) and not isinstance(owner, type)
+    if bound or not isinstance(name, str) or not qualname or "<" in qualname:
         return value
-    if isinstance(target, types.MethodType) and not isinstance(owner, type):
-        return value
-    return _by_name(name, qualname, target) or value
-
-
-def _by_name(name: str, qualname: str, target: Any) -> _Located | None:
     module = sys.modules.get(name)
     if module is None or not _leads_to(program.find_name(module, qualname), target):
-        return None
+        return value
     remote = program.importable_as(module, qualname.partition(".")[0])
     if remote is None:
-        return None
+        return value
     script = program.script_of(name) if remote == contract.MAIN else None
     return _Located("script" if script else "module", remote, qualname, target, script)
-
-
-def _plain(function: Any) -> Any:
-    """The function below our own decorator."""
-    while hasattr(type(function), "__clustrix_function__"):
-        function = function.__wrapped__
-    return function
 
 
 def _leads_to(found: Any, target: Any) -> bool:
@@ -151,25 +142,18 @@ def _leads_to(found: Any, target: Any) -> bool:
     return False
 
 
-def _code_of(target: Any) -> types.CodeType | None:
-    function = inspect.unwrap(target) if callable(target) else target
-    return getattr(getattr(function, "__func__", function), "__code__", None)
-
-
 def _entry_lines(found: _Located, walk: ImportWalk) -> None:
-    code = _code_of(found.target)
-    if code is not None:
-        path = found.script.name if found.script else walk.finder.find(found.module).path
-        walk.add_entry_lines(path, program.lines_of(code))
-        _note_guarded(found, code, path, walk)
-
-
-def _note_guarded(found: _Located, code: types.CodeType, path: str, walk: ImportWalk) -> None:
-    """Note the globals of the function that are set only under the main guard."""
+    """The function's own lines; a note on each global that is set only under the main guard."""
+    function = inspect.unwrap(found.target)
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is None:
+        return
+    path = found.script.name if found.script else walk.finder.find(found.module).path
+    walk.add_entry_lines(path, program.lines_of(code))
     names = program.bound_names(getattr(found.target, "__module__", None) or "")
-    bound, guarded = names or (frozenset(), frozenset())
+    guarded = names[1] - names[0] if names else ()
     for variable in dict.fromkeys(program.globals_used(code)):
-        if variable in guarded - bound:
+        if variable in guarded:
             walk.add_note(
                 f"{path}:{code.co_firstlineno}",
                 f"{unpicklable.name_of(found.target)} uses {variable}, which is set only under "
@@ -203,7 +187,10 @@ def _by_value(target: Any, walk: ImportWalk, allow_secrets: bool) -> tuple[bytes
 def _follow_codes(codes: list[types.CodeType], target: Any, walk: ImportWalk) -> None:
     """The source of by-value code in local modules, and what its bodies import."""
     function = getattr(target, "__func__", target)
-    package = program.package_of(function if isinstance(function, types.FunctionType) else None)
+    namespace = function.__globals__ if isinstance(function, types.FunctionType) else {}
+    package = namespace.get("__package__")
+    # Relative imports start from a member of the package: any name below it does.
+    module = Module(f"{package}.function" if isinstance(package, str) and package else "", "local")
     for code in codes:
         path = program.container_path(code.co_filename)
         local = path is not None and path.startswith(contract.CODE + "/")
@@ -215,7 +202,7 @@ def _follow_codes(codes: list[types.CodeType], target: Any, walk: ImportWalk) ->
             walk.add_source(name, content, code.co_filename, "source, for tracebacks")
         walk.add_entry_lines(name, program.lines_of(code))
         for statement in program.imports_of(code):
-            walk.add_statement(statement, package, name, (unpicklable.name_of(target),))
+            walk.add_statement(statement, module, name, (unpicklable.name_of(target),))
 
 
 def _uncapturable(target: Any, error: Exception) -> CaptureError:

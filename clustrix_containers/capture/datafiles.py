@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,7 +34,7 @@ def package_data(directory: Path, path: str, reason: str, *, deep: bool = True) 
     Not those of packages below it, hidden ones, keys and caches; ``deep=False`` leaves out
     all directories below (for a namespace package, which may be anything).
     """
-    for found in _files(directory, nested_packages=False, deep=deep):
+    for found in files_below(directory, nested_packages=False, deep=deep):
         name = found.name
         if name.startswith(".") or name.endswith(_CODE) or secret_name(Path(name)):
             continue
@@ -45,14 +44,10 @@ def package_data(directory: Path, path: str, reason: str, *, deep: bool = True) 
         yield File(f"{path}/{found.relative_to(directory).as_posix()}", found, reason)
 
 
-def package_sources(directory: Path) -> Iterator[Path]:
-    """Every Python file below a package's directory."""
-    for found in _files(directory, nested_packages=True, deep=True):
-        if found.suffix == ".py":
-            yield found
-
-
-def _files(directory: Path, *, nested_packages: bool, deep: bool) -> Iterator[Path]:
+def files_below(
+    directory: Path, *, nested_packages: bool = True, deep: bool = True
+) -> Iterator[Path]:
+    """The files of a package's directory, without hidden directories, caches and environments."""
     seen = set()
     for here, folders, names in os.walk(directory, followlinks=True):
         real = os.path.realpath(here)
@@ -62,23 +57,15 @@ def _files(directory: Path, *, nested_packages: bool, deep: bool) -> Iterator[Pa
         seen.add(real)
         kept = sorted(folders) if deep else []
         folders[:] = [f for f in kept if _is_searched(Path(here) / f, nested_packages)]
-        yield from (found for name in sorted(names) if _is_regular(found := Path(here) / name))
+        yield from (found for name in sorted(names) if os.path.isfile(found := Path(here) / name))  # noqa: PTH113
 
 
 def _is_searched(directory: Path, nested_packages: bool) -> bool:
     name = directory.name
     if name.startswith(".") or name in _NOT_DATA or name.endswith((".egg-info", ".dist-info")):
         return False
-    if (directory / "pyvenv.cfg").exists():
-        return False
-    return nested_packages or not (directory / "__init__.py").exists()
-
-
-def _is_regular(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
+    found = (directory / "pyvenv.cfg").exists()
+    return not found and (nested_packages or not (directory / "__init__.py").exists())
 
 
 def named_files(files: Iterable[str | Path], root: Path | None) -> Iterator[File]:
@@ -121,7 +108,7 @@ def _named_file(path: Path, target: str, reason: str) -> File:
             "environment variables of the run.",
             path=str(path),
         )
-    if not _is_regular(path):
+    if not os.path.isfile(path):  # noqa: PTH113
         raise CaptureError(
             f"files= names {path}, which is neither a file nor a directory", path=str(path)
         )
@@ -169,7 +156,14 @@ def editable_metadata(modules: list[Module]) -> Iterator[File]:
         if any(path.is_relative_to(project) for path in roots):
             yield from _metadata_files(info)
     tops = {module.name.partition(".")[0] for module in modules}
-    for info in _egg_infos(modules):
+    # .egg-info beside top-level local modules (setup.py develop).
+    tops_at = {
+        path.parent
+        for module in modules
+        if "." not in module.name
+        for path in (module.directories or _locations(module))
+    }
+    for info in sorted(info for root in tops_at for info in root.glob("*.egg-info")):
         names = info / "top_level.txt"
         if names.is_file() and tops & set(names.read_text("utf-8", "replace").split()):
             yield from _metadata_files(info)
@@ -189,8 +183,7 @@ def _metadata_files(info: Path) -> Iterator[File]:
 def _editable_installs() -> Iterator[tuple[Path, Path]]:
     """``(dist-info, project directory)`` of every editable install on ``sys.path``."""
     for entry in dict.fromkeys(sys.path):
-        directory = Path(entry or ".")
-        for file in sorted(directory.glob("*.dist-info/direct_url.json")):
+        for file in sorted(Path(entry).glob("*.dist-info/direct_url.json")):
             try:
                 value = json.loads(file.read_text("utf-8"))
                 location = urlsplit(value["url"])
@@ -199,15 +192,3 @@ def _editable_installs() -> Iterator[tuple[Path, Path]]:
                 continue
             if editable and location.scheme == "file":
                 yield file.parent, Path(os.path.realpath(unquote(location.path)))
-
-
-def _egg_infos(modules: list[Module]) -> Iterator[Path]:
-    """``.egg-info`` beside top-level local modules (``setup.py develop``)."""
-    roots = {
-        path.parent
-        for module in modules
-        if "." not in module.name
-        for path in (module.directories or _locations(module))
-    }
-    for root in sorted(roots):
-        yield from sorted(root.glob("*.egg-info"))

@@ -25,6 +25,10 @@ _MISSING_HINT = (
     "Install it here, or name its distribution with packages= (or the local module with "
     "modules=). If the function can run without it, import it inside try/except ImportError."
 )
+_DYNAMIC_HINT = (
+    "If it can be a local module, name it with modules=; if it can be a third-party one, name "
+    "its distribution with packages=."
+)
 
 
 @dataclass
@@ -46,7 +50,7 @@ class ImportWalk:
     _entry: list[tuple[str, range]] = field(default_factory=list)
     _all_reached: set[str] | None = field(default_factory=set)
     _used: set[str] = field(default_factory=set)
-    _units: dict[str, list[frozenset[str]]] = field(default_factory=dict)
+    _units: dict[str, list[set[str]]] = field(default_factory=dict)
     _waiting: dict[str, list[Callable[[], None]]] = field(default_factory=dict)
 
     def reach_all(self, *modules: str) -> None:
@@ -120,7 +124,9 @@ class ImportWalk:
         self.add_module(name, where, ())
         module = self.finder.find(name)
         for directory in module.directories if module.kind == "local" else ():
-            for path in datafiles.package_sources(directory):
+            for path in datafiles.files_below(directory):
+                if path.suffix != ".py":
+                    continue
                 parts = path.relative_to(directory).with_suffix("").parts
                 inner = ".".join(part for part in parts if part != "__init__")
                 if inner and all(part.isidentifier() for part in parts):
@@ -157,21 +163,14 @@ class ImportWalk:
                     partial(self.add_statement, statement, module, path, (*chain, name)),
                 )
         for line, call, unit in source.dynamic:
-            self._when_used(unit, partial(self._dynamic, f"{path}:{line}", call))
+            message = f"the name that {call} imports is known only at run time"
+            self._when_used(unit, partial(self.add_note, f"{path}:{line}", message, _DYNAMIC_HINT))
 
     def _when_used(self, unit: str, reached: Callable[[], None]) -> None:
         if not unit or unit in self._used:
             reached()
         else:
             self._waiting.setdefault(unit, []).append(reached)
-
-    def _dynamic(self, where: str, call: str) -> None:
-        self.add_note(
-            where,
-            f"the name that {call} imports is known only at run time",
-            "If it can be a local module, name it with modules=; if it can be a "
-            "third-party one, name its distribution with packages=.",
-        )
 
     def add_statement(self, statement: Statement, module: Module, path: str, chain: _Chain) -> None:
         """One import of ``module``."""
@@ -183,7 +182,8 @@ class ImportWalk:
             return
         optional = statement.optional
         required = not statement.conditional and (
-            not statement.deferred or self._in_entry(path, statement.line)
+            not statement.deferred
+            or any(path == file and statement.line in lines for file, lines in self._entry)
         )
         found = self.finder.find(base)
         if statement.resource:
@@ -199,9 +199,6 @@ class ImportWalk:
         if found.kind == "local" and found.file is None:
             for name in sorted(set(submodules) - set(present)):
                 self._missing(name, where, chain, optional=optional, required=required)
-
-    def _in_entry(self, path: str, line: int) -> bool:
-        return any(path == file and line in lines for file, lines in self._entry)
 
     def _third_party(self, found: Import) -> None:
         known = self.imports.get(found.module)
@@ -257,7 +254,9 @@ class ImportWalk:
         if optional:
             return
         if "." not in name:
-            modules.refuse_other_builds(name, _roots(self._reached.values()), self.platform)
+            roots = {Path(entry) for entry in sys.path}
+            roots.update(it.file.parent for it in self._reached.values() if it.file is not None)
+            modules.refuse_other_builds(name, tuple(sorted(roots)), self.platform)
         through = f" (reached through {' > '.join(chain)})" if len(chain) > 1 else ""
         message = f"{where} imports {name}, which was not found{through}"
         if required:
@@ -292,12 +291,6 @@ def _resolve(statement: Statement, module: Module) -> str | None:
     if not parts:
         return None
     return ".".join([*parts, statement.module] if statement.module else parts)
-
-
-def _roots(reached: Iterable[Module]) -> tuple[Path, ...]:
-    roots = {Path(entry or ".") for entry in sys.path}
-    roots.update(module.file.parent for module in reached if module.file is not None)
-    return tuple(sorted(roots))
 
 
 def _bytes(file: File) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import os
+import re
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ from clustrix_containers.oci.model import Platform
 
 from . import syntax
 
+_SITE = re.compile(r"(?:.*/)?(?:site|dist)-packages(?:/(.*))?", re.DOTALL)
 OURS = frozenset({"clustrix_containers", "cloudpickle"})
 """In every image; never a dependency, never local source."""
 
@@ -60,10 +62,9 @@ class Finder:
 
     def find(self, name: str) -> Module:
         """The module of that dotted name; kind ``missing`` if there is none."""
-        found = self._found.get(name)
-        if found is None:
-            found = self._found[name] = self._find(name)
-        return found
+        if name not in self._found:
+            self._found[name] = self._find(name)
+        return self._found[name]
 
     def _find(self, name: str) -> Module:
         top = name.partition(".")[0]
@@ -113,23 +114,20 @@ class Finder:
         file = Path(spec.origin) if spec.has_location and spec.origin else None
         if file is None and not directories:
             return Module(name, "missing")
-        module = Module(name, _kind(file or directories[0]), file, directories)
-        if file is not None and directories and module.kind == "local" and file.suffix == ".py":
-            module = self._extended(module)
-        return module
-
-    def _extended(self, module: Module) -> Module:
-        """The module with the directories that ``pkgutil.extend_path`` would add."""
-        if module.file is None or not module.file.is_file():
-            return module
-        if not syntax.parse(module.file.read_bytes(), str(module.file)).extends_path:
-            return module
-        parent, _, leaf = module.name.rpartition(".")
-        roots = self.find(parent).directories if parent else tuple(Path(p or ".") for p in sys.path)
-        more = [absolute(root) / leaf for root in roots]
-        known = list(module.directories)
-        known += [path for path in more if path.is_dir() and path not in known]
-        return Module(module.name, module.kind, module.file, tuple(known))
+        kind = _kind(file or directories[0])
+        source = file if directories and kind == "local" and file and file.suffix == ".py" else None
+        if (
+            source
+            and source.is_file()
+            and syntax.parse(source.read_bytes(), str(source)).extends_path
+        ):
+            # The directories that pkgutil.extend_path would add.
+            parent, _, leaf = name.rpartition(".")
+            roots = self.find(parent).directories if parent else map(Path, sys.path)
+            more = (absolute(root) / leaf for root in roots)
+            found = dict.fromkeys([*directories, *(path for path in more if path.is_dir())])
+            directories = tuple(found)
+        return Module(name, kind, file, directories)
 
 
 def absolute(path: str | Path) -> Path:
@@ -186,8 +184,7 @@ def _from_loaded(name: str, module: ModuleType) -> Module | None:
     directories = _directories(getattr(module, "__path__", None))
     origin = getattr(module, "__file__", None) or (spec.origin if spec else None)
     file = absolute(origin) if isinstance(origin, str) else None
-    if file is not None and not file.is_file():
-        file = None
+    file = file if file is not None and file.is_file() else None
     if file is None and not directories:
         return None
     return Module(name, _kind(file or directories[0]), file, directories)
@@ -222,10 +219,8 @@ def _stdlib_roots() -> tuple[str, ...]:
 
 def installed_path(path: Path) -> str | None:
     """A path relative to its site-packages directory; ``None`` if it is in none."""
-    for index in range(len(path.parts) - 1, -1, -1):
-        if path.parts[index] in ("site-packages", "dist-packages"):
-            return "/".join(path.parts[index + 1 :])
-    return None
+    found = _SITE.fullmatch(path.as_posix())
+    return found and (found[1] or "")
 
 
 def stdlib_path(path: Path) -> str | None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import io
+import operator
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -50,24 +51,20 @@ def dump_call(
         raise _error(args, kwargs, function, error) from error
     if not pickler.references:
         return data, frozenset()
-    names = pickler.references | _imported(pickler.codes)
-    return data, program.third_party_or_local(names)
+    # With the absolute imports in functions that are among the arguments.
+    imported = {
+        statement.module
+        for code in pickler.codes
+        for statement in program.imports_of(code)
+        if statement.level == 0 and not statement.optional
+    }
+    return data, program.third_party_or_local(pickler.references | imported)
 
 
 @functools.lru_cache(maxsize=4096)
 def _rename(filename: str) -> str:
     known = program.container_path(filename)
     return known or (filename if filename == "<stdin>" else "<source>")
-
-
-def _imported(codes: Iterable[Any]) -> set[str]:
-    """Absolute imports in functions that are among the arguments."""
-    return {
-        statement.module
-        for code in codes
-        for statement in program.imports_of(code)
-        if statement.level == 0 and not statement.optional
-    }
 
 
 def _error(
@@ -130,7 +127,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module == contract.MAIN:
-            return _attribute(self._main(), name)
+            return operator.attrgetter(name)(self._main())
         if module == "importlib" and name == "import_module":
             return self._import
         if module.startswith("cloudpickle") and name == "_class_setstate":
@@ -138,10 +135,8 @@ class _Unpickler(pickle.Unpickler):
 
             return class_setstate
         if module == self._started:
-            try:
-                return _attribute(sys.modules["__main__"], name)
-            except AttributeError:
-                pass
+            with contextlib.suppress(AttributeError):
+                return operator.attrgetter(name)(sys.modules["__main__"])
         return super().find_class(module, name)
 
     def _import(self, name: str) -> ModuleType:
@@ -150,7 +145,3 @@ class _Unpickler(pickle.Unpickler):
         if name == contract.MAIN:
             return self._main()
         return sys.modules["__main__"] if name == self._started else importlib.import_module(name)
-
-
-def _attribute(module: Any, name: str) -> Any:
-    return functools.reduce(getattr, name.split("."), module)

@@ -8,23 +8,23 @@ never cut out and executed; the code object is what travels.
 from __future__ import annotations
 
 import dis
-import functools
 import linecache
+import operator
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, ModuleType
 from typing import Any, Literal
 
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.worker import contract
 
 from . import modules, syntax
-from .modules import Module, absolute
+from .modules import absolute
 from .syntax import Statement
 
 MAIN_NAMES = frozenset({"__main__", "__mp_main__"})
@@ -89,7 +89,7 @@ def container_name(name: str) -> str | None:
 def find_name(module: Any, qualname: str) -> Any:
     """The object of a dotted name in a module, or ``None``."""
     try:
-        return functools.reduce(getattr, qualname.split("."), module)
+        return operator.attrgetter(qualname)(module)
     except Exception:
         return None
 
@@ -127,10 +127,11 @@ def third_party_or_local(names: set[str]) -> frozenset[str]:
     )
 
 
-_bound: dict[tuple[str, int, int], tuple[frozenset[str], frozenset[str]] | None] = {}
+_Bound = tuple[AbstractSet[str], AbstractSet[str]]
+_bound: dict[tuple[str, int, int], _Bound | None] = {}
 
 
-def bound_names(name: str) -> tuple[frozenset[str], frozenset[str]] | None:
+def bound_names(name: str) -> _Bound | None:
     """The names that a module's file binds when imported, and those bound under its main guard.
 
     ``None`` when unknown (no file, or a star import).
@@ -166,27 +167,20 @@ def load_script(source: Path | bytes, name: str, filename: str) -> ModuleType:
     module.__file__ = filename
     # The user's own file, or the code layer of an image whose digest is known.
     code = compile(content, filename, "exec", dont_inherit=True)
-    with _loading, _inside():
+    with _loading:
+        before = os.environ.get(contract.INSIDE)
+        os.environ[contract.INSIDE] = "1"
         sys.modules[name] = module
         try:
             exec(code, module.__dict__)  # noqa: S102
         except BaseException:
             sys.modules.pop(name, None)
             raise
+        finally:
+            os.environ.pop(contract.INSIDE)
+            if before is not None:
+                os.environ[contract.INSIDE] = before
     return module
-
-
-@contextmanager
-def _inside() -> Iterator[None]:
-    before = os.environ.get(contract.INSIDE)
-    os.environ[contract.INSIDE] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(contract.INSIDE, None)
-        else:
-            os.environ[contract.INSIDE] = before
 
 
 def script_module(path: Path | None, source: Callable[[], bytes]) -> ModuleType:
@@ -251,19 +245,14 @@ class FilenameMap:
 
     def __call__(self, filename: str) -> str:
         """The file name that code from ``filename`` has in the container."""
-        name = self._names.get(filename)
-        if name is None:
-            name = self._names[filename] = self._map(filename)
+        name = self._names.get(filename) or container_path(filename)
+        if name is None and linecache.getlines(filename):
+            self._cells.append(filename)
+            name = f"{contract.CODE}/{_CELLS}/{len(self._cells)}.py"
+        elif name is None:
+            name = filename if filename in ("<stdin>", "<string>") else "<source>"
+        self._names[filename] = name
         return name
-
-    def _map(self, filename: str) -> str:
-        known = container_path(filename)
-        if known is not None:
-            return known
-        if not linecache.getlines(filename):
-            return filename if filename in ("<stdin>", "<string>") else "<source>"
-        self._cells.append(filename)
-        return f"{contract.CODE}/{_CELLS}/{len(self._cells)}.py"
 
     def cells(self, codes: list[CodeType]) -> Iterator[tuple[str, bytes, str]]:
         """``(path, content, filename)`` of the sources that are no module's.
@@ -285,11 +274,11 @@ def lines_of(code: CodeType) -> range:
     """The lines of a code object with all that is nested in it, decorators included."""
     last = code.co_firstlineno
     for inner in nested(code):
-        positions = getattr(inner, "co_positions", None)
-        if positions is not None:
-            last = max([last, *(end for _, end, _, _ in positions() if end is not None)])
+        if sys.version_info >= (3, 11):
+            ends = [end for _, end, _, _ in inner.co_positions()]
         else:
-            last = max([last, *(line for _, _, line in inner.co_lines() if line is not None)])
+            ends = [line for _, _, line in inner.co_lines()]
+        last = max([last, *(end for end in ends if end is not None)])
     return range(code.co_firstlineno, last + 1)
 
 
@@ -337,11 +326,3 @@ def _bytecode_imports(code: CodeType) -> Iterator[Statement]:
                 yield Statement(instruction.argval or "", tuple(names), level, line, deferred=True)
             elif instruction.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
                 loads.append(instruction.argval)
-
-
-def package_of(function: FunctionType | None) -> Module:
-    """The module that a function's relative imports start from."""
-    namespace = function.__globals__ if function is not None else {}
-    package = namespace.get("__package__")
-    # Relative to a member of the package: any name below it does.
-    return Module(f"{package}.function" if isinstance(package, str) and package else "", "local")

@@ -21,6 +21,7 @@ import types
 import typing
 import weakref
 from collections.abc import Callable
+from itertools import count
 from typing import Any, ClassVar
 
 # All names of cloudpickle that are not public, in one place: a release is supported when
@@ -60,21 +61,19 @@ _SENTINELS = {
 _PythonPickler: Any = pickle._Pickler
 
 
+@dataclasses.dataclass(eq=False)
 class _ModuleDict:
     """The namespace of a module that the container imports, in a pickle."""
 
-    def __init__(self, module: types.ModuleType) -> None:
-        self.module = module
+    module: types.ModuleType
 
 
 class Reducer:
     """The reductions; a mixin for picklers. ``rename`` maps file names of code to the container's."""
 
-    globals_ref: dict[int, dict[str, Any]]
-    rename: Callable[[str], str]
-
-    def prepare(self, rename: Callable[[str], str]) -> None:
-        self.globals_ref = {}
+    def __init__(self, file: io.BytesIO, rename: Callable[[str], str]) -> None:
+        super().__init__(file, protocol=5)  # type: ignore[call-arg]
+        self.globals_ref: dict[int, dict[str, Any]] = {}
         self.rename = rename
         self.references: set[str] = set()
         self.codes: list[types.CodeType] = []
@@ -215,9 +214,6 @@ class Reducer:
         found = program.find_name(module, value.__qualname__) if module is not None else None
         return found is value and module is not None and program.importable(module)
 
-    def _namespace(self, obj: _ModuleDict) -> Any:
-        return vars, (obj.module,)
-
     def _module(self, obj: types.ModuleType) -> Any:
         remote = program.container_name(obj.__name__)
         if remote is not None and program.importable(obj):
@@ -263,9 +259,6 @@ class Reducer:
         reference = self._by_name(obj, plain=False)
         return (functools.partial, (obj.__wrapped__,)) if reference is None else reference
 
-    def _sentinel(self, obj: Any) -> Any:
-        return _SENTINELS[type(obj)]
-
     def _typevar(self, obj: Any) -> Any:
         module = sys.modules.get(obj.__module__)
         if module is not None and program.find_name(module, obj.__name__) is obj:
@@ -291,25 +284,21 @@ _HANDLERS: dict[type, Callable[[Reducer, Any], Any] | None] = {
     type: Reducer._class,
     typing.TypeVar: Reducer._typevar,
     functools._lru_cache_wrapper: Reducer._cached,
-    _ModuleDict: Reducer._namespace,
-    **dict.fromkeys(_SENTINELS, Reducer._sentinel),
+    _ModuleDict: lambda _, obj: (vars, (obj.module,)),
+    **dict.fromkeys(_SENTINELS, lambda _, obj: _SENTINELS[type(obj)]),
 }
 
 
 def dump(kind: type[Reducer], value: Any, rename: Callable[[str], str]) -> tuple[bytes, Reducer]:
     """The pickle of a value by a :class:`FastPickler` or :class:`StablePickler`, and the pickler."""
     file = io.BytesIO()
-    pickler: Any = kind(file, rename)  # type: ignore[call-arg]
+    pickler: Any = kind(file, rename)
     pickler.dump(value)
     return file.getvalue(), pickler
 
 
 class FastPickler(Reducer, Pickler):  # type: ignore[misc]
     """On the C pickler, for arguments. Sets keep this process's order."""
-
-    def __init__(self, file: io.BytesIO, rename: Callable[[str], str]) -> None:
-        super().__init__(file, protocol=5)
-        self.prepare(rename)
 
 
 class StablePickler(Reducer, _PythonPickler):  # type: ignore[misc]
@@ -322,8 +311,7 @@ class StablePickler(Reducer, _PythonPickler):  # type: ignore[misc]
     dispatch_table = Pickler.dispatch_table
 
     def __init__(self, file: io.BytesIO, rename: Callable[[str], str]) -> None:
-        super().__init__(file, protocol=5)
-        self.prepare(rename)
+        super().__init__(file, rename)
         self._equal: dict[Any, Any] = {}
         self._inside_key = False
 
@@ -403,12 +391,10 @@ def track(obj: Any) -> None:
         stem = (
             f"{obj.__module__}\0{getattr(obj, '__qualname__', obj.__name__)}\0{_fingerprint(obj)}"
         )
-        number = 0
-        while True:
-            name = hashlib.sha256(f"{stem}\0{number}".encode()).hexdigest()[:32]
-            if _DYNAMIC_CLASS_TRACKER_BY_ID.get(name) is None:
-                break
-            number += 1
+        names = (
+            hashlib.sha256(f"{stem}\0{number}".encode()).hexdigest()[:32] for number in count()
+        )
+        name = next(it for it in names if _DYNAMIC_CLASS_TRACKER_BY_ID.get(it) is None)
         _DYNAMIC_CLASS_TRACKER_BY_ID[name] = obj
         _DYNAMIC_CLASS_TRACKER_BY_CLASS[obj] = name
         tracked.add(obj)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import operator
 import sys
+import types
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,7 +44,7 @@ class Statement:
     unit: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Source:
     """What a file imports, and the names it binds at module level.
 
@@ -56,15 +56,18 @@ class Source:
     variables, attributes, and strings that could be names.
     """
 
-    imports: tuple[Statement, ...]
-    dynamic: tuple[tuple[int, str, str], ...]
-    bound: frozenset[str]
-    guarded: frozenset[str]
-    star: bool
-    exports: tuple[str, ...]
-    extends_path: bool
-    uses: frozenset[str]
-    units: Mapping[str, frozenset[str]]
+    imports: list[Statement] = field(default_factory=list)
+    dynamic: list[tuple[int, str, str]] = field(default_factory=list)
+    bound: set[str] = field(default_factory=set)
+    guarded: set[str] = field(default_factory=set)
+    exports: list[str] = field(default_factory=list)
+    extends_path: bool = False
+    uses: set[str] = field(default_factory=set)
+    units: dict[str, set[str]] = field(default_factory=dict)
+
+    @property
+    def star(self) -> bool:
+        return any("*" in statement.names for statement in self.imports)
 
 
 # What surrounds a statement is itself one: those inside inherit its flags.
@@ -85,64 +88,48 @@ def parse(content: bytes, filename: str) -> Source:
     key = hashlib.blake2b(content, digest_size=16).digest()
     source = _parsed.get(key)
     if source is None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
                 tree = ast.parse(content, filename)
-        except (SyntaxError, ValueError) as error:
-            line = getattr(error, "lineno", None) or 1
-            raise CaptureError(
-                f"{filename}:{line} is not valid Python "
-                f"{sys.version_info.major}.{sys.version_info.minor}: "
-                f"{getattr(error, 'msg', error)}",
-                hint="Correct the file; it would fail in the container too.",
-                path=filename,
-                line=line,
-            ) from error
-        source = _Visitor(tree).visit()
+            except (SyntaxError, ValueError) as error:
+                raise _not_python(filename, error) from error
+            source = _Visitor(tree).source
         if len(_parsed) >= _PARSED_LIMIT:
             _parsed.clear()
         _parsed[key] = source
     return source
 
 
-@dataclass
-class _Visitor:
-    tree: ast.Module
-    imports: list[Statement] = field(default_factory=list)
-    dynamic: list[tuple[int, str, str]] = field(default_factory=list)
-    bound: set[str] = field(default_factory=set)
-    guarded: set[str] = field(default_factory=set)
-    exports: list[str] = field(default_factory=list)
-    star: bool = False
-    extends_path: bool = False
-    uses: set[str] = field(default_factory=set)
-    units: dict[str, set[str]] = field(default_factory=dict)
-    checking: set[str] = field(default_factory=lambda: {"TYPE_CHECKING"})
-    importers: set[str] = field(default_factory=lambda: {"__import__", "import_module"})
+def _not_python(filename: str, error: Exception) -> CaptureError:
+    line = getattr(error, "lineno", None) or 1
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return CaptureError(
+        f"{filename}:{line} is not valid Python {version}: {getattr(error, 'msg', error)}",
+        hint="Correct the file; it would fail in the container too.",
+        path=filename,
+        line=line,
+    )
 
-    def visit(self) -> Source:
+
+class _Visitor:
+    """Fills a :class:`Source`."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.source = Source()
+        # The names under which TYPE_CHECKING and import_module were imported.
+        self.checking = {"TYPE_CHECKING"}
+        self.importers = {"__import__", "import_module"}
         aliases = {"TYPE_CHECKING": self.checking, "import_module": self.importers}
-        for node in ast.walk(self.tree):
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module in _ALIASED_MODULES:
                 for alias in node.names:
                     aliases.get(alias.name, set()).add(alias.asname or alias.name)
-        self._body(self.tree.body, _MODULE_LEVEL)
-        return Source(
-            tuple(self.imports),
-            tuple(self.dynamic),
-            frozenset(self.bound),
-            frozenset(self.guarded),
-            self.star,
-            tuple(self.exports),
-            self.extends_path,
-            frozenset(self.uses),
-            {name: frozenset(used) for name, used in self.units.items()},
-        )
+        self._body(tree.body, _MODULE_LEVEL)
 
     def _body(self, body: Iterable[ast.stmt], context: Statement) -> None:
-        for statement in body:
-            self._statement(statement, context)
+        for node in body:
+            self._statement(node, context)
 
     def _statement(self, node: ast.stmt, context: Statement) -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -167,26 +154,31 @@ class _Visitor:
         plain = all(_is_our_decorator(item) for item in node.decorator_list)
         if not context.toplevel or not plain or node.name.startswith("__"):
             return ""
-        self.units.setdefault(node.name, set())
+        self.source.units.setdefault(node.name, set())
         return node.name
 
     def _use(self, context: Statement, *names: str) -> None:
         if not context.guarded:
-            (self.units[context.unit] if context.unit else self.uses).update(names)
+            source = self.source
+            (source.units[context.unit] if context.unit else source.uses).update(names)
 
     def _other(self, node: ast.stmt, context: Statement) -> None:
         """Loops, ``with``, ``match``, assignments, expressions."""
         if isinstance(node, ast.Global):
-            self.bound.update(node.names)
+            self.source.bound.update(node.names)
         inner = context
         if isinstance(node, (ast.With, ast.AsyncWith)):
             inner = replace(context, optional=context.optional or _suppresses(node))
         elif not isinstance(node, (ast.Expr, ast.Assign, ast.AnnAssign, ast.AugAssign)):
             inner = replace(context, conditional=True)
         self._expressions(node, context)
-        self._exports(node)
-        for body in _bodies(node):
-            self._body(body, inner)
+        if _is_export(node):
+            for element in getattr(getattr(node, "value", None), "elts", ()):
+                if isinstance(element, ast.Constant) and isinstance(element.value, str):
+                    self.source.exports.append(element.value)
+        for part in (node, *getattr(node, "cases", ())):
+            for name in ("body", "orelse"):
+                self._body(getattr(part, name, ()), inner)
 
     def _import(self, node: ast.Import | ast.ImportFrom, context: Statement) -> None:
         if isinstance(node, ast.Import):
@@ -197,14 +189,14 @@ class _Visitor:
         names = tuple(alias.name for alias in node.names)
         self._use(context, *(alias.name for alias in node.names if alias.asname))
         self._add(context, node.module or "", names, node.level, node.lineno)
-        if "*" in names:
-            self.star = True
         self._bind(context, *(alias.asname or alias.name for alias in node.names))
 
     def _add(
         self, context: Statement, module: str, names: tuple[str, ...], level: int, line: int
     ) -> None:
-        self.imports.append(replace(context, module=module, names=names, level=level, line=line))
+        self.source.imports.append(
+            replace(context, module=module, names=names, level=level, line=line)
+        )
 
     def _if(self, node: ast.If, context: Statement) -> None:
         truth = _decide(node.test, self.checking)
@@ -228,7 +220,8 @@ class _Visitor:
 
     def _bind(self, context: Statement, *names: str) -> None:
         if context.toplevel:
-            (self.guarded if context.guarded else self.bound).update(names)
+            source = self.source
+            (source.guarded if context.guarded else source.bound).update(names)
 
     def _expressions(self, node: ast.stmt, context: Statement) -> None:
         """Calls that import, and names that are bound, in a statement's own expressions."""
@@ -250,38 +243,29 @@ class _Visitor:
         name = _last_name(function)
         first = node.args[0] if node.args else None
         literal = first.value if isinstance(first, ast.Constant) else None
-        if name == "import_module" or (isinstance(function, ast.Name) and name in self.importers):
-            if isinstance(literal, str):
-                self._literal_import(node, literal, context)
-            else:
-                self.dynamic.append((node.lineno, ast.unparse(node), context.unit))
-        elif name in _DISCOVERIES:
-            self.dynamic.append((node.lineno, ast.unparse(node), context.unit))
+        imports = isinstance(function, ast.Name) and name in self.importers
+        imports = imports or name == "import_module"
+        if imports and isinstance(literal, str):
+            self._literal_import(node, literal, context)
+        elif imports or name in _DISCOVERIES:
+            self.source.dynamic.append((node.lineno, ast.unparse(node), context.unit))
         elif name in _RESOURCE_CALLS and isinstance(literal, str):
             if all(part.isidentifier() for part in literal.split(".")):
                 inner = replace(context, optional=True, resource=True)
                 self._add(inner, literal, (), 0, node.lineno)
         elif name in ("extend_path", "declare_namespace"):
-            self.extends_path = True
+            self.source.extends_path = True
 
     def _literal_import(self, node: ast.Call, literal: str, context: Statement) -> None:
         name = literal.lstrip(".")
         level = len(literal) - len(name)
-        package = node.args[1] if len(node.args) > 1 else None
-        for keyword in node.keywords:
-            if keyword.arg == "package":
-                package = keyword.value
+        named = [keyword.value for keyword in node.keywords if keyword.arg == "package"]
+        package = next(iter([*named, *node.args[1:2]]), None)
         if level and isinstance(package, ast.Constant) and isinstance(package.value, str):
             base = package.value.split(".")
             base = base[: len(base) - level + 1]
             name, level = ".".join([*base, name]), 0
         self._add(context, name, (), level, node.lineno)
-
-    def _exports(self, node: ast.stmt) -> None:
-        if _is_export(node):
-            for element in getattr(getattr(node, "value", None), "elts", ()):
-                if isinstance(element, ast.Constant) and isinstance(element.value, str):
-                    self.exports.append(element.value)
 
 
 def _names(node: ast.AST) -> tuple[str, ...]:
@@ -320,122 +304,62 @@ def _catches(handler: ast.ExceptHandler) -> bool:
 
 def _suppresses(node: ast.With | ast.AsyncWith) -> bool:
     """``with contextlib.suppress(ImportError):``"""
-    for item in node.items:
-        call = item.context_expr
-        if isinstance(call, ast.Call):
-            caught = {_last_name(argument) for argument in call.args}
-            if _last_name(call.func) == "suppress" and caught & _CATCHES:
-                return True
-    return False
-
-
-def _bodies(node: ast.stmt) -> Iterator[list[ast.stmt]]:
-    for name in ("body", "orelse", "finalbody"):
-        yield getattr(node, name, [])
-    for case in getattr(node, "cases", []):
-        yield case.body
+    calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+    return any(
+        _last_name(call.func) == "suppress" and any(_last_name(it) in _CATCHES for it in call.args)
+        for call in calls
+    )
 
 
 def _own_expressions(node: ast.stmt) -> Iterator[ast.AST]:
     """The expressions of a statement that are not inside its blocks."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.match_case):
-            yield child.pattern
-            if child.guard is not None:
-                yield child.guard
+            yield from (child.pattern, child.guard) if child.guard else (child.pattern,)
         elif not isinstance(child, (ast.stmt, ast.ExceptHandler)):
             yield child
 
 
 _UNKNOWN: Any = object()
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
+_DECIDABLE = (
+    ast.Attribute, ast.Call, ast.Compare, ast.Constant, ast.List, ast.Name, ast.Slice,
+    ast.Subscript, ast.Tuple, ast.UnaryOp, ast.USub, ast.Not, ast.cmpop, ast.expr_context,
+)  # fmt: skip
+_CONTAINER = {
+    "__builtins__": {},
+    "sys": types.SimpleNamespace(version_info=sys.version_info, platform="linux"),
+    "os": types.SimpleNamespace(name="posix"),
 }
 
 
-def _decide(node: ast.expr, checking: Collection[str]) -> Any:
+def _decide(node: ast.expr, checking: Iterable[str]) -> Any:
     """The value that a condition has in the container, or :data:`_UNKNOWN`.
 
     ``checking`` are the names under which ``TYPE_CHECKING`` was imported.
     """
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, ast.Name):
-        return False if node.id in checking else _UNKNOWN
-    if isinstance(node, ast.Attribute):
-        return _attribute(node)
+    if isinstance(node, ast.BoolOp):
+        values = [_decide(value, checking) for value in node.values]
+        decisive = isinstance(node.op, ast.Or)
+        if any(value is not _UNKNOWN and bool(value) is decisive for value in values):
+            return decisive
+        return _UNKNOWN if _UNKNOWN in values else not decisive
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         value = _decide(node.operand, checking)
         return value if value is _UNKNOWN else not value
-    if isinstance(node, ast.BoolOp):
-        return _boolean(node, checking)
-    if isinstance(node, (ast.Tuple, ast.List)):
-        values = tuple(_decide(element, checking) for element in node.elts)
-        return _UNKNOWN if _UNKNOWN in values else values
-    if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        return _compare(node, checking)
-    if isinstance(node, ast.Subscript):
-        return _subscript(node, checking)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        subject = _decide(node.func.value, checking)
-        if node.func.attr == "startswith" and isinstance(subject, str) and len(node.args) == 1:
-            prefix = _decide(node.args[0], checking)
-            return subject.startswith(prefix) if prefix is not _UNKNOWN else _UNKNOWN
-    return _UNKNOWN
-
-
-def _boolean(node: ast.BoolOp, checking: Collection[str]) -> Any:
-    values = [_decide(value, checking) for value in node.values]
-    decisive = isinstance(node.op, ast.Or)
-    if any(value is not _UNKNOWN and bool(value) is decisive for value in values):
-        return decisive
-    return _UNKNOWN if _UNKNOWN in values else not decisive
-
-
-def _compare(node: ast.Compare, checking: Collection[str]) -> Any:
-    if _mentions_main(node):
+    if isinstance(node, ast.Compare) and _mentions_main(node):
         return isinstance(node.ops[0], ast.NotEq)
-    left, right = _decide(node.left, checking), _decide(node.comparators[0], checking)
-    if left is _UNKNOWN or right is _UNKNOWN:
-        return _UNKNOWN
-    if isinstance(node.ops[0], ast.In):
-        return left in right if isinstance(right, (tuple, str)) else _UNKNOWN
-    compare = _COMPARISONS.get(type(node.ops[0]))
-    try:
-        return compare(left, right) if compare else _UNKNOWN
-    except TypeError:
-        return _UNKNOWN
-
-
-def _subscript(node: ast.Subscript, checking: Collection[str]) -> Any:
-    value = _decide(node.value, checking)
-    try:
-        return value[ast.literal_eval(node.slice)] if value is not _UNKNOWN else _UNKNOWN
-    except (ValueError, TypeError, IndexError, SyntaxError):
-        pass
-    if isinstance(node.slice, ast.Slice) and isinstance(value, tuple):
-        upper = node.slice.upper
-        bound = upper.value if isinstance(upper, ast.Constant) else None
-        if node.slice.lower is None and isinstance(bound, int):
-            return value[:bound]
-    return _UNKNOWN
-
-
-def _attribute(node: ast.Attribute) -> Any:
-    if node.attr == "TYPE_CHECKING":
+    if isinstance(node, ast.Attribute) and node.attr == "TYPE_CHECKING":
         return False
-    return {
-        "sys.version_info": tuple(sys.version_info),
-        "sys.version_info.major": sys.version_info.major,
-        "sys.version_info.minor": sys.version_info.minor,
-        "sys.platform": "linux",
-        "os.name": "posix",
-    }.get(ast.unparse(node), _UNKNOWN)
+    for inner in ast.walk(node):
+        called = _last_name(inner.func) if isinstance(inner, ast.Call) else "startswith"
+        if not isinstance(inner, _DECIDABLE) or called != "startswith":
+            return _UNKNOWN
+    # Only constants, the names of _CONTAINER and str.startswith: nothing of the file is run.
+    try:
+        code = compile(ast.Expression(node), "<condition>", "eval")
+        return eval(code, {**_CONTAINER, **dict.fromkeys(checking, False)})  # noqa: S307
+    except Exception:
+        return _UNKNOWN
 
 
 def _mentions_main(node: ast.expr) -> bool:

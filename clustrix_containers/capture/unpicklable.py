@@ -101,7 +101,9 @@ def _parts(obj: Any) -> Iterator[_Part]:
             yield f"argument {key} of a {_escape(name_of(obj))}", value
     elif isinstance(obj, dict):
         for key, value in obj.items():
-            yield f"{{name}}, key {_escape(_short(key))}", value
+            text = repr(key)
+            text = text if len(text) <= 40 else text[:37] + "..."
+            yield f"{{name}}, key {_escape(text)}", value
     elif isinstance(obj, (list, tuple, set, frozenset)):
         for index, value in enumerate(obj):
             yield f"{{name}}, item {index}", value
@@ -155,11 +157,6 @@ def _is_users(kind: type) -> bool:
         return False
     file = getattr(sys.modules.get(name), "__file__", None)
     return not isinstance(file, str) or installed_path(Path(file)) is None
-
-
-def _short(key: Any) -> str:
-    text = repr(key)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _escape(text: str) -> str:

@@ -1,7 +1,7 @@
-"""The command line: ``clustrix-containers``, short ``cxc``.
+"""The command line: ``clustrix-containers``, ``cxc`` for short.
 
-Results go to standard output, all else to standard error. Exit codes: 0 done, 1 it failed,
-2 it was asked wrongly, 130 interrupted.
+Results go to standard output, everything else to standard error. Exit codes: 0 for success, 1 for
+a failure, 2 for wrong usage, 130 when interrupted, 141 when standard output was closed.
 """
 
 from __future__ import annotations
@@ -17,24 +17,22 @@ from clustrix_containers.worker.contract import package_version
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import doctor, lock
-    from . import runs as keep
-    from . import submit as work
+    from . import doctor, images, listing, runs, submit
 
     top = argparse.ArgumentParser(
         prog="cxc",
         description="A Python function becomes one OCI image, and that image runs anywhere.",
-        epilog="`cxc COMMAND --help` says more of each.",
+        epilog="Run `cxc COMMAND --help` for more about a command.",
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for add in (work.add, lock.add, keep.add, doctor.add):
-        add(commands)
+    for module in (submit, images, runs, listing, doctor):
+        module.add(commands)
     return top
 
 
 class _Version(argparse.Action):
-    """Reads the version from the installed metadata only when it is asked for."""
+    """Reads the version from the installed metadata only when it is requested."""
 
     def __call__(self, *_: object) -> None:
         sys.stdout.write(f"clustrix-containers {package_version()}\n")
@@ -42,7 +40,7 @@ class _Version(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit code."""
+    """Run one command; returns the exit code."""
     arguments = parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:

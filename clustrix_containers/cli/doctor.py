@@ -1,4 +1,4 @@
-"""doctor: what this machine has, and what is missing for a target."""
+"""doctor: the command that checks this machine and a target."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from . import output
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at: whether it is all right, and a sentence about it."""
+    """The result of one check: whether it passed, and a sentence about it."""
 
     name: str
     ok: bool
@@ -28,13 +28,15 @@ class Finding:
 def add(commands: Any) -> None:
     """Add this command to the parser."""
     doctor = commands.add_parser("doctor", help="check this machine and a target")
-    doctor.add_argument("--on", metavar="TARGET", help="the target (default: clustrix.yml's)")
-    doctor.add_argument("--json", action="store_true")
+    doctor.add_argument(
+        "--on", metavar="TARGET", help="a target of clustrix.yml (default: its default)"
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(command=_doctor)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    findings = [_python(), *_environment(), *_places(), *_target(arguments.on)]
+    findings = [_python(), *_environment(), *_configuration_and_target(arguments.on)]
     if arguments.json:
         output.emit_json([asdict(finding) for finding in findings])
     else:
@@ -59,26 +61,23 @@ def _environment() -> list[Finding]:
     return []
 
 
-def _places() -> list[Finding]:
-    found = []
+def _configuration_and_target(name: str | None) -> list[Finding]:
     try:
         loaded = config.load()
-        found.append(Finding("clustrix.yml", True, str(loaded.path or "none; the defaults hold")))
-        found.append(Finding("images", True, str(staging.layout().directory)))
-        found.append(Finding("runs", True, str(paths().state)))
-        found.append(
-            Finding("registry", True, loaded.registry or "none; images stay in the layout")
-        )
+        found = [
+            Finding("clustrix.yml", True, str(loaded.path or "none found; using the defaults")),
+            Finding("images", True, str(staging.layout().directory)),
+            Finding("runs", True, str(paths().state)),
+            Finding(
+                "registry", True, loaded.registry or "none; images stay in the layout directory"
+            ),
+        ]
     except Error as error:
-        found.append(Finding("clustrix.yml", False, str(error)))
-    return found
-
-
-def _target(name: str | None) -> list[Finding]:
+        return [Finding("clustrix.yml", False, str(error))]
     try:
-        loaded = config.load()
-        target = loaded.target(name or loaded.default)
+        target = loaded.target(name)
         cluster = open_target(target)
     except Error as error:
-        return [Finding("target", False, str(error))]
-    return [Finding(f"{target.name}: {item}", ok, text) for item, ok, text in cluster.check()]
+        return [*found, Finding("target", False, str(error))]
+    checks = cluster.check()
+    return [*found, *(Finding(f"{target.name}: {item}", ok, text) for item, ok, text in checks)]

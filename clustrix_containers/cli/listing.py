@@ -1,24 +1,152 @@
-"""The states of runs: one query for each target, all targets at the same time, with a deadline."""
+"""ps, prune: the commands that list this user's runs.
+
+Their states come from one query for each target, all targets at the same time, with a deadline.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import datetime
 import json
+import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from clustrix_containers.api.options import Options
+from clustrix_containers.api.quantities import parse_duration
 from clustrix_containers.api.status import State
+from clustrix_containers.clusters import staging
 from clustrix_containers.errors import ClusterError, Error
 from clustrix_containers.runs.attach import target_of
-from clustrix_containers.runs.destination import open_target
+from clustrix_containers.runs.destination import open_target, resolve
 from clustrix_containers.runs.handles import unpack
 from clustrix_containers.runs.record import Run, Seen, open_record
 
+from . import output
+
+QUERY_TIMEOUT = 5.0
+"""Seconds to wait for targets that do not respond."""
+
 UNCHANGED = 60.0
 """Seconds for which states that did not change are not recorded again."""
+
+
+def add(commands: Any) -> None:
+    """Add these commands to the parser."""
+    ps = commands.add_parser("ps", help="list the runs, newest first")
+    ps.add_argument("-n", "--last", type=int, default=20, metavar="N", help="how many (default 20)")
+    ps.add_argument("-a", "--all", action="store_true", help="list all of them")
+    ps.add_argument("--json", action="store_true", help="print the list as JSON")
+    ps.set_defaults(command=_ps)
+
+    prune = commands.add_parser("prune", help="remove old runs, and images that no run needs")
+    prune.add_argument(
+        "--older-than",
+        default="30d",
+        metavar="TIME",
+        help="the age of the runs to remove (default 30d)",
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only print what would be removed")
+    prune.set_defaults(command=_prune)
+
+
+def _ps(arguments: argparse.Namespace) -> int:
+    listed = open_record().runs(limit=None if arguments.all else arguments.last)
+    found = query_states(listed)
+    if arguments.json:
+        output.emit_json([_summary(run, found[run.id]) for run in listed])
+        return 0
+    output.table(
+        ("RUN", "TARGET", "STATE", "ELEMENTS", "CREATED", "IMAGE"),
+        (
+            (
+                run.id,
+                run.target,
+                _shown(run, found[run.id]),
+                str(run.count),
+                _ago(run.created),
+                run.image[7:19],
+            )
+            for run in listed
+        ),
+    )
+    return 0
+
+
+def _summary(run: Run, seen: RunStates) -> dict[str, Any]:
+    return {
+        "run": run.id,
+        "function": run.name,
+        "target": run.target,
+        "state": _state(run, seen),
+        "count": run.count,
+        "created": run.created,
+        "image": run.image,
+        "seen": {state.value: count for state, count in seen.states.items()},
+        "seen_at": seen.at,
+    }
+
+
+def _state(run: Run, seen: RunStates) -> str:
+    if not run.submitted:
+        return "not submitted"
+    return _counts(seen) if seen.now else State.UNKNOWN.value
+
+
+def _shown(run: Run, seen: RunStates) -> str:
+    state = _state(run, seen)
+    if state != State.UNKNOWN.value:
+        return state
+    last = f" ({_counts(seen)}, seen {_ago(seen.at)})" if seen.states else ""
+    return f"{run.target} unreachable{last}"
+
+
+def _counts(seen: RunStates) -> str:
+    if len(seen.states) == 1:
+        return next(iter(seen.states)).value
+    return ", ".join(f"{count} {state.value}" for state, count in seen.states.items())
+
+
+def _ago(then: float) -> str:
+    seconds = int(time.time() - then)
+    for limit, size, unit in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds // size} {unit} ago"
+    return datetime.datetime.fromtimestamp(then).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    from clustrix_containers.runs.explain import size
+
+    age = parse_duration(arguments.older_than)
+    before = time.time() - age
+    record = open_record()
+    listed = record.runs()
+    seen = query_states(listed)
+    live = {run.id for run in listed if seen[run.id].live or _is_being_submitted(run)}
+    old = [run for run in listed if run.created < before and run.id not in live]
+    for run in old:
+        output.note(f"{'would remove' if arguments.dry_run else 'removing'} {run.id}")
+        if not arguments.dry_run:
+            shutil.rmtree(record.run_directory(run.id), ignore_errors=True)
+            record.remove(run.id)
+    if not arguments.dry_run:
+        kept = {run.image for run in record.runs()}
+        freed = staging.layout().prune(keep=kept, grace=max(age, 3600.0))
+        if not live:
+            resolve(Options()).cluster.prune_cache(max(age, 3600.0))
+        output.note(f"{len(old)} runs removed, {size(freed)} of images freed")
+    return 0
+
+
+def _is_being_submitted(run: Run) -> bool:
+    """Whether its client may be submitting it at this moment."""
+    return not run.submitted and time.time() - run.created < 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +166,7 @@ class RunStates:
         return self.now and any(it in self.states for it in (State.PENDING, State.RUNNING))
 
 
-def query_states(chosen: Sequence[Run], timeout: float) -> dict[str, RunStates]:
+def query_states(chosen: Sequence[Run], timeout: float = QUERY_TIMEOUT) -> dict[str, RunStates]:
     """The states of each of these runs, by its id, as far as they are known within ``timeout`` seconds.
 
     Never raises and never submits: a run that its target has not confirmed is not queried.

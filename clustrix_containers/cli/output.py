@@ -35,9 +35,7 @@ def note(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def result(value: Any, *, as_json: bool) -> None:
-    """A function's value on standard output: its repr (a string as it is), or JSON."""
-    if as_json:
-        emit_json(value)
-    elif value is not None:
+def result(value: Any) -> None:
+    """A function's value on standard output: its repr, or a string as it is; nothing for None."""
+    if value is not None:
         sys.stdout.write(f"{value if isinstance(value, str) else repr(value)}\n")

@@ -96,7 +96,7 @@ class Cluster(Protocol):
         """
 
     def find(self, run: str) -> DiscoveredRun | None:
-        """A run that this user's record does not know, if the cluster can tell all about it."""
+        """A run that is not in this user's record, if the cluster has all that is needed to attach to it."""
 
     def logs(
         self, handles: Sequence[Handle], *, follow: bool = False

@@ -22,7 +22,7 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,14 +58,10 @@ class Target:
     path: Path | None = None
     lines: Mapping[str, int] = field(default_factory=dict)
 
-    def where(self, key: str) -> tuple[Path | None, int | None]:
-        """File and line of an option, or of the target if the option is not set."""
-        return self.path, self.lines.get(key, self.line)
-
     def error(self, key: str, message: str, hint: str | None = None) -> ConfigError:
-        """A ConfigError about an option, with its file and line."""
-        path, line = self.where(key)
-        return _error(f"target {self.name!r}: {message}", path, line, key, hint)
+        """A ConfigError about an option, with its file and line (the target's if it is not set)."""
+        line = self.lines.get(key, self.line)
+        return _error(f"target {self.name!r}: {message}", self.path, line, key, hint)
 
 
 _LOCAL = Target("local", "local")
@@ -114,13 +110,14 @@ def load(path: Path | str | None = None) -> Config:
 
 
 def _find() -> Path | None:
-    named = os.environ.get("CLUSTRIX_CONFIG")
-    if named:
+    if named := os.environ.get("CLUSTRIX_CONFIG"):
         return Path(named).expanduser()
     here = Path.cwd()
-    for directory in (here, *here.parents):
-        file = directory / _FILE
-        if file.is_file() and _trusted(file):
+    for file in (directory / _FILE for directory in (here, *here.parents)):
+        # Not another user's file in a world-writable directory such as /tmp.
+        if file.is_file() and (
+            not file.parent.stat().st_mode & stat.S_IWOTH or file.stat().st_uid == os.geteuid()
+        ):
             return file
     import platformdirs
 
@@ -128,39 +125,22 @@ def _find() -> Path | None:
     return file if file.is_file() else None
 
 
-def _trusted(file: Path) -> bool:
-    """Not another user's file in a world-writable directory such as /tmp."""
-    shared = file.parent.stat().st_mode & stat.S_IWOTH
-    return not shared or file.stat().st_uid == os.geteuid()
-
-
 def _parse(path: Path) -> Config:
-    node = _compose(path)
-    if node is None or node.tag == _NULL:
-        return Config(path=path)
     document = _Document(path)
-    fields = document.mapping(node, "", _KEYS)
-    targets = {"local": _LOCAL}
-    if "targets" in fields:
-        targets |= document.targets(fields["targets"])
-    resources = {}
-    if "resources" in fields:
-        resources = document.resources(fields["resources"])
-    default = "local"
-    if "default" in fields:
-        default = document.text(fields["default"], "default")
-        if default not in targets:
-            hint = _targets_hint(default, targets)
-            message = f"no such target: {default!r}"
-            raise document.error(fields["default"], "default", message, hint)
-    registry = None
-    if "registry" in fields:
-        registry = document.text(fields["registry"], "registry")
+    fields = document.mapping(_compose(path), "", _KEYS)
+    targets = {"local": _LOCAL} | document.targets(fields.get("targets"))
+    resources = document.resources(fields.get("resources"))
+    default = document.text(fields.get("default"), "default") or "local"
+    if default not in targets:
+        hint = _targets_hint(default, targets)
+        message = f"no such target: {default!r}"
+        raise document.error(fields["default"], "default", message, hint)
+    registry = document.text(fields.get("registry"), "registry")
+    if registry is not None:
         _check_registry(registry, path, _line(fields["registry"]), "registry")
-    lock = None
-    if "lock" in fields:
-        lock = path.parent.absolute() / document.text(fields["lock"], "lock")
-    return Config(default, registry, targets, resources, path, lock)
+    lock = document.text(fields.get("lock"), "lock")
+    lock_path = path.parent.absolute() / lock if lock else None
+    return Config(default, registry, targets, resources, path, lock_path)
 
 
 def _compose(path: Path) -> yaml.Node | None:
@@ -191,10 +171,6 @@ def _kind(node: yaml.Node) -> str:
     return str(getattr(node, "id", ""))
 
 
-def _shown(node: yaml.Node) -> str:
-    return repr(node.value) if _kind(node) == "scalar" else f"a {_kind(node)}"
-
-
 @dataclass(frozen=True)
 class _Document:
     """Reads YAML's node tree, which has the line numbers."""
@@ -207,8 +183,10 @@ class _Document:
     ) -> ConfigError:
         return _error(message, self.path, _line(node), key, hint)
 
-    def pairs(self, node: yaml.Node, key: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    def pairs(self, node: yaml.Node | None, key: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         """Name, key node and value node of each entry; the names are strings and unique."""
+        if node is None or node.tag == _NULL:
+            return
         if _kind(node) != "mapping":
             what = key or "the file"
             hint = "Expected name: value."
@@ -216,23 +194,20 @@ class _Document:
         seen: set[str] = set()
         for name, value in node.value:
             if name.tag != _STRING:
-                spelled = name.value if _kind(name) == "scalar" else f"a {_kind(name)}"
-                raise self.error(
-                    name,
-                    str(spelled),
-                    f"the key {spelled!r} is not a string",
-                    "Merge keys (<<) are not supported."
-                    if spelled == "<<"
-                    else f'Quote it: "{spelled}".',
-                )
+                spelled = str(name.value if _kind(name) == "scalar" else f"a {_kind(name)}")
+                hint = f'Quote it: "{spelled}".'
+                if spelled == "<<":
+                    hint = "Merge keys (<<) are not supported."
+                raise self.error(name, spelled, f"the key {spelled!r} is not a string", hint)
             if name.value in seen:
                 raise self.error(name, name.value, f"duplicate key {name.value!r}")
             seen.add(name.value)
             yield name.value, name, value
 
-    def mapping(self, node: yaml.Node, key: str, allowed: Iterable[str]) -> dict[str, yaml.Node]:
-        """The entries with a value; a key that is not ``allowed`` is an error."""
-        known = tuple(allowed)
+    def mapping(
+        self, node: yaml.Node | None, key: str, known: Collection[str]
+    ) -> dict[str, yaml.Node]:
+        """The entries with a value; a key that is not ``known`` is an error."""
         found = {}
         for name, where, value in self.pairs(node, key):
             if name not in known:
@@ -246,11 +221,12 @@ class _Document:
                 found[name] = value
         return found
 
-    def text(self, node: yaml.Node, key: str) -> str:
+    def text(self, node: yaml.Node | None, key: str) -> str | None:
+        if node is None:
+            return None
         if node.tag != _STRING or not node.value.strip():
-            raise self.error(
-                node, key, f"{key}: expected a string, not {_shown(node)}", "Quote it."
-            )
+            shown = repr(node.value) if _kind(node) == "scalar" else f"a {_kind(node)}"
+            raise self.error(node, key, f"{key}: expected a string, not {shown}", "Quote it.")
         return str(node.value)
 
     def value(self, node: yaml.Node, key: str, inside: tuple[yaml.Node, ...] = ()) -> Any:
@@ -278,27 +254,19 @@ class _Document:
         finally:
             constructor.dispose()
 
-    def targets(self, node: yaml.Node) -> dict[str, Target]:
-        return {
-            name: self.target(name, where, value)
-            for name, where, value in self.pairs(node, "targets")
-        }
-
-    def target(self, name: str, where: yaml.Node, node: yaml.Node) -> Target:
-        key = f"targets.{name}"
-        options = {}
-        kind = ""
-        for option, _, value in self.pairs(node, key):
-            if option == "type":
-                kind = self.text(value, f"{key}.type")
-            else:
-                options[option] = self.value(value, f"{key}.{option}")
-        if not kind:
-            raise self.error(
-                where, key, f"the target {name!r} has no type", "Add one, as in type: local."
-            )
-        lines = dict(self.lines(node, ""))
-        return Target(name, kind, options, _line(where), self.path, lines)
+    def targets(self, node: yaml.Node | None) -> dict[str, Target]:
+        found = {}
+        for name, where, target in self.pairs(node, "targets"):
+            key = f"targets.{name}"
+            options = {option: value for option, _, value in self.pairs(target, key)}
+            kind = self.text(options.pop("type", None), f"{key}.type")
+            if kind is None:
+                hint = "Add one, as in type: local."
+                raise self.error(where, key, f"the target {name!r} has no type", hint)
+            values = {it: self.value(value, f"{key}.{it}") for it, value in options.items()}
+            lines = dict(self.lines(target, ""))
+            found[name] = Target(name, kind, values, _line(where), self.path, lines)
+        return found
 
     def lines(self, node: yaml.Node, prefix: str, depth: int = 3) -> Iterator[tuple[str, int]]:
         """The line of each key, nested ones by dotted name (to a limited depth: aliases can multiply)."""
@@ -307,7 +275,7 @@ class _Document:
                 yield f"{prefix}{name.value}", _line(name)
                 yield from self.lines(value, f"{prefix}{name.value}.", depth - 1)
 
-    def resources(self, node: yaml.Node) -> dict[str, Any]:
+    def resources(self, node: yaml.Node | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, value in self.mapping(node, "resources", RESOURCES).items():
             key = f"resources.{name}"

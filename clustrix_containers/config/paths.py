@@ -31,7 +31,12 @@ def paths() -> Paths:
 
 def _directory(kind: str) -> Path:
     variable = f"CLUSTRIX_{kind.upper()}_DIR"
-    path = Path(os.environ.get(variable) or _default(kind)).expanduser().absolute()
+    value = os.environ.get(variable)
+    if not value:
+        import platformdirs
+
+        value = getattr(platformdirs, f"user_{kind}_dir")(APP)
+    path = Path(value).expanduser().absolute()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -42,10 +47,3 @@ def _directory(kind: str) -> Path:
             key=variable,
         ) from error
     return path
-
-
-def _default(kind: str) -> str:
-    import platformdirs
-
-    directory: str = getattr(platformdirs, f"user_{kind}_dir")(APP)
-    return directory

@@ -60,37 +60,38 @@ def lookup(registry: str, repository: str = "") -> Credential | None:
     return None
 
 
+def user_directory(variable: str) -> Path:
+    """Where ``DOCKER_CONFIG`` or ``XDG_CONFIG_HOME`` is, for tools that share their files."""
+    defaults = {"DOCKER_CONFIG": "~/.docker", "XDG_CONFIG_HOME": "~/.config"}
+    value = os.environ.get(variable)
+    return Path(value) if value else Path(defaults[variable]).expanduser()
+
+
 def _files() -> Iterator[Path]:
-    explicit = os.environ.get("REGISTRY_AUTH_FILE")
-    if explicit:
+    if explicit := os.environ.get("REGISTRY_AUTH_FILE"):
         yield Path(explicit)
-    docker = os.environ.get("DOCKER_CONFIG")
-    yield (Path(docker) if docker else Path("~/.docker").expanduser()) / "config.json"
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime:
+    yield user_directory("DOCKER_CONFIG") / "config.json"
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         yield Path(runtime) / "containers" / "auth.json"
-    config = os.environ.get("XDG_CONFIG_HOME")
-    yield (Path(config) if config else Path("~/.config").expanduser()) / "containers" / "auth.json"
+    yield user_directory("XDG_CONFIG_HOME") / "containers" / "auth.json"
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:
     try:
         text = path.read_text(encoding="utf-8")
+        config = json.loads(text) if text.strip() else {}
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the credentials file {path}: {error}", path=path) from error
-    try:
-        config = json.loads(text) if text.strip() else {}
-    except ValueError as error:
-        line = getattr(error, "lineno", None)
+    except json.JSONDecodeError as error:
         # The exception's own text may quote the file, and the file holds passwords.
         raise ConfigError(
-            f"the credentials file {path} is not valid JSON (line {line})",
+            f"the credentials file {path} is not valid JSON (line {error.lineno})",
             hint="Fix it, or remove it and run docker login again.",
             path=path,
-            line=line,
+            line=error.lineno,
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the credentials file {path}: {error}", path=path) from error
     if not isinstance(config, dict):
         raise ConfigError(f"the credentials file {path} is not a JSON object", path=path)
     return config
@@ -99,7 +100,7 @@ def _read(path: Path) -> Mapping[str, Any] | None:
 def _from_config(
     path: Path, config: Mapping[str, Any], registry: str, repository: str
 ) -> Credential | None:
-    keys = list(_keys(registry, repository))
+    keys = _keys(registry, repository)
     helpers = _section(config, "credHelpers", path)
     for key in keys:
         if isinstance(helpers.get(key), str):
@@ -121,13 +122,11 @@ def _section(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, A
     return section
 
 
-def _keys(registry: str, repository: str) -> Iterator[str]:
+def _keys(registry: str, repository: str) -> list[str]:
     """Keys that may have this repository's entry, the most specific first."""
-    names = _hosts(registry)
-    parts = repository.split("/") if repository else []
-    for count in range(len(parts), -1, -1):
-        for name in names:
-            yield "/".join([name, *parts[:count]])
+    above = [registry, *repository.split("/")] if repository else [registry]
+    paths = ["/".join(["", *above[1:count]]) for count in range(len(above), 0, -1)]
+    return [f"{name}{path}" for path in paths for name in _hosts(registry)]
 
 
 def _hosts(registry: str) -> tuple[str, ...]:
@@ -139,16 +138,10 @@ def _server(key: str) -> str:
 
 
 def _entry(auths: Mapping[str, Any], keys: list[str], registry: str) -> Mapping[str, Any] | None:
-    for key in keys:
-        if isinstance(auths.get(key), dict):
-            entry: Mapping[str, Any] = auths[key]
-            return entry
-    for key, entry in auths.items():
-        # A key that is a URL is for the whole host, whatever its path.
-        url = re.match(r"https?://([^/]*)", key)
-        if url and url.group(1) in _hosts(registry) and isinstance(entry, dict):
-            return entry
-    return None
+    # A key that is a URL is for the whole host, whatever its path.
+    urls = [key for key in auths if key.partition("://")[2].split("/")[0] in _hosts(registry)]
+    entries = (auths.get(key) for key in (*keys, *urls))
+    return next((entry for entry in entries if isinstance(entry, dict)), None)
 
 
 def _from_entry(entry: Mapping[str, Any], path: Path) -> Credential | None:

@@ -12,11 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.oci.model import OCI_LAYER_TYPES, Image, Layer, Reference
+from clustrix_containers.oci.model import OCI_LAYER_TYPES, Image, Reference
 from clustrix_containers.worker.contract import LABEL_PYTHON, LAYER_KIND, LAYER_TITLE
 
 if TYPE_CHECKING:
     from clustrix_containers.registry import Layout, Remote
+
+MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
+"""The running Python's minor version, ``3.12``."""
 
 LABEL_INTERPRETER = "io.clustrix-containers.interpreter"
 """Label: the path of the base's Python."""
@@ -53,14 +56,13 @@ def as_base(
 
     ``python`` and ``version`` are of its Python, if known.
     """
-    minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
     interpreter, version = (python, version) if python and version else _find(image, name, python)
-    if ".".join(version.split(".")[:2]) != minor:
+    if ".".join(version.split(".")[:2]) != MINOR:
         raise ImageError(
-            f"{name} has Python {version}, and this is Python {minor}",
-            hint=f"Use a base with Python {minor}: base='python:{minor}-slim@sha256:…'.",
+            f"{name} has Python {version}, and this is Python {MINOR}",
+            hint=f"Use a base with Python {MINOR}: base='python:{MINOR}-slim@sha256:…'.",
             base=version,
-            needed=minor,
+            needed=MINOR,
         )
     labels = {
         **(image.settings.get("Labels") or {}),
@@ -69,8 +71,14 @@ def as_base(
     }
     if glibc:
         labels[LABEL_GLIBC] = glibc
-    layers = tuple(_annotated(layer, name) for layer in image.layers)
-    return replace(image, layers=layers).configure(Labels=labels)
+    layers = []
+    for layer in image.layers:
+        descriptor = layer.descriptor
+        if descriptor.media_type not in OCI_LAYER_TYPES:
+            raise ImageError(f"{name} has a layer of the unknown type {descriptor.media_type!r}")
+        annotations = {LAYER_KIND: "base", LAYER_TITLE: name, **descriptor.annotations}
+        layers.append(layer.describe(annotations=annotations))
+    return replace(image, layers=tuple(layers)).configure(Labels=labels)
 
 
 def _find(image: Image, name: str, python: str | None) -> tuple[str, str]:
@@ -96,11 +104,3 @@ def _find(image: Image, name: str, python: str | None) -> tuple[str, str]:
         f"cannot find the Python of {name}",
         hint="Name its path: python='/usr/bin/python3.11'. A base without Python cannot be used.",
     )
-
-
-def _annotated(layer: Layer, name: str) -> Layer:
-    descriptor = layer.descriptor
-    if descriptor.media_type not in OCI_LAYER_TYPES:
-        raise ImageError(f"{name} has a layer of the unknown type {descriptor.media_type!r}")
-    annotations = {LAYER_KIND: "base", LAYER_TITLE: name, **descriptor.annotations}
-    return replace(layer, descriptor=replace(descriptor, annotations=annotations))

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from clustrix_containers.capture.bundle import Bundle, Distribution, bundle_files
 from clustrix_containers.errors import ImageError
@@ -19,13 +18,12 @@ from clustrix_containers.oci.archive import IN_MEMORY, Entry, write_layer
 from clustrix_containers.oci.model import Image, Layer
 from clustrix_containers.oci.progress import Progress
 from clustrix_containers.oci.reading import read_files
-from clustrix_containers.oci.store import temporary
+from clustrix_containers.oci.store import Spool
 from clustrix_containers.packages.lock import Lock
 from clustrix_containers.worker.contract import (
     CALL,
     CODE,
     INSIDE,
-    LABEL_COUNT,
     LABEL_FUNCTION,
     LABEL_PYTHON,
     LAYER_KIND,
@@ -37,7 +35,7 @@ from .base import LABEL_INTERPRETER, LIBRARIES
 from .layers import package_layers
 from .runtime import check_runtime, runtime_layer
 
-MOST_LAYERS = 127
+MAX_LAYERS = 127
 """What overlayfs takes."""
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -63,7 +61,7 @@ def build(
     cache: Path,
     progress: Progress | None = None,
 ) -> Image:
-    """The image of a captured callable, without arguments (see :func:`with_call`).
+    """The image of a captured callable, without arguments (see :func:`call_layer`).
 
     ``distributions`` are the installed ones that the lock was made from; one that it pins
     without a wheel and that is not among them is looked for on ``sys.path``.
@@ -80,9 +78,9 @@ def build(
         runtime_layer(interpreter, version, cache=cache),
         code_layer(bundle, cache=cache),
     )
-    if len(image.layers) >= MOST_LAYERS:
+    if len(image.layers) >= MAX_LAYERS:
         raise ImageError(
-            f"the image would have {len(image.layers) + 1} layers, and {MOST_LAYERS} are the most",
+            f"the image would have {len(image.layers) + 1} layers, and {MAX_LAYERS} are the most",
             hint="Use a base with fewer layers.",
         )
     labels = {**(base.settings.get("Labels") or {}), LABEL_FUNCTION: bundle.entry.name}
@@ -100,21 +98,16 @@ def build(
 def _without_libraries(layer: Layer) -> Layer:
     # The checks of this build have used it; in each manifest it would be a fifth of a push.
     notes = {key: text for key, text in layer.descriptor.annotations.items() if key != LIBRARIES}
-    return replace(layer, descriptor=replace(layer.descriptor, annotations=notes))
+    return layer.describe(annotations=notes)
 
 
 def code_layer(bundle: Bundle, *, cache: Path) -> Layer:
     """The user's own files, the entry, and the pickle of a function that travels by value."""
-    return write_layer(
-        bundle_entries(bundle), cache=cache, form="stored", kind="code", title=bundle.entry.name
-    )
-
-
-def bundle_entries(bundle: Bundle) -> Iterator[Entry]:
-    """What the code layer contains, as ``contract`` says."""
+    entries = []
     for path, content in bundle_files(bundle):
         executable = isinstance(content, Path) and os.access(content, os.X_OK)
-        yield Entry(f"{CODE[1:]}/{path}", content, 0o755 if executable else 0o644)
+        entries.append(Entry(f"{CODE[1:]}/{path}", content, 0o755 if executable else 0o644))
+    return write_layer(entries, cache=cache, form="stored", kind="code", title=bundle.entry.name)
 
 
 def read_code(image: Image) -> dict[str, bytes]:
@@ -132,66 +125,16 @@ def call_layer(calls: Iterable[bytes], *, cache: Path) -> tuple[Layer, int]:
     Read once, in order, and never held together: 10,000 calls cost the memory of their index.
     """
     index, count = bytearray(), 0
-    with _Spool(cache) as data:
+    with Spool(cache, spill=IN_MEMORY) as data:
         for call in calls:
             index += struct.pack("<QQ", data.size, len(call))
             data.write(call)
             count += 1
-        layer = write_layer(
-            [
-                Entry(f"{CALL[1:]}/index", bytes(index)),
-                Entry(f"{CALL[1:]}/data", data.content()),
-            ],
-            cache=cache,
-            form="stored",
-            kind="call",
-            title=f"{count} calls" if count > 1 else "1 call",
-        )
+        files = {"index": bytes(index), "data": data.content()}
+        entries = [Entry(f"{CALL[1:]}/{name}", content) for name, content in files.items()]
+        title = f"{count} calls" if count > 1 else "1 call"
+        layer = write_layer(entries, cache=cache, form="stored", kind="call", title=title)
     return layer, count
-
-
-def with_call(image: Image, calls: Iterable[bytes], *, cache: Path) -> Image:
-    """The image with the layer of arguments that :func:`call_layer` makes."""
-    layer, count = call_layer(calls, cache=cache)
-    labels = {**(image.settings.get("Labels") or {}), LABEL_COUNT: str(count)}
-    return image.append(layer).configure(Labels=labels)
-
-
-class _Spool:
-    """Bytes that are kept in memory while they are few, else in a file that goes when this does."""
-
-    def __init__(self, cache: Path) -> None:
-        self.size = 0
-        self._cache = cache
-        self._memory = bytearray()
-        self._path: Path | None = None
-        self._file: IO[bytes] | None = None
-
-    def write(self, data: bytes) -> None:
-        self.size += len(data)
-        if self._file is None and self.size > IN_MEMORY:
-            self._path = temporary(self._cache)
-            self._file = self._path.open("xb")
-            self._file.write(self._memory)
-            self._memory.clear()
-        if self._file is None:
-            self._memory += data
-        else:
-            self._file.write(data)
-
-    def content(self) -> bytes | Path:
-        if self._file is None or self._path is None:
-            return bytes(self._memory)
-        self._file.flush()
-        return self._path
-
-    def __enter__(self) -> _Spool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None and self._path is not None:
-            self._file.close()
-            self._path.unlink(missing_ok=True)
 
 
 def _python(base: Image, lock: Lock) -> tuple[str, str]:

@@ -7,7 +7,6 @@ recognised by their diff_id, so an unchanged one is neither compressed nor writt
 from __future__ import annotations
 
 import json
-import sys
 import tarfile
 from pathlib import Path
 from typing import IO, Any, cast
@@ -24,10 +23,10 @@ from clustrix_containers.oci.model import (
 )
 from clustrix_containers.oci.progress import Progress, silent
 from clustrix_containers.oci.reading import open_layer
-from clustrix_containers.oci.store import BlobWriter, cache_key, recall, remember, temporary
+from clustrix_containers.oci.store import BlobWriter, Spool, cache_key, recall, remember
 from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
 
-from .base import as_base
+from .base import MINOR, as_base
 
 _PROBE = (
     "import os,sys;"
@@ -35,6 +34,11 @@ _PROBE = (
     "print(os.path.realpath(sys.executable));"
     "print(os.confstr('CS_GNU_LIBC_VERSION') if 'CS_GNU_LIBC_VERSION' in os.confstr_names else '')"
 )
+# What of an image config's ``config`` object is in the OCI specification.
+_SETTINGS = (
+    "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels",
+    "StopSignal",
+)  # fmt: skip
 
 
 def from_dockerfile(
@@ -55,11 +59,13 @@ def from_dockerfile(
     try:
         image = _build(client, path, progress)
         found, version, glibc = _probe(client, image.id, path.name, python)
-        saved = _save(image, cache, progress)
-        try:
+        with Spool(cache) as archive:
+            for chunk in image.save():
+                archive.write(chunk)
+                progress("saving the base", archive.size, None)
+            saved = archive.content()
+            assert isinstance(saved, Path)
             result = read_saved(saved, path.name, cache=cache)
-        finally:
-            saved.unlink(missing_ok=True)
     finally:
         client.close()
     return as_base(result, path.name, python=found, version=version, glibc=glibc)
@@ -82,18 +88,9 @@ def read_saved(path: Path, name: str, *, cache: Path) -> Image:
             )
     except (tarfile.TarError, KeyError, ValueError, TypeError) as error:
         raise ImageError(f"{path.name} is not a docker save archive: {error}") from error
-    platform = Platform(config.get("os", "linux"), config.get("architecture", "amd64"))
-    return Image(layers, platform, _settings(config))
-
-
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys of the OCI image specification that are not empty."""
-    known = (
-        "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels",
-        "StopSignal",
-    )  # fmt: skip
     settings = config.get("config") or {}
-    return {key: settings[key] for key in known if settings.get(key)}
+    platform = Platform(config.get("os", "linux"), config.get("architecture", "amd64"))
+    return Image(layers, platform, {key: settings[key] for key in _SETTINGS if settings.get(key)})
 
 
 def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
@@ -154,11 +151,10 @@ def _build(client: Any, path: Path, progress: Progress) -> Any:
         image, _ = client.images.build(
             path=str(path.parent), dockerfile=path.name, rm=True, forcerm=True
         )
-    except BuildError as error:
-        log = "".join(str(item.get("stream", "")) for item in error.build_log)[-2000:]
+    except (BuildError, APIError, TypeError) as error:
+        items = getattr(error, "build_log", ())
+        log = "".join(str(item.get("stream", "")) for item in items)[-2000:]
         raise ImageError(f"{path} could not be built: {error}\n{log}".rstrip()) from error
-    except (APIError, TypeError) as error:
-        raise ImageError(f"{path} could not be built: {error}") from error
     progress(f"building {path.name}", 1, 1)
     return image
 
@@ -167,8 +163,7 @@ def _probe(client: Any, image: str, name: str, python: str | None) -> tuple[str,
     """Path, version and glibc of the image's Python, which reports them in a container."""
     from docker.errors import APIError, ContainerError
 
-    minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    for candidate in [python] if python else [f"python{minor}", "python3", "python"]:
+    for candidate in [python] if python else [f"python{MINOR}", "python3", "python"]:
         try:
             output = client.containers.run(
                 image, ["-c", _PROBE], entrypoint=[candidate], remove=True, network_mode="none"
@@ -180,20 +175,5 @@ def _probe(client: Any, image: str, name: str, python: str | None) -> tuple[str,
         return executable, version, number if kind == "glibc" else None
     raise ImageError(
         f"the image of {name} has no Python{' at ' + python if python else ''}",
-        hint=f"Install Python {minor} in it, or name its path: python=.",
+        hint=f"Install Python {MINOR} in it, or name its path: python=.",
     )
-
-
-def _save(image: Any, cache: Path, progress: Progress) -> Path:
-    path = temporary(cache, ".docker.tar")
-    done = 0
-    try:
-        with path.open("xb") as file:
-            for chunk in image.save():
-                file.write(chunk)
-                done += len(chunk)
-                progress("saving the base", done, None)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path

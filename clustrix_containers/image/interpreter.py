@@ -13,6 +13,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from clustrix_containers.oci.progress import Progress, silent
 from clustrix_containers.oci.store import cache_key, recall, remember
 from clustrix_containers.worker.contract import LABEL_PYTHON, PYTHON_ROOT
 
-from .base import LABEL_GLIBC, LABEL_INTERPRETER, LIBRARIES
+from .base import LABEL_GLIBC, LABEL_INTERPRETER, LIBRARIES, MINOR
 from .bytecode import bytecode_layer, sources
 from .libraries import MANYLINUX, SERVICES, Libraries, find_libraries
 
+_STDLIB = Path(os.__file__).parent
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 _EXCLUDED = frozenset(
@@ -66,13 +68,12 @@ def packed(cache: Path, *, progress: Progress = silent) -> Image:
             hint="Name a base image: base='python:X.Y-slim@sha256:…'.",
         )
     executable = _executable()
-    minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
     key = cache_key("packed", str(executable), sys.version, _fingerprint(executable))
     layers = recall(cache, key)
     if layers is None:
         title = f"Python {platform.python_version()}"
         progress(f"packing {title}", 0, None)
-        entries, libraries = _root(executable, minor)
+        entries, libraries = _root(executable)
         layer = write_layer(
             entries,
             cache=cache,
@@ -82,22 +83,23 @@ def packed(cache: Path, *, progress: Progress = silent) -> Image:
             owned=("",),
             annotations={LIBRARIES: " ".join(sorted(libraries.paths))},
         )
-        stdlib = f"{PYTHON_ROOT[1:]}/{sys.platlibdir}/python{minor}"
+        stdlib = f"{PYTHON_ROOT[1:]}/{sys.platlibdir}/python{MINOR}"
         code = bytecode_layer(
             lambda: sources(entries, stdlib), ["stdlib", layer.diff_id], title=title, cache=cache
         )
         layers = (layer, code) if code else (layer,)
         remember(cache, key, layers)
         progress(f"packing {title}", 1, 1)
-    return Image(layers, Platform.host(), _settings(minor))
+    return Image(layers, Platform.host(), _settings())
 
 
-def _settings(minor: str) -> dict[str, Any]:
+def _settings() -> dict[str, Any]:
     labels = {
         LABEL_PYTHON: platform.python_version(),
-        LABEL_INTERPRETER: f"{PYTHON_ROOT}/bin/python{minor}",
+        LABEL_INTERPRETER: f"{PYTHON_ROOT}/bin/python{MINOR}",
     }
-    if version := _glibc():
+    name, version = platform.libc_ver()
+    if name == "glibc":
         labels[LABEL_GLIBC] = version
     env = [f"PATH={PYTHON_ROOT}/bin:/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8"]
     if _certificates():
@@ -105,19 +107,10 @@ def _settings(minor: str) -> dict[str, Any]:
     return {"Env": env, "Labels": labels}
 
 
-def _glibc() -> str | None:
-    try:
-        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
-    except (ValueError, OSError):
-        return None
-    return version if name == "glibc" else None
-
-
 def _executable() -> Path:
     """The interpreter's own file: not a virtual environment's link, not a shim."""
     base = getattr(sys, "_base_executable", None) or sys.executable
-    minor = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    for candidate in (Path(base), Path(sys.base_prefix, "bin", minor)):
+    for candidate in (Path(base), Path(sys.base_prefix, f"bin/python{MINOR}")):
         resolved = candidate.resolve()
         if resolved.is_file():
             return resolved
@@ -127,37 +120,33 @@ def _executable() -> Path:
     )
 
 
-def _stdlib() -> Path:
-    return Path(os.__file__).parent
-
-
 def _fingerprint(executable: Path) -> list[list[Any]]:
-    stdlib = _stdlib()
     library = sysconfig.get_config_var("LDLIBRARY") or ""
     paths = [
         executable,
-        stdlib,
-        stdlib / "os.py",
-        stdlib / "lib-dynload",
+        _STDLIB,
+        _STDLIB / "os.py",
+        _STDLIB / "lib-dynload",
         Path(sysconfig.get_config_var("LIBDIR") or "/nowhere", library),
         Path("/etc/ld.so.cache"),
         *(Path(path) for path in _CERTIFICATE_PATHS),
         Path("/usr/share/zoneinfo"),
     ]
-    return [[str(path), *_stat(path)] for path in paths]
+    found: list[list[Any]] = []
+    for path in paths:
+        with suppress(OSError):
+            stat = path.stat()
+            found.append([str(path), stat.st_size, stat.st_mtime_ns])
+    return found
 
 
-def _stat(path: Path) -> tuple[int, ...]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return ()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _root(executable: Path, minor: str) -> tuple[list[Entry], Libraries]:
-    entries = list(_python(executable, minor))
-    commands = {name: path for name in ("sh", *_COMMANDS) if (path := _command(name))}
+def _root(executable: Path) -> tuple[list[Entry], Libraries]:
+    entries = list(_python(executable))
+    commands = {
+        name: Path(path).resolve()
+        for name in ("sh", *_COMMANDS)
+        if (path := shutil.which(name, path="/bin:/usr/bin"))
+    }
     binaries = [executable, *commands.values()]
     binaries += [
         entry.content
@@ -173,25 +162,26 @@ def _root(executable: Path, minor: str) -> tuple[list[Entry], Libraries]:
     return entries, needed
 
 
-def _python(executable: Path, minor: str) -> Iterator[Entry]:
+def _python(executable: Path) -> Iterator[Entry]:
     root = PYTHON_ROOT[1:]
-    yield Entry(f"{root}/bin/python{minor}", executable, 0o755)
-    yield link(f"{root}/bin/python3", f"python{minor}")
-    yield link(f"{root}/bin/python", f"python{minor}")
-    yield link("usr/bin/python3", f"{PYTHON_ROOT}/bin/python{minor}")
-    stdlib = _stdlib()
-    target = f"{root}/{sys.platlibdir}/python{minor}"
-    dynload = Path(sysconfig.get_config_var("DESTSHARED") or stdlib / "lib-dynload")
+    yield Entry(f"{root}/bin/python{MINOR}", executable, 0o755)
+    yield link(f"{root}/bin/python3", f"python{MINOR}")
+    yield link(f"{root}/bin/python", f"python{MINOR}")
+    yield link("usr/bin/python3", f"{PYTHON_ROOT}/bin/python{MINOR}")
+    target = f"{root}/{sys.platlibdir}/python{MINOR}"
     yield directory(f"{target}/lib-dynload")
     yield directory(f"{target}/site-packages")
-    for path in walk(stdlib):
-        relative = path.relative_to(stdlib)
-        if _is_included(relative):
-            yield Entry(f"{target}/{relative.as_posix()}", path.resolve(), _mode(path))
-    if dynload.is_dir() and dynload.resolve() != (stdlib / "lib-dynload").resolve():
-        for path in walk(dynload):
-            if _is_included(Path("lib-dynload", path.name)):
-                yield Entry(f"{target}/lib-dynload/{path.name}", path.resolve(), _mode(path))
+    trees = [(_STDLIB, Path())]
+    dynload, usual = Path(sysconfig.get_config_var("DESTSHARED") or ""), _STDLIB / "lib-dynload"
+    if dynload.name and dynload.is_dir() and dynload.resolve() != usual.resolve():
+        trees.append((dynload, Path("lib-dynload")))
+    for tree, name in trees:
+        for path in walk(tree):
+            relative = name / path.relative_to(tree)
+            if _is_included(relative):
+                # As in a wheel's tree: shared objects keep their modes.
+                mode = 0o755 if os.access(path, os.X_OK) else 0o644
+                yield Entry(f"{target}/{relative.as_posix()}", path.resolve(), mode)
 
 
 def _is_included(relative: Path) -> bool:
@@ -204,11 +194,6 @@ def _is_included(relative: Path) -> bool:
     return not name.endswith((".pyc", ".a", ".o", ".exe"))
 
 
-def _mode(path: Path) -> int:
-    # As in a wheel's tree: shared objects keep theirs.
-    return 0o755 if os.access(path, os.X_OK) else 0o644
-
-
 def walk(top: Path) -> Iterator[Path]:
     """All regular files below a directory and links to files, sorted within each directory."""
     for folder, folders, names in os.walk(top):
@@ -218,11 +203,6 @@ def walk(top: Path) -> Iterator[Path]:
             path = Path(folder, name)
             if path.is_file():
                 yield path
-
-
-def _command(name: str) -> Path | None:
-    path = shutil.which(name, path="/bin:/usr/bin")
-    return Path(path).resolve() if path else None
 
 
 def _certificates() -> Path | None:

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.oci.archive import Entry
 from clustrix_containers.oci.model import Image, Layer
-from clustrix_containers.oci.store import Progress, cache_key, recall, remember
+from clustrix_containers.oci.progress import Progress, silent
+from clustrix_containers.oci.store import cache_key, recall, remember
 from clustrix_containers.packages.installed import Installed
 from clustrix_containers.packages.lock import Lock, Package
 from clustrix_containers.packages.wheelhouse import obtain, wheel_path
-from clustrix_containers.packages.wheels import (
-    site_packages,
-    wheel_entries,
-    wheel_layer,
-    wheels_layer,
-)
+from clustrix_containers.packages.wheels import site_packages, wheel_entries, wheels_layer
 
 from .bytecode import bytecode_layer, sources
 from .libraries import base_abi, check_libraries, check_wheel
@@ -39,11 +36,10 @@ MAX_LARGE = 12
 
 @dataclass(frozen=True, slots=True)
 class _Packable:
-    """One package, ready to be packed: ``source`` is its wheel's file or what is installed."""
+    """One package: ``source`` is its wheel's file or what is installed."""
 
     package: Package
     source: Path | Installed
-    size: int
 
     @property
     def key(self) -> Any:
@@ -67,24 +63,15 @@ def package_layers(
     progress: Progress | None = None,
 ) -> tuple[Layer, ...]:
     """The layers of all packages of a lock: wheels, installed trees, then their bytecode."""
-    known_infos = {distribution.name: distribution for distribution in distributions}
-    trees = {
-        package.name: _tree(package, known_infos.get(package.name))
+    progress = progress or silent
+    installed = {distribution.name: distribution for distribution in distributions}
+    items = [
+        _Packable(package, _source(package, installed.get(package.name), cache))
         for package in lock.packages
-        if package.wheel is None
-    }
-    key = cache_key(
-        "packages",
-        lock.python,
-        _running() == lock.python,
-        base_abi(base),
-        [
-            package.wheel.sha256
-            if package.wheel
-            else [package.name, fingerprint(trees[package.name])]
-            for package in lock.packages
-        ],
-    )
+    ]
+    compiles = f"{sys.version_info[0]}.{sys.version_info[1]}" == lock.python
+    keys = [item.key for item in items]
+    key = cache_key("packages", lock.python, compiles, base_abi(base), keys)
     known = recall(cache, key)
     if known is not None:
         return known
@@ -92,100 +79,72 @@ def package_layers(
         if package.wheel:
             check_wheel(package.wheel.filename, base)
     obtain(lock.packages, cache=cache)
-    items = [_packable(package, trees, base, cache) for package in lock.packages]
-    layers = _make(list(_tasks(items, lock.python, cache)), progress)
+    tasks: list[tuple[str, Callable[[], Layer | None]]] = []
+    groups = [(_title(group), group) for group in _groups(items, base) if group]
+    for title, group in groups:
+        tasks.append((title, partial(_pack, group, lock.python, cache)))
+    for title, group in groups if compiles else ():
+        tasks.append((f"bytecode of {title}", partial(_compile, group, title, lock.python, cache)))
+    layers = []
+    # Hashing, inflating and compressing release the interpreter's lock.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(task) for _, task in tasks]
+        for done, ((title, _), future) in enumerate(zip(tasks, futures, strict=True)):
+            progress(title, done, len(tasks))
+            if (layer := future.result()) is not None:
+                layers.append(layer)
+    if tasks:
+        progress("packages", len(tasks), len(tasks))
     remember(cache, key, layers)
-    return layers
+    return tuple(layers)
 
 
-def _tree(package: Package, distribution: Distribution | None) -> Installed:
+def _source(package: Package, distribution: Distribution | None, cache: Path) -> Path | Installed:
+    if package.wheel is not None:
+        return wheel_path(cache, package.wheel.sha256, package.wheel.filename)
     if distribution is not None and distribution.version == package.version:
         return Installed.of(distribution)
     return find_installed(package.name, package.version)
 
 
-def _packable(package: Package, trees: dict[str, Installed], base: Image, cache: Path) -> _Packable:
-    if package.wheel is None:
-        tree = trees[package.name]
-        paths = [path for _, path in packed_files(tree)]
-        check_libraries(tree.name, paths, base)
-        # About what it compresses to, so that wheels and trees compare.
-        return _Packable(package, tree, sum(path.stat().st_size for path in paths) // 3)
-    path = wheel_path(cache, package.wheel.sha256, package.wheel.filename)
-    return _Packable(package, path, package.wheel.size)
+def _groups(items: Sequence[_Packable], base: Image) -> list[list[_Packable]]:
+    """The packages of each layer, in the layers' order."""
+    sizes = {item.package.name: _size(item, base) for item in items}
+    ranked = sorted(items, key=lambda item: (-sizes[item.package.name], item.package.name))
+    large = [item for item in ranked if sizes[item.package.name] >= LARGE][:MAX_LARGE]
+    rest = sorted((it for it in items if it not in large), key=lambda item: item.package.name)
+    wheels = [item for item in rest if item.package.wheel]
+    trees = [item for item in rest if not item.package.wheel]
+    return [*([item] for item in large), wheels, trees]
 
 
-def _tasks(
-    items: list[_Packable], python: str, cache: Path
-) -> Iterator[tuple[str, Callable[[], Layer | None]]]:
-    """Title and maker of each layer, in the layers' order."""
-    ranked = sorted(items, key=lambda item: (-item.size, item.package.name))
-    large = [item for item in ranked if item.size >= LARGE][:MAX_LARGE]
-    rest = sorted((u for u in items if u not in large), key=lambda item: item.package.name)
-    groups = [[item] for item in large]
-    groups.append([item for item in rest if not isinstance(item.source, Installed)])
-    groups.append([item for item in rest if isinstance(item.source, Installed)])
-    groups = [group for group in groups if group]
-    for group in groups:
-        yield _title(group), _packer(group, python, cache)
-    if _running() == python:
-        for group in groups:
-            yield f"bytecode of {_title(group)}", _compiler(group, python, cache)
+def _size(item: _Packable, base: Image) -> int:
+    """Bytes, for a tree about what it compresses to. Checks that its libraries run on the base."""
+    if item.package.wheel is not None:
+        return item.package.wheel.size
+    assert isinstance(item.source, Installed)
+    paths = [path for _, path in packed_files(item.source)]
+    check_libraries(item.package.name, paths, base)
+    return sum(path.stat().st_size for path in paths) // 3
 
 
-def _packer(group: list[_Packable], python: str, cache: Path) -> Callable[[], Layer | None]:
-    def pack() -> Layer:
-        trees = [item.source for item in group if isinstance(item.source, Installed)]
-        if trees:
-            return trees_layer(trees, python, cache=cache)
-        wheels = [
-            (item.source, item.package.wheel.sha256)
-            for item in group
-            if isinstance(item.source, Path) and item.package.wheel
-        ]
-        if len(wheels) == 1:
-            return wheel_layer(*wheels[0], python, cache=cache)
-        return wheels_layer(wheels, python, cache=cache)
-
-    return pack
+def _pack(group: Sequence[_Packable], python: str, cache: Path) -> Layer:
+    trees = [item.source for item in group if isinstance(item.source, Installed)]
+    if trees:
+        return trees_layer(trees, python, cache=cache)
+    wheels = [(item.source, item.key) for item in group if isinstance(item.source, Path)]
+    return wheels_layer(wheels, python, cache=cache)
 
 
-def _compiler(group: list[_Packable], python: str, cache: Path) -> Callable[[], Layer | None]:
-    def entries() -> Iterable[Entry]:
-        found: dict[str, Entry] = {}
-        for item in group:
-            found.update((entry.name, entry) for entry in item.entries(python))
+def _compile(group: Sequence[_Packable], title: str, python: str, cache: Path) -> Layer | None:
+    def entries() -> list[Entry]:
+        found = {entry.name: entry for item in group for entry in item.entries(python)}
         return sources(found.values(), site_packages(python))
 
-    def compile_all() -> Layer | None:
-        return bytecode_layer(
-            entries, [item.key for item in group], title=_title(group), cache=cache
-        )
-
-    return compile_all
+    return bytecode_layer(entries, [item.key for item in group], title=title, cache=cache)
 
 
-def _make(
-    tasks: list[tuple[str, Callable[[], Layer | None]]], progress: Progress | None
-) -> tuple[Layer, ...]:
-    # Hashing, inflating and compressing release the interpreter's lock.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        futures = [(title, pool.submit(task)) for title, task in tasks]
-        layers = []
-        for done, (title, future) in enumerate(futures):
-            if progress:
-                progress(title, done, len(futures))
-            layers.append(future.result())
-    if progress and tasks:
-        progress("packages", len(tasks), len(tasks))
-    return tuple(layer for layer in layers if layer is not None)
-
-
-def _title(group: list[_Packable]) -> str:
+def _title(group: Sequence[_Packable]) -> str:
     if len(group) == 1:
         return f"{group[0].package.name} {group[0].package.version}"
     return f"{len(group)} packages"
-
-
-def _running() -> str:
-    return f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -66,7 +66,9 @@ def find_libraries(files: Iterable[Path], optional: Iterable[str] = ()) -> Libra
         for name in elf.needed:
             if name in found or name == os.path.basename(loader):  # noqa: PTH119
                 continue
-            library = _find(name, elf.runpath, origin) or _beside(name, found.values())
+            library = _find(name, elf.runpath, origin)
+            beside = (path.parent / name for path in found.values())
+            library = library or next((path for path in beside if path.is_file()), None)
             if library is None:
                 raise ImageError(
                     f"{path} needs {name}, which is not found on this machine",
@@ -168,10 +170,6 @@ def _find(name: str, runpath: tuple[str, ...], origin: Path) -> Path | None:
         if candidate and (other := read_elf(candidate)) and other.architecture == architecture:
             return candidate
     return None
-
-
-def _beside(name: str, others: Iterable[Path]) -> Path | None:
-    return next((path for other in others if (path := other.parent / name).is_file()), None)
 
 
 def _system_directories() -> list[str]:

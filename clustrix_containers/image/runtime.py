@@ -24,7 +24,7 @@ from clustrix_containers.packages.wheels import site_packages
 from clustrix_containers.worker.contract import (
     CALL,
     CODE,
-    GIVER,
+    DELIVER_SCRIPT,
     LIB,
     RESULTS,
     RUN,
@@ -72,12 +72,14 @@ def runtime() -> Component:
 @lru_cache(maxsize=1)
 def cloudpickle_component() -> Component:
     """The cloudpickle that is installed here, which travels with the runtime."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import version
 
     try:
         return Component(version("cloudpickle"), _digest(_cloudpickle_files()))
-    except PackageNotFoundError:
-        raise _no_cloudpickle() from None
+    except ModuleNotFoundError:
+        raise ImageError(
+            "cloudpickle is not installed, and every image needs it", hint="pip install cloudpickle"
+        ) from None
 
 
 def check_runtime(lock: Lock) -> None:
@@ -116,9 +118,8 @@ def _digest(entries: Iterable[Entry]) -> str:
     for entry in sorted(entries, key=lambda entry: entry.name):
         content = entry.content.read_bytes() if isinstance(entry.content, Path) else entry.content
         assert isinstance(content, bytes)
-        rows.append(
-            [entry.name, entry.type.name, entry.target, hashlib.sha256(content).hexdigest()]
-        )
+        sha256 = hashlib.sha256(content).hexdigest()
+        rows.append([entry.name, entry.type.name, entry.target, sha256])
     return hashlib.sha256(canonical(rows)).hexdigest()
 
 
@@ -143,7 +144,7 @@ def _skeleton(interpreter: str, version: str) -> Iterator[Entry]:
 
 def _runtime_files() -> Iterator[Entry]:
     package = Path(__file__).parent.parent
-    programs = {Path(place).name: place for place in (WORKER, GIVER)}
+    programs = {Path(place).name: place for place in (WORKER, DELIVER_SCRIPT)}
     for pattern in RUNTIME:
         for path in sorted(package.glob(pattern)):
             place = f"{LIB}/{package.name}/{path.relative_to(package).as_posix()}"
@@ -153,13 +154,7 @@ def _runtime_files() -> Iterator[Entry]:
 def _cloudpickle_files() -> Iterator[Entry]:
     spec = importlib.util.find_spec("cloudpickle")
     if spec is None or spec.origin is None:
-        raise _no_cloudpickle()
+        raise ModuleNotFoundError("cloudpickle")
     package = Path(spec.origin).parent
     for path in sorted(package.glob("*.py")):
         yield Entry(f"{LIB[1:]}/cloudpickle/{path.name}", path)
-
-
-def _no_cloudpickle() -> ImageError:
-    return ImageError(
-        "cloudpickle is not installed, and every image needs it", hint="pip install cloudpickle"
-    )

@@ -14,24 +14,20 @@ from pathlib import Path, PurePosixPath
 from packaging.utils import canonicalize_name
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.oci.archive import Entry, arrange, write_layer
+from clustrix_containers.oci.archive import Entry, arrange
 from clustrix_containers.oci.model import Layer
-from clustrix_containers.oci.store import cache_key, recall, remember
-from clustrix_containers.packages.closure import label
+from clustrix_containers.oci.store import cache_key
 from clustrix_containers.packages.installed import Installed, search_path
+from clustrix_containers.packages.lock import INSTALLER_FILES
 from clustrix_containers.packages.wheels import (
     INSTALLER,
+    packed_layer,
     record_entry,
     script_entries,
     site_packages,
     with_shebang,
 )
 from clustrix_containers.worker.contract import VENV
-
-_LEFT_OUT = frozenset(
-    {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "RECORD.jws", "RECORD.p7s"}
-    | {"uv_cache.json", "uv_build.json"}
-)
 
 
 def find_installed(name: str, version: str, path: Sequence[str] | None = None) -> Installed:
@@ -54,20 +50,20 @@ def packed_files(installed: Installed) -> list[tuple[str, Path]]:
     """
     found = []
     for name in sorted(installed.rows):
-        if name.endswith((".pyc", ".pyo")) or "__pycache__" in name or _is_left_out(name):
+        if _is_left_out(name):
             continue
         path = installed.root / name
         if path.is_file():
             found.append((name, path))
         elif not name.startswith(".."):
             raise ImageError(
-                f"{label(installed)} is incomplete: {name!r} is missing",
+                f"{installed} is incomplete: {name!r} is missing",
                 hint=f"pip install --force-reinstall {installed.name}=={installed.version}",
                 distribution=installed.name,
             )
     if not installed.recorded and not installed.tops:
         raise ImageError(
-            f"{label(installed)} has no list of its files",
+            f"{installed} has no list of its files",
             hint=f"Install it with pip: pip install {installed.name}=={installed.version}",
             distribution=installed.name,
         )
@@ -111,32 +107,22 @@ def tree_entries(installed: Installed, python: str) -> list[Entry]:
 
 def trees_layer(trees: Sequence[Installed], python: str, *, cache: Path) -> Layer:
     """One layer of installed distributions; made again when a file of theirs has changed."""
-    key = cache_key(
-        "trees", [[tree.name, tree.version, fingerprint(tree)] for tree in trees], python
-    )
-    known = recall(cache, key)
-    if known:
-        return known[0]
-    entries: dict[str, Entry] = {}
-    for tree in trees:
-        for entry in tree_entries(tree, python):
-            entries[entry.name] = entry
-    title = ", ".join(map(label, trees))
-    layer = write_layer(
-        entries.values(),
-        cache=cache,
+    titles = [str(tree) for tree in trees]
+    return packed_layer(
+        cache_key("trees", [[str(tree), fingerprint(tree)] for tree in trees], python),
+        (tree_entries(tree, python) for tree in trees),
         form="isal",
-        kind="wheel" if len(trees) == 1 else "packages",
-        title=title,
-        created_by=f"clustrix: installed {title}",
+        title=titles,
+        created_by=f"clustrix: installed {', '.join(titles)}",
+        cache=cache,
     )
-    remember(cache, key, [layer])
-    return layer
 
 
 def _is_left_out(name: str) -> bool:
     path = PurePosixPath(name)
-    if path.name in _LEFT_OUT and path.parent.name.endswith(".dist-info"):
+    if name.endswith((".pyc", ".pyo")) or "__pycache__" in name:
+        return True
+    if path.name in INSTALLER_FILES and path.parent.name.endswith(".dist-info"):
         return True
     return path.name.startswith("__editable__")
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +142,9 @@ def arrange(entries: Iterable[Entry], owned: tuple[str, ...] = OWNED) -> list[En
                 name=entry.name,
             )
     for name in list(found):
-        for parent in _parents(name, owned):
+        for parent in accumulate(name.split("/")[:-1], "{}/{}".format):
+            if not any(not top or f"{parent}/".startswith(f"{top}/") for top in owned):
+                continue
             if parent not in found:
                 found[parent] = directory(parent)
             elif found[parent].type is not EntryType.DIRECTORY:
@@ -267,22 +270,13 @@ def _write_content(entry: Entry, size: int, diff: Any, out: Any) -> None:
 
 
 def _equal(one: Entry, two: Entry) -> bool:
-    if (one.type, one.mode, one.target) != (two.type, two.mode, two.target):
-        return False
-    if one.type is not EntryType.FILE or one.content == two.content:
+    if one == two:
         return True
+    if replace(one, content=b"") != replace(two, content=b""):
+        return False
     if content_size(one.content) != content_size(two.content):
         return False
     return b"".join(read_content(one.content)) == b"".join(read_content(two.content))
-
-
-def _parents(name: str, owned: tuple[str, ...]) -> Iterator[str]:
-    at = name.find("/")
-    while at != -1:
-        parent = name[:at]
-        if any(not top or parent == top or parent.startswith(top + "/") for top in owned):
-            yield parent
-        at = name.find("/", at + 1)
 
 
 def _split(name: str) -> tuple[bytes, bytes] | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .model import elf_architecture
 
+_Unpack = Callable[[str, int], "tuple[int, ...]"]
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _NEEDED, _STRTAB, _SONAME, _RPATH, _RUNPATH = 1, 5, 14, 15, 29
 _VERNEED, _VERNEEDNUM = 0x6FFFFFFE, 0x6FFFFFFF
@@ -30,16 +31,6 @@ class Elf:
     soname: str | None
     runpath: tuple[str, ...]
     glibc: tuple[int, int] | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """``offset`` and ``size`` (bytes) in the file, ``address`` in memory."""
-
-    kind: int
-    offset: int
-    address: int
-    size: int
 
 
 def read_architecture(path: Path) -> str | None:
@@ -70,30 +61,37 @@ def _architecture(data: bytes | mmap.mmap) -> str:
 
 def _read(data: mmap.mmap) -> Elf:
     wide, order = data[4] == 2, "<" if data[5] == 1 else ">"
-    segments = list(_segments(data, wide, order))
-    interpreter, tags = None, list[tuple[int, int]]()
-    for segment in segments:
-        if segment.kind == _PT_INTERP and interpreter is None:
-            end = segment.offset + segment.size
-            interpreter = data[segment.offset : end].rstrip(b"\0").decode()
-        elif segment.kind == _PT_DYNAMIC:
-            tags = list(_dynamic(data, segment, wide, order))
+
+    def unpack(form: str, at: int) -> tuple[int, ...]:
+        return struct.unpack_from(order + form, data, at)
+
+    segments = [_segment(unpack, at, wide) for at in _segment_offsets(unpack, wide)]
+
+    def offset(address: int) -> int:
+        """The offset in the file of what is loaded at ``address``."""
+        for kind, start, loaded, size in segments:
+            if kind == _PT_LOAD and loaded <= address < loaded + size:
+                return start + address - loaded
+        return address
+
+    parts = {kind: (start, start + size) for kind, start, _, size in reversed(segments)}
+    tags = list(_dynamic(unpack, *parts.get(_PT_DYNAMIC, (0, 0)), wide))
     first = dict(reversed(tags))
-    strings = _offset(segments, first.get(_STRTAB, 0))
+    strings = offset(first.get(_STRTAB, 0))
 
     def text(at: int) -> str:
-        end = data.find(b"\0", strings + at)
-        return data[strings + at : end].decode()
+        return data[strings + at : data.find(b"\0", strings + at)].decode()
 
-    paths = next((text(first[tag]) for tag in (_RUNPATH, _RPATH) if tag in first), "")
     versions: Iterator[str] = iter(())
     if _VERNEED in first:
-        start, count = _offset(segments, first[_VERNEED]), first.get(_VERNEEDNUM, 0)
-        versions = _needed_versions(data, start, count, order, text)
+        needed = _needed_versions(unpack, offset(first[_VERNEED]), first.get(_VERNEEDNUM, 0))
+        versions = map(text, needed)
     matches = (re.fullmatch(r"GLIBC_(\d+)\.(\d+)(?:\.\d+)?", version) for version in versions)
+    paths = next((text(first[tag]) for tag in (_RUNPATH, _RPATH) if tag in first), "")
+    interpreter = data[slice(*parts[_PT_INTERP])] if _PT_INTERP in parts else None
     return Elf(
         _architecture(data),
-        interpreter,
+        None if interpreter is None else interpreter.rstrip(b"\0").decode(),
         tuple(text(value) for tag, value in tags if tag == _NEEDED),
         text(first[_SONAME]) if _SONAME in first else None,
         tuple(part for part in paths.split(":") if part),
@@ -101,50 +99,36 @@ def _read(data: mmap.mmap) -> Elf:
     )
 
 
-def _segments(data: mmap.mmap, wide: bool, order: str) -> Iterator[_Segment]:
+def _segment_offsets(unpack: _Unpack, wide: bool) -> range:
+    (start,) = unpack("Q", 32) if wide else unpack("I", 28)
+    size, count = unpack("HH", 54 if wide else 42)
+    return range(start, start + count * size, size)
+
+
+def _segment(unpack: _Unpack, at: int, wide: bool) -> tuple[int, int, int, int]:
+    """Kind, offset in the file, address in memory, and size (bytes) of a segment."""
     if wide:
-        (start,) = struct.unpack_from(order + "Q", data, 32)
-        size, count = struct.unpack_from(order + "HH", data, 54)
+        kind, _, start, address, _, size = unpack("IIQQQQ", at)
     else:
-        (start,) = struct.unpack_from(order + "I", data, 28)
-        size, count = struct.unpack_from(order + "HH", data, 42)
-    for at in range(start, start + count * size, size):
-        if wide:
-            kind, _, offset, address, _, length = struct.unpack_from(order + "IIQQQQ", data, at)
-        else:
-            kind, offset, address, _, length = struct.unpack_from(order + "IIIII", data, at)
-        yield _Segment(kind, offset, address, length)
+        kind, start, address, _, size = unpack("IIIII", at)
+    return kind, start, address, size
 
 
-def _offset(segments: list[_Segment], address: int) -> int:
-    """The offset in the file of what is loaded at ``address``."""
-    for segment in segments:
-        start = segment.address
-        if segment.kind == _PT_LOAD and start <= address < start + segment.size:
-            return segment.offset + address - start
-    return address
-
-
-def _dynamic(
-    data: mmap.mmap, segment: _Segment, wide: bool, order: str
-) -> Iterator[tuple[int, int]]:
-    form = order + ("qQ" if wide else "iI")
-    step = struct.calcsize(form)
-    for position in range(segment.offset, segment.offset + segment.size, step):
-        tag, value = struct.unpack_from(form, data, position)
+def _dynamic(unpack: _Unpack, start: int, end: int, wide: bool) -> Iterator[tuple[int, int]]:
+    for at in range(start, end, 16 if wide else 8):
+        tag, value = unpack("qQ" if wide else "iI", at)
         if tag == 0:
             return
         yield tag, value
 
 
-def _needed_versions(
-    data: mmap.mmap, at: int, files: int, order: str, text: Callable[[int], str]
-) -> Iterator[str]:
+def _needed_versions(unpack: _Unpack, at: int, files: int) -> Iterator[int]:
+    """Where the names of the versions that the file needs are in its strings."""
     for _ in range(files):
-        _, count, _, first, following = struct.unpack_from(order + "HHIII", data, at)
+        _, count, _, first, following = unpack("HHIII", at)
         entry = at + first
         for _ in range(count):
-            _, _, _, name, step = struct.unpack_from(order + "IHHII", data, entry)
-            yield text(name)
+            _, _, _, name, step = unpack("IHHII", entry)
+            yield name
             entry += step
         at += following

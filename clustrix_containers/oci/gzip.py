@@ -27,20 +27,31 @@ _PIECE = 1 << 18
 _LEVEL = 2
 
 
-class Stored:
-    """One member of stored blocks, which do not depend on how the input is split."""
+class _OneMember:
+    """A single gzip member; ``_compress`` writes what is complete of ``_pending``."""
+
+    _crc32: Any = staticmethod(zlib.crc32)
 
     def __init__(self, out: BlobWriter) -> None:
         self._out = out
         self._pending = bytearray()
-        self._crc = 0
-        self._size = 0
+        self._crc = self._size = 0
         out.write(_HEADER)
 
     def write(self, data: bytes) -> None:
-        self._crc = zlib.crc32(data, self._crc)
+        self._crc = self._crc32(data, self._crc)
         self._size += len(data)
         self._pending += data
+        self._compress()
+
+    def _compress(self) -> None:
+        raise NotImplementedError
+
+
+class Stored(_OneMember):
+    """One member of stored blocks, which do not depend on how the input is split."""
+
+    def _compress(self) -> None:
         # The last block is held back: it carries the mark of the last.
         whole = (len(self._pending) - 1) // _BLOCK * _BLOCK
         if whole > 0:
@@ -61,53 +72,42 @@ class Spliced:
     def write(self, data: bytes) -> None:
         self._pending += data
         while len(self._pending) >= _LITERAL:
-            self._literal(bytes(self._pending[:_LITERAL]))
-            del self._pending[:_LITERAL]
+            self._literal(_LITERAL)
 
     def member(self, raw: Iterable[bytes], crc: int, size: int) -> None:
         """A raw deflate stream, unchanged; ``crc`` and ``size`` are of what it inflates to."""
-        self._flush()
+        self.close()
         self._out.write(_HEADER)
         for piece in raw:
             self._out.write(piece)
         self._out.write(_trailer(crc, size))
 
     def close(self) -> None:
-        self._flush()
-
-    def _flush(self) -> None:
         if self._pending:
-            self._literal(bytes(self._pending))
-            self._pending.clear()
+            self._literal(len(self._pending))
 
-    def _literal(self, data: bytes) -> None:
-        self._out.write(_HEADER + _blocks(data, last=True) + _trailer(zlib.crc32(data), len(data)))
+    def _literal(self, size: int) -> None:
+        data = bytes(self._pending[:size])
+        del self._pending[:size]
+        self._out.write(_HEADER + _blocks(data, last=True) + _trailer(zlib.crc32(data), size))
 
 
-class Isal:
+class Isal(_OneMember):
     """One member by ISA-L, in pieces of one size, since its output depends on them."""
 
     def __init__(self, out: BlobWriter) -> None:
         from isal import isal_zlib
 
-        self._out = out
+        super().__init__(out)
         self._compressor: Any = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, -15)
-        self._crc32: Any = isal_zlib.crc32
-        self._pending = bytearray()
-        self._crc = 0
-        self._size = 0
-        out.write(_HEADER)
+        self._crc32 = isal_zlib.crc32
 
-    def write(self, data: bytes) -> None:
-        self._crc = self._crc32(data, self._crc)
-        self._size += len(data)
-        self._pending += data
+    def _compress(self) -> None:
         whole = len(self._pending) // _PIECE * _PIECE
-        if whole:
-            view = memoryview(bytes(self._pending[:whole]))
-            del self._pending[:whole]
-            for at in range(0, whole, _PIECE):
-                self._out.write(self._compressor.compress(view[at : at + _PIECE]))
+        view = memoryview(bytes(self._pending[:whole]))
+        del self._pending[:whole]
+        for at in range(0, whole, _PIECE):
+            self._out.write(self._compressor.compress(view[at : at + _PIECE]))
 
     def close(self) -> None:
         self._out.write(self._compressor.compress(bytes(self._pending)))

@@ -110,14 +110,8 @@ class Descriptor:
     annotations: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        out: dict[str, Any] = {
-            "mediaType": self.media_type,
-            "digest": self.digest,
-            "size": self.size,
-        }
-        if self.annotations:
-            out["annotations"] = dict(self.annotations)
-        return out
+        out = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        return {**out, "annotations": dict(self.annotations)} if self.annotations else out
 
     @classmethod
     def from_json(cls, value: Any) -> Descriptor:
@@ -205,6 +199,10 @@ class Layer:
     def size(self) -> int:
         return self.descriptor.size
 
+    def describe(self, **fields: Any) -> Layer:
+        """The layer with these fields of its descriptor replaced."""
+        return replace(self, descriptor=replace(self.descriptor, **fields))
+
 
 @dataclass(frozen=True, slots=True)
 class Image:
@@ -227,21 +225,18 @@ class Image:
         """The image config, canonical unless it was read from somewhere."""
         if self.raw_config is not None:
             return self.raw_config
-        platform: dict[str, Any] = {
-            "os": self.platform.os,
-            "architecture": self.platform.architecture,
-        }
+        created = "1970-01-01T00:00:00Z"
+        platform = {"os": self.platform.os, "architecture": self.platform.architecture}
         if self.platform.variant:
             platform["variant"] = self.platform.variant
         return canonical(
             {
                 **platform,
-                "created": "1970-01-01T00:00:00Z",
+                "created": created,
                 "config": dict(self.settings),
                 "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in self.layers]},
                 "history": [
-                    {"created": "1970-01-01T00:00:00Z", "created_by": layer.created_by}
-                    for layer in self.layers
+                    {"created": created, "created_by": layer.created_by} for layer in self.layers
                 ],
             }
         )
@@ -341,7 +336,4 @@ def created_by(config: Mapping[str, Any], count: int) -> list[str]:
 def _with_oci_type(layer: Layer) -> Layer:
     # umoci refuses Docker's media types in an OCI manifest.
     current = layer.descriptor.media_type
-    media_type = OCI_LAYER_TYPES.get(current, current)
-    if media_type == current:
-        return layer
-    return replace(layer, descriptor=replace(layer.descriptor, media_type=media_type))
+    return layer.describe(media_type=OCI_LAYER_TYPES.get(current, current))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO, RawIOBase
 from typing import IO, Any, cast
 
@@ -12,29 +14,31 @@ from clustrix_containers.errors import ImageError
 
 from .model import Layer
 
+_CHUNK = 1 << 20
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
 
 
 def read_files(layer: Layer) -> dict[str, bytes]:
     """The regular files of a small layer, by their name without a leading slash."""
-    with open_blob(layer) as blob:
-        plain = open_layer(blob, layer.digest)
-        try:
-            with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as archive:
-                files = {
-                    member.name.removeprefix("./"): cast(
-                        "IO[bytes]", archive.extractfile(member)
-                    ).read()
-                    for member in archive
-                    if member.isreg()
-                }
-            # Up to the checksum at the end of the compressed data.
-            while plain.read(1 << 20):
-                pass
-        except tarfile.TarError as error:
-            raise ImageError(f"layer {layer.digest} is not a tar archive: {error}") from error
-    return files
+    with open_blob(layer) as blob, open_tar(open_layer(blob, layer.digest), layer) as archive:
+        return {
+            member.name.removeprefix("./"): cast("IO[bytes]", archive.extractfile(member)).read()
+            for member in archive
+            if member.isreg()
+        }
+
+
+@contextmanager
+def open_tar(plain: HashingReader, layer: Layer) -> Iterator[tarfile.TarFile]:
+    """The tar of a layer, to be read once; at the end the checksums of ``plain`` are read too."""
+    try:
+        with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|", bufsize=_CHUNK) as archive:
+            yield archive
+        while plain.read(_CHUNK):
+            pass
+    except tarfile.TarError as error:
+        raise ImageError(f"layer {layer.digest} is not a tar archive: {error}") from error
 
 
 def open_layer(source: Any, name: str) -> HashingReader:

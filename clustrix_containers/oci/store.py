@@ -28,11 +28,6 @@ from clustrix_containers.storage import atomic
 
 from .model import Descriptor, Layer, canonical, check_digest
 
-# For those who still import them from here.
-from .progress import Progress as Progress
-
-write_atomically = atomic.write
-
 FORMAT = 1
 """Part of every key: raise it when the bytes that this stage writes change."""
 
@@ -44,24 +39,16 @@ def blob_path(cache: Path, digest: str) -> Path:
     return cache / "blobs" / "sha256" / check_digest(digest).removeprefix("sha256:")
 
 
-def temporary(cache: Path, suffix: str = "") -> Path:
-    """An unused path on the file system of the cache."""
-    folder = cache / "tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{os.getpid()}-{secrets.token_hex(8)}{suffix}"
+class Spool:
+    """Bytes that are kept in memory up to ``spill`` bytes, else in a temporary file of the cache.
 
-
-class BlobWriter:
-    """Hashes and stores the bytes of a blob: in memory up to ``spill`` bytes, else in the cache.
-
-    A context manager; without a commit nothing is left behind.
+    A context manager; afterwards the file is gone.
     """
 
     def __init__(self, cache: Path, *, spill: int = 0) -> None:
         self.size = 0
         self._cache = cache
         self._spill = spill
-        self._hash = hashlib.sha256()
         self._memory: list[bytes] = []
         self._path: Path | None = None
         self._file: Any = None
@@ -69,14 +56,15 @@ class BlobWriter:
     def write(self, data: bytes) -> None:
         if not data:
             return
-        self._hash.update(data)
         self.size += len(data)
         if self._file is None and self.size <= self._spill:
             self._memory.append(bytes(data))
             return
         try:
             if self._file is None:
-                self._path = temporary(self._cache)
+                folder = self._cache / "tmp"
+                folder.mkdir(parents=True, exist_ok=True)
+                self._path = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
                 self._file = self._path.open("xb", buffering=_CHUNK)
                 self._file.write(b"".join(self._memory))
                 self._memory.clear()
@@ -84,39 +72,51 @@ class BlobWriter:
         except OSError as error:
             raise _cannot_write(self._cache, error) from error
 
-    def commit(self) -> tuple[str, Path | bytes]:
-        """The digest, and the blob: its bytes, or its file, complete and synced to disk."""
-        digest = "sha256:" + self._hash.hexdigest()
-        if self._file is None:
-            return digest, b"".join(self._memory)
-        final = blob_path(self._cache, digest)
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            final.parent.mkdir(parents=True, exist_ok=True)
-            assert self._path is not None
-            # An equal blob stays, so that other records' modification times remain valid.
-            if not _is_intact(final, self.size, digest):
-                self._path.replace(final)
-        except OSError as error:
-            raise _cannot_write(self._cache, error) from error
-        finally:
-            self._close()
-        return digest, final
+    def content(self) -> bytes | Path:
+        """What was written: the bytes, or the temporary file."""
+        if self._path is None:
+            return b"".join(self._memory)
+        self._file.flush()
+        return self._path
 
-    def _close(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.close()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-    def __enter__(self) -> BlobWriter:
+    def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._close()
+        if self._path is not None:
+            if self._file is not None:
+                with suppress(OSError):
+                    self._file.close()
+            self._path.unlink(missing_ok=True)
+
+
+class BlobWriter(Spool):
+    """A Spool that hashes its bytes; without a commit nothing is left in the cache."""
+
+    def __init__(self, cache: Path, *, spill: int = 0) -> None:
+        super().__init__(cache, spill=spill)
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self._hash.update(data)
+        super().write(data)
+
+    def commit(self) -> tuple[str, Path | bytes]:
+        """The digest, and the blob: its bytes, or its file, complete and synced to disk."""
+        digest = "sha256:" + self._hash.hexdigest()
+        try:
+            content = self.content()
+            if isinstance(content, bytes):
+                return digest, content
+            os.fsync(self._file.fileno())
+            final = blob_path(self._cache, digest)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            # An equal blob stays, so that other records' modification times remain valid.
+            if not _is_intact(final, self.size, digest):
+                content.replace(final)
+        except OSError as error:
+            raise _cannot_write(self._cache, error) from error
+        return digest, final
 
 
 def cache_key(*parts: Any) -> str:

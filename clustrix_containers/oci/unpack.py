@@ -15,12 +15,12 @@ import stat
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from clustrix_containers.errors import DigestMismatch, ImageError
 
 from .model import Layer
-from .reading import HashingReader, open_blob, open_layer
+from .reading import HashingReader, open_blob, open_layer, open_tar
 
 _CHUNK = 1 << 20
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
@@ -39,21 +39,24 @@ def unpack(layer: Layer, destination: Path) -> None:
         plain = open_layer(source, layer.digest)
         target = _Target(destination, layer.digest)
         try:
-            with tarfile.open(
-                fileobj=cast("IO[bytes]", plain), mode="r|", bufsize=_CHUNK
-            ) as archive:
+            with open_tar(plain, layer) as archive:
                 for member in archive:
                     target.apply(member, archive)
-            while plain.read(_CHUNK):
-                pass
             target.finish()
-        except tarfile.TarError as error:
-            raise ImageError(f"layer {layer.digest} is not a tar archive: {error}") from error
         except OSError as error:
             raise ImageError(f"layer {layer.digest} cannot be unpacked: {error}") from error
         while source.read(_CHUNK):
             pass
-    _compare(layer, source, plain)
+    for what, expected, found in (
+        ("blob", layer.digest, source.digest),
+        ("tar", layer.diff_id, plain.digest),
+    ):
+        if expected != found:
+            raise DigestMismatch(
+                f"the {what} of layer {layer.digest} has the digest {found}, expected {expected}",
+                hint="It was truncated or changed: fetch or build the image again.",
+                layer=layer.digest,
+            )
 
 
 class _Target:
@@ -79,7 +82,9 @@ class _Target:
         if last == _OPAQUE:
             self._clear(folder)
         elif last.startswith(_WHITEOUT):
-            self._whiteout(os.path.join(folder, last.removeprefix(_WHITEOUT)), member.name)  # noqa: PTH118
+            if last[len(_WHITEOUT) :] in ("", ".", ".."):
+                raise self._refused(member.name, "whiteout without a file name")
+            self._remove_existing(os.path.join(folder, last[len(_WHITEOUT) :]))  # noqa: PTH118
         else:
             self._write(os.path.join(folder, last), member, archive)  # noqa: PTH118
 
@@ -90,7 +95,9 @@ class _Target:
 
     def _write(self, path: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
         if member.isdir():
-            self._directory(path)
+            if not (os.path.isdir(path) and not os.path.islink(path)):  # noqa: PTH112, PTH114
+                self._remove_existing(path)
+                os.mkdir(path, 0o700)  # noqa: PTH102
             self._modes[path] = member.mode & 0o1777 | 0o700
         elif member.isreg():
             self._remove_existing(path)
@@ -167,11 +174,6 @@ class _Target:
         self._folders[name] = here
         return here
 
-    def _directory(self, path: str) -> None:
-        if not (os.path.isdir(path) and not os.path.islink(path)):  # noqa: PTH112, PTH114
-            self._remove_existing(path)
-            os.mkdir(path, 0o700)  # noqa: PTH102
-
     def _remove_existing(self, path: str) -> None:
         """Remove what lower layers have at the path."""
         try:
@@ -192,11 +194,6 @@ class _Target:
         else:
             os.unlink(path)  # noqa: PTH108
 
-    def _whiteout(self, path: str, entry: str) -> None:
-        if os.path.basename(path) in ("", ".", ".."):  # noqa: PTH119
-            raise self._refused(entry, "whiteout without a file name")
-        self._remove_existing(path)
-
     def _clear(self, folder: str) -> None:
         """An opaque directory: entries of lower layers go, those of this layer stay."""
         for name in os.listdir(folder):  # noqa: PTH208
@@ -214,19 +211,6 @@ class _Target:
             layer=self._layer,
             entry=entry,
         )
-
-
-def _compare(layer: Layer, source: HashingReader, plain: HashingReader) -> None:
-    for what, expected, found in (
-        ("blob", layer.digest, source.digest),
-        ("tar", layer.diff_id, plain.digest),
-    ):
-        if expected != found:
-            raise DigestMismatch(
-                f"the {what} of layer {layer.digest} has the digest {found}, expected {expected}",
-                hint="It was truncated or changed: fetch or build the image again.",
-                layer=layer.digest,
-            )
 
 
 def _remove_tree(path: str) -> None:

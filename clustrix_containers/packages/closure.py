@@ -94,47 +94,26 @@ class Node:
     reasons: dict[str, tuple[int, ...]] = field(default_factory=dict)
     extras: set[str] = field(default_factory=set)
 
-    @property
-    def direct(self) -> bool:
-        """Whether the user's own code or request names it."""
-        return any(rank[0] == 0 for rank in self.reasons.values())
-
     def sentences(self) -> tuple[str, ...]:
         """The reasons, best first."""
         return tuple(sorted(self.reasons, key=lambda text: (self.reasons[text], text)))
 
 
 @dataclass
-class Problem:
-    """What cannot be resolved, and the way out."""
-
-    message: str
-    hint: str
-
-
-@dataclass
 class Closure:
-    """All that is required: traversed breadth first, so that the first chain found is a shortest."""
+    """All that is required: traversed breadth first, so that the first chain found is a shortest.
+
+    A ``problem`` is a message and the way out. Where a chain begins with ``lenient``, what is not
+    installed is a note instead.
+    """
 
     installed: SearchPath
     environment: Mapping[str, str]
+    lenient: str = ""
     nodes: dict[str, Node] = field(default_factory=dict)
     notes: dict[Note, None] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    lenient: frozenset[str] = frozenset()
-    """First sentences under which a requirement that is not installed is a note, not a problem."""
+    problems: dict[tuple[str, str], None] = field(default_factory=dict)
     _queue: deque[tuple[Installed, frozenset[str], tuple[str, ...]]] = field(default_factory=deque)
-
-    def root(
-        self,
-        installed: Installed,
-        sentence: str,
-        *,
-        rank: tuple[int, ...] = (0,),
-        extras: Iterable[str] = (),
-    ) -> None:
-        """Add a distribution, for the reason in ``sentence``."""
-        self._reach(installed, extras, (sentence,), rank)
 
     def run(self) -> None:
         """Follow all requirements; what is missing is added to ``problems``."""
@@ -145,36 +124,35 @@ class Closure:
 
     def raise_problems(self) -> None:
         """One DependencyError for all problems, if there are any."""
-        problems = list({(p.message, p.hint): p for p in self.problems}.values())
-        if problems:
-            raise DependencyError(
-                "\n".join(problem.message for problem in problems),
-                hint="\n  ".join(dict.fromkeys(problem.hint for problem in problems)),
-            )
+        if self.problems:
+            messages, hints = zip(*self.problems, strict=True)
+            raise DependencyError("\n".join(messages), hint="\n  ".join(dict.fromkeys(hints)))
 
-    def _reach(
+    def add(
         self,
         installed: Installed,
-        extras: Iterable[str],
-        chain: tuple[str, ...],
-        rank: tuple[int, ...],
+        *chain: str,
+        rank: tuple[int, ...] = (0,),
+        extras: Iterable[str] = (),
     ) -> None:
+        """Add a distribution; ``chain`` are the sentences that lead to it."""
         if installed.installer == "conda":
-            self.problems.append(conda_problem(f"{installed.name} {installed.version}"))
+            self.problem(*conda_problem(str(installed)))
             return
+        requested = frozenset(map(canonicalize_name, extras))
         node = self.nodes.get(installed.name)
-        wanted = frozenset(map(canonicalize_name, extras))
         if node is None:
             node = self.nodes[installed.name] = Node(installed, chain)
-            self._queue.append((installed, wanted, chain))
-        elif wanted - node.extras:
-            self._queue.append((installed, wanted - node.extras, chain))
-        for extra in sorted(wanted - node.extras - set(installed.extras)):
-            self.note(
-                chain[-1], f"{label(installed)} has no extra {extra!r}", "Check its spelling."
-            )
-        node.extras |= wanted
+            self._queue.append((installed, requested, chain))
+        elif requested - node.extras:
+            self._queue.append((installed, requested - node.extras, chain))
+        for extra in sorted(requested - node.extras - set(installed.extras)):
+            self.note(chain[-1], f"{installed} has no extra {extra!r}", "Check its spelling.")
+        node.extras |= requested
         node.reasons[chain[-1]] = min(rank, node.reasons.get(chain[-1], rank))
+
+    def problem(self, message: str, hint: str) -> None:
+        self.problems[message, hint] = None
 
     def note(self, where: str, message: str, hint: str) -> None:
         self.notes[Note(where, message, hint)] = None
@@ -189,7 +167,7 @@ class Closure:
             requirement = parse_installed(text)
             if requirement is None:
                 self.note(
-                    label(installed),
+                    str(installed),
                     f"its requirement {text!r} is malformed",
                     "Name what it needs with packages=[…].",
                 )
@@ -198,58 +176,45 @@ class Closure:
             if extra is not None:
                 suffix = f" (extra {extra})" if extra else ""
                 head = str(requirement).split(";")[0].strip()
-                yield requirement, f"{label(installed)} requires {head}{suffix}"
+                yield requirement, f"{installed} requires {head}{suffix}"
 
     def _follow(self, by: Installed, requirement: Requirement, chain: tuple[str, ...]) -> None:
         name = canonicalize_name(requirement.name)
         if name == OWN:
             return
         if name == by.name:
-            if new := self._new_extras(by, requirement):
+            new = frozenset(map(canonicalize_name, requirement.extras)) - self.nodes[name].extras
+            if new:
+                self.nodes[name].extras |= new
                 self._queue.append((by, new, chain[:-1]))
             return
         installed = self.installed.by_name.get(name)
-        if installed is None:
-            self._missing(requirement, chain)
+        if installed is None and chain[0] == self.lenient:
+            self.note(
+                chain[-2], f"{chain[-1]}, which is not installed here", install_command(requirement)
+            )
+        elif installed is None:
+            message = f"{requirement.name} is not installed here: {', '.join(chain)}"
+            self.problem(message, install_command(requirement))
         elif installed.editable:
             self.note(
-                label(by),
+                str(by),
                 f"{chain[-1]}, which is installed as editable: local source, not a distribution",
                 f"Name it with modules=[{name.replace('-', '_')!r}] if the function needs it.",
             )
         else:
             if not satisfies(installed, requirement):
                 self.note(
-                    label(by),
+                    str(by),
                     f"{chain[-1]}, and {installed.version} is installed",
                     f"{install_command(requirement)} if the function misbehaves.",
                 )
-            self._reach(installed, requirement.extras, chain, (1, len(chain)))
-
-    def _new_extras(self, installed: Installed, requirement: Requirement) -> frozenset[str]:
-        node = self.nodes[installed.name]
-        new = frozenset(map(canonicalize_name, requirement.extras)) - node.extras
-        node.extras |= new
-        return new
-
-    def _missing(self, requirement: Requirement, chain: tuple[str, ...]) -> None:
-        command = install_command(requirement)
-        if chain[0] in self.lenient:
-            self.note(chain[-2], f"{chain[-1]}, which is not installed here", command)
-            return
-        self.problems.append(
-            Problem(f"{requirement.name} is not installed here: {', '.join(chain)}", command)
-        )
+            self.add(installed, *chain, rank=(1, len(chain)), extras=requirement.extras)
 
 
-def label(installed: Installed) -> str:
-    """A distribution for messages: ``pandas 3.1.1``."""
-    return f"{installed.name} {installed.version}"
-
-
-def conda_problem(subject: str) -> Problem:
-    """That conda environments are not supported."""
-    return Problem(
+def conda_problem(subject: str) -> tuple[str, str]:
+    """That conda environments are not supported, and the way out."""
+    return (
         f"{subject} comes from conda, and conda environments are not supported yet",
         "Make a virtual environment (python -m venv, or uv venv) and install the packages in it.",
     )
@@ -263,7 +228,6 @@ class LeftOut:
     """
 
     name: str
-    version: str
     by: str
     extras: tuple[str, ...]
     message: str
@@ -278,73 +242,61 @@ def left_out(closure: Closure) -> tuple[LeftOut, ...]:
     found: dict[str, LeftOut] = {}
     for by, node in sorted(closure.nodes.items()):
         pairs: dict[str, tuple[str, ...]] = {back: () for front, back in _CALLS if front == by}
-        if node.direct:
-            pairs |= _optional(closure, node)
+        if any(rank[0] == 0 for rank in node.reasons.values()):
+            pairs |= _optional(closure, node.installed)
         for name, extras in pairs.items():
             installed = closure.installed.by_name.get(name)
             if installed is None or installed.editable or name in closure.nodes or name == OWN:
                 continue
-            left = _left_out(installed, by, extras)
-            # A pair whose call is known says more than an extra.
-            if name not in found or ((by, name) in _CALLS) > ((found[name].by, name) in _CALLS):
-                found[name] = left
+            call = _CALLS.get((by, name))
+            # A known call is a better hint than an extra.
+            if name not in found or (call and (found[name].by, name) not in _CALLS):
+                extra = f" (extra {', '.join(extras)})" if extras else ""
+                when = f"if you call {call}" if call else f"if the function needs it through {by}"
+                message = f"{installed} is installed and {by} can use it{extra}: add packages=[{name!r}] {when}"
+                found[name] = LeftOut(name, by, extras, message)
     return tuple(left for _, left in sorted(found.items()))
 
 
-def _left_out(installed: Installed, by: str, extras: tuple[str, ...]) -> LeftOut:
-    call = _CALLS.get((by, installed.name))
-    extra = f" (extra {', '.join(extras)})" if extras else ""
-    when = f"if you call {call}" if call else f"if the function needs it through {by}"
-    message = f"{label(installed)} is installed and {by} can use it{extra}: add packages=[{installed.name!r}] {when}"
-    return LeftOut(installed.name, installed.version, by, extras, message)
-
-
-def _optional(closure: Closure, node: Node) -> dict[str, tuple[str, ...]]:
+def _optional(closure: Closure, own: Installed) -> dict[str, tuple[str, ...]]:
     """Installed distributions that extras of a distribution name, with those extras."""
     found: dict[str, set[str]] = {}
-    aliases: list[tuple[str, set[str]]] = []
-    for name, extras, others in _extras(closure, node.installed):
-        if name == node.installed.name:
-            aliases += [(extra, others) for extra in extras]
-        else:
-            found.setdefault(name, set()).update(extras)
-    for extra, others in aliases:
-        for extras in found.values():
-            if extras & others:
-                extras.add(extra)
-    named = {name: _relevant(extras) for name, extras in sorted(found.items())}
-    return {name: extras for name, extras in named.items() if extras}
-
-
-def _relevant(extras: set[str]) -> tuple[str, ...]:
-    """The extras that are worth naming. What only developers' extras name is a tool of theirs."""
-    real = {extra for extra in extras if extra != "all" and not _DEVELOPMENT.fullmatch(extra)}
-    return tuple(sorted(real)) or (("all",) if extras == {"all"} else ())
-
-
-def _extras(closure: Closure, installed: Installed) -> Iterator[tuple[str, set[str], set[str]]]:
-    """Of each optional requirement: name, the extras under which it holds, the extras that it asks for."""
-    for text in installed.requires:
+    aliases: list[tuple[set[str], set[str]]] = []
+    for text in own.requires:
         head = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", text)
         if "extra" not in text or head is None:
             continue
         name = canonicalize_name(head[1])
-        if name != installed.name and (
-            name not in closure.installed.by_name or name in closure.nodes
-        ):
+        installed = closure.installed.by_name.get(name)
+        # Parsing costs most, so it comes last.
+        if name != own.name and (installed is None or name in closure.nodes):
             continue
         requirement = parse_installed(text)
         if requirement is None or requirement.marker is None:
             continue
-        if name != installed.name and not satisfies(closure.installed.by_name[name], requirement):
+        if name != own.name and installed and not satisfies(installed, requirement):
             continue
-        if requirement.marker.evaluate({**closure.environment, "extra": ""}):
+        if applies(requirement, closure.environment) is not None:
             continue
         extras = {
             extra
-            for extra in installed.extras
+            for extra in own.extras
             if extra in canonicalize_name(text)
-            and requirement.marker.evaluate({**closure.environment, "extra": extra})
+            and applies(requirement, closure.environment, (extra,)) is not None
         }
-        if extras:
-            yield name, extras, {canonicalize_name(extra) for extra in requirement.extras}
+        if name == own.name:
+            aliases.append((extras, set(map(canonicalize_name, requirement.extras))))
+        else:
+            found.setdefault(name, set()).update(extras)
+    for extras, others in aliases:
+        for named in found.values():
+            if named & others:
+                named |= extras
+    relevant = {name: _relevant(extras) for name, extras in sorted(found.items())}
+    return {name: extras for name, extras in relevant.items() if extras}
+
+
+def _relevant(extras: set[str]) -> tuple[str, ...]:
+    """The extras worth naming, without those of a distribution's own developers."""
+    real = {extra for extra in extras if extra != "all" and not _DEVELOPMENT.fullmatch(extra)}
+    return tuple(sorted(real)) or (("all",) if extras == {"all"} else ())

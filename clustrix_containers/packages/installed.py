@@ -43,6 +43,9 @@ class Installed:
     path_version: str
     info: Path
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
     @classmethod
     def of(cls, distribution: Distribution) -> Installed:
         """The installed distribution that a captured one names."""
@@ -92,11 +95,12 @@ class Installed:
 
     @cached_property
     def editable(self) -> bool:
-        """Whether it is an editable install: local source, which travels as such."""
+        """Whether it is an editable install: local source, which is sent as such."""
         if self.info.suffix == ".egg-link":
             return True
-        if self.info.suffix == ".egg-info" and not self.path_version and not self.packaged:
-            return True
+        packaged = self.root.name in ("site-packages", "dist-packages")
+        if self.info.suffix == ".egg-info" and not self.path_version and not packaged:
+            return True  # the metadata of a source tree
         return bool(self.direct_url.get("dir_info", {}).get("editable"))
 
     @cached_property
@@ -107,11 +111,6 @@ class Installed:
         except (OSError, ValueError):
             return {}
         return document if isinstance(document, dict) else {}
-
-    @property
-    def packaged(self) -> bool:
-        """Whether it lies in a directory of installed packages, not in a source tree."""
-        return self.root.name in ("site-packages", "dist-packages")
 
     @cached_property
     def recorded(self) -> bool:
@@ -208,14 +207,6 @@ def _legacy_requires(text: str) -> Iterator[str]:
             yield f"{line} ; {condition}" if condition else line
 
 
-@dataclass(frozen=True)
-class ModuleOrigin:
-    """Where a dotted module is: the distributions that own it, or a file that none owns."""
-
-    owners: tuple[Installed, ...] = ()
-    unowned: Path | None = None
-
-
 class SearchPath:
     """The distributions of one search path. Use :func:`search_path`, which caches them."""
 
@@ -233,8 +224,8 @@ class SearchPath:
                 if known.editable and distribution.info.suffix == ".dist-info":
                     self.by_name[distribution.name] = distribution
 
-    def find(self, module: str) -> ModuleOrigin:
-        """The owners of a dotted module (which may name an attribute at its end).
+    def find(self, module: str) -> tuple[tuple[Installed, ...], Path | None]:
+        """The owners of a dotted module (which may name an attribute at its end), or its unowned file.
 
         The first entry of the path with a regular package or module of that name wins,
         as in an import; in it, the owners of the longest part of the dotted name. A
@@ -245,11 +236,11 @@ class SearchPath:
         for entry in self.path:
             regular, portions = self._in_entry(entry, parts)
             if regular:
-                return ModuleOrigin(regular)
+                return regular, None
             spread += portions
             if not portions and (unowned := _module_file(entry, parts[0])):
-                return ModuleOrigin((), unowned)
-        return ModuleOrigin(tuple(dict.fromkeys(spread)))
+                return (), unowned
+        return tuple(dict.fromkeys(spread)), None
 
     def _in_entry(
         self, entry: str, parts: Sequence[str]
@@ -301,7 +292,7 @@ def _module_file(entry: str, top: str) -> Path | None:
 
 
 def _scan(entry: str) -> Iterator[Installed]:
-    """The distributions whose metadata lies directly in one directory, by name."""
+    """The distributions whose metadata is directly in one directory, by name."""
     root = Path(entry)
     try:
         names = sorted(path.name for path in root.iterdir())

@@ -18,7 +18,7 @@ from its installed files is a ``directory`` with its ``version`` and the digest 
 
 from __future__ import annotations
 
-import hashlib
+import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,32 +27,33 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from clustrix_containers.capture.bundle import Distribution
-from clustrix_containers.errors import DependencyError
+from clustrix_containers.errors import DependencyError, ImageError
 from clustrix_containers.oci.model import Platform
+from clustrix_containers.oci.model import sha256 as digest_of
 from clustrix_containers.storage import atomic
 from clustrix_containers.worker.contract import VENV
 
 from .installed import Installed
 from .requirements import toml
+from .wheels import script_entries
 
 _TOOL = "clustrix-containers"
 _VERSION = 1
-_MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "arm/v7": "armv7l"}
-"""Machines as OCI names them (as Go does), and as PEP 508 does."""
 _HEX = "[0-9a-f]{64}"
 _DIGEST = f"sha256:{_HEX}"
 _FORMS = {
-    "python": r"\d+\.\d+",
-    "platform": r"[a-z0-9]+(/[a-z0-9_.]+){1,2}",
-    "base": rf"[^\s@]+(:|@){_DIGEST}",
     "client": r"[\w.+-]+",
+    "base": rf"[^\s@]+(:|@){_DIGEST}",
+    "platform": r"[a-z0-9]+(/[a-z0-9_.]+){1,2}",
+    "python": r"\d+\.\d+",
 }
 """What the strings of our table look like."""
 
-_INSTALLER_FILES = frozenset(
+INSTALLER_FILES = frozenset(
     {"RECORD", "RECORD.jws", "RECORD.p7s", "INSTALLER", "REQUESTED", "direct_url.json"}
     | {"uv_cache.json", "uv_build.json"}
 )
+"""What an installer writes into ``.dist-info`` on its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +191,14 @@ def tree_digest(distribution: Distribution) -> str:
             # How deep site-packages lies below the prefix differs between installations.
             within = re.sub(r"\A(\.\./)+", "../", path) if path.startswith("../") else path
             lines.append(f"{within} {row.hash} {'' if row.size is None else row.size}")
-    return _digest("\n".join(sorted(lines)).encode("utf-8", "surrogateescape"))
+    return digest_of("\n".join(sorted(lines)).encode("utf-8", "surrogateescape"))
 
 
 def _made_by_installer(path: str, distribution: Distribution, scripts: frozenset[str]) -> bool:
     if "__pycache__/" in path:
         return True
     if path.startswith(distribution.info.name):
-        return path[len(distribution.info.name) + 1 :] in _INSTALLER_FILES
+        return path[len(distribution.info.name) + 1 :] in INSTALLER_FILES
     if not path.startswith(("../", "/")):
         return False
     parts = path.split("/")
@@ -220,15 +221,9 @@ def _entry_points(info: Path) -> frozenset[str]:
     """Names of the scripts that an installer makes from ``entry_points.txt``."""
     try:
         text = (info / "entry_points.txt").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return frozenset(posixpath.basename(entry.name) for entry in script_entries(text))
+    except (OSError, UnicodeDecodeError, ImageError):
         return frozenset()
-    names, scripts = set(), False
-    for line in map(str.strip, text.splitlines()):
-        if line.startswith("["):
-            scripts = line in ("[console_scripts]", "[gui_scripts]")
-        elif scripts and "=" in line:
-            names.add(line.partition("=")[0].strip())
-    return frozenset(names)
 
 
 def _hash(path: Path) -> str:
@@ -236,11 +231,7 @@ def _hash(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise DependencyError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
-    return f"{_digest(data)} {len(data)}"
-
-
-def _digest(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
+    return f"{digest_of(data)} {len(data)}"
 
 
 def check(
@@ -316,10 +307,7 @@ def dumps(lock: Lock) -> str:
         "tool": {
             _TOOL: {
                 "version": _VERSION,
-                "client": lock.client,
-                "base": lock.base,
-                "platform": lock.platform,
-                "python": lock.python,
+                **{name: getattr(lock, name) for name in _FORMS},
                 "runtime": asdict(lock.runtime),
                 "cloudpickle": asdict(lock.cloudpickle),
             }
@@ -379,10 +367,7 @@ def loads(text: str, path: Path | str = "pylock.toml") -> Lock:
             packages=packages,
             runtime=_component(ours["runtime"]),
             cloudpickle=_component(ours["cloudpickle"]),
-            **{
-                name: _matching(_string(ours, name), name, pattern)
-                for name, pattern in _FORMS.items()
-            },
+            **{name: _string(ours, name, pattern) for name, pattern in _FORMS.items()},
         )
     except (KeyError, TypeError, ValueError) as problem:
         missing = isinstance(problem, KeyError)
@@ -394,13 +379,13 @@ def _load_package(item: dict[str, Any]) -> Package:
     name, ours = item["name"], item["tool"][_TOOL]
     reasons = tuple(map(str, ours["reasons"]))
     if "wheels" not in item:
-        tree = _matching(_string(ours, "tree"), "tree", _DIGEST)
+        tree = _string(ours, "tree", _DIGEST)
         return Package(name, _string(ours, "version"), None, tree, reasons)
     if len(item["wheels"]) != 1:
         raise ValueError(f"{name} has {len(item['wheels'])} wheels, not one")
     (wheel,) = item["wheels"]
-    filename = _matching(_string(wheel, "name"), "name", r"[^/\\\0]+")
-    sha256 = _matching(_string(wheel["hashes"], "sha256"), "sha256", _HEX)
+    filename = _string(wheel, "name", r"[^/\\\0]+")
+    sha256 = _string(wheel["hashes"], "sha256", _HEX)
     if type(wheel["size"]) is not int or wheel["size"] < 0:
         raise ValueError(f"{filename} has the size {wheel['size']!r}")
     found = Wheel(filename, sha256, wheel["size"], wheel.get("url"))
@@ -408,21 +393,17 @@ def _load_package(item: dict[str, Any]) -> Package:
 
 
 def _component(table: Any) -> Component:
-    sha256 = _matching(_string(table, "sha256"), "sha256", _HEX)
-    return Component(_string(table, "version"), sha256)
+    return Component(_string(table, "version"), _string(table, "sha256", _HEX))
 
 
-def _string(table: Any, key: str) -> str:
+def _string(table: Any, key: str, pattern: str = r"[\s\S]*") -> str:
     if not isinstance(table, dict):
         raise TypeError(f"{table!r} is not a table")
-    if not isinstance(table[key], str):
-        raise TypeError(f"{key} = {table[key]!r} is not a string")
-    return str(table[key])
-
-
-def _matching(value: str, name: str, pattern: str) -> str:
+    value = table[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} = {value!r} is not a string")
     if not re.fullmatch(pattern, value):
-        raise ValueError(f"{name} = {value!r}")
+        raise ValueError(f"{key} = {value!r}")
     return value
 
 

@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,9 @@ from .installed import Installed
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-_DOWNLOAD_FLAGS = {"--no-index", "--pre", "--prefer-binary", "--require-hashes"}
-_DOWNLOAD_OPTIONS = {
-    "-i", "--index-url", "--extra-index-url", "-f", "--find-links", "--trusted-host",
-    "--no-binary", "--only-binary", "--use-feature",
+_IGNORED_OPTIONS = {
+    "-i", "--index-url", "--extra-index-url", "--no-index", "-f", "--find-links", "--trusted-host",
+    "--no-binary", "--only-binary", "--prefer-binary", "--pre", "--require-hashes", "--use-feature",
 }  # fmt: skip
 
 
@@ -36,12 +35,14 @@ _DOWNLOAD_OPTIONS = {
 class Request:
     """One requirement that the user wrote, and ``where``: ``requirements.txt:3`` or ``packages=``.
 
-    ``hashes`` are the archives that may provide it (``sha256:…``); empty: any.
+    ``hashes`` are the archives that may provide it (``sha256:…``); empty: any. A ``constraint``
+    limits what something else requires.
     """
 
     requirement: Requirement
     where: str
     hashes: tuple[str, ...] = ()
+    constraint: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,6 @@ class RequirementsFile:
 
     path: Path
     requests: tuple[Request, ...]
-    constraints: tuple[Request, ...] = ()
     complete: bool = False
 
 
@@ -91,9 +91,7 @@ def read(path: Path, environment: Mapping[str, str]) -> RequirementsFile:
                 path=str(path),
             )
         return _read_pylock(path, environment)
-    reader = _Reader(path)
-    reader.file(path, constraint=False)
-    return RequirementsFile(path, tuple(reader.requests), tuple(reader.constraints))
+    return RequirementsFile(path, tuple(_requests(path, path.parent, set())))
 
 
 def _text(path: Path, prefix: str) -> str:
@@ -104,40 +102,35 @@ def _text(path: Path, prefix: str) -> str:
         raise DependencyError(f"{prefix}cannot read {path}: {reason}", path=str(path)) from error
 
 
-@dataclass
-class _Reader:
-    top: Path
-    requests: list[Request] = field(default_factory=list)
-    constraints: list[Request] = field(default_factory=list)
-    seen: set[tuple[Path, bool]] = field(default_factory=set)
-
-    def file(self, path: Path, *, constraint: bool, prefix: str = "") -> None:
-        if (path.resolve(), constraint) in self.seen:
-            return
-        text = _text(path, prefix)
-        self.seen.add((path.resolve(), constraint))
-        shown = path if path.parent != self.top.parent else Path(path.name)
-        for number, line in _logical_lines(text):
-            self.line(line, path, f"{shown}:{number}", constraint=constraint)
-
-    def line(self, line: str, path: Path, where: str, *, constraint: bool) -> None:
-        if line.startswith("-"):
-            self.option(line, path, where, constraint=constraint)
-            return
-        head, hashes = _split_hashes(line, where)
-        request = Request(parse(head, where), where, hashes)
-        (self.constraints if constraint else self.requests).append(request)
-
-    def option(self, line: str, path: Path, where: str, *, constraint: bool) -> None:
+def _requests(
+    path: Path,
+    top: Path,
+    seen: set[tuple[Path, bool]],
+    *,
+    constraint: bool = False,
+    prefix: str = "",
+) -> Iterator[Request]:
+    """The requests of a file and of those it includes."""
+    if (path.resolve(), constraint) in seen:
+        return
+    seen.add((path.resolve(), constraint))
+    shown = path if path.parent != top else path.name
+    for number, line in _logical_lines(_text(path, prefix)):
+        where = f"{shown}:{number}"
+        if not line.startswith("-"):
+            head, hashes = _split_hashes(line, where)
+            yield Request(parse(head, where), where, hashes, constraint)
+            continue
         match = re.match(r"(--[a-z-]+|-[a-z])(?:\s*=\s*|\s+|(?<=^-[a-z])(?=\S)|\Z)(.*)", line)
         option, value = (match[1], match[2].strip("\"'")) if match else (line.split()[0], "")
         if option in ("-r", "--requirement", "-c", "--constraint") and value:
-            nested = option in ("-c", "--constraint")
-            self.file(path.parent / value, constraint=constraint or nested, prefix=f"{where}: ")
-        elif option not in _DOWNLOAD_OPTIONS and option not in _DOWNLOAD_FLAGS:
+            limits = constraint or option in ("-c", "--constraint")
+            file = path.parent / value
+            yield from _requests(file, top, seen, constraint=limits, prefix=f"{where}: ")
+        elif option not in _IGNORED_OPTIONS:
             raise DependencyError(
                 f"{where}: the option {option} is not supported",
-                hint="Local source travels by itself as far as the function reaches it: remove the line."
+                hint="Local source is sent as far as the function reaches it: remove the line."
                 if option in ("-e", "--editable")
                 else "Supported are requirements by name, -r, -c and --hash.",
                 where=where,
@@ -182,59 +175,35 @@ def toml() -> Any:
 
 
 def _read_pylock(path: Path, environment: Mapping[str, str]) -> RequirementsFile:
-    text = _text(path, "")
+    from packaging.pylock import Pylock, PylockValidationError
+
+    def error(message: str) -> DependencyError:
+        return DependencyError(f"{path}{message}", path=str(path))
+
     try:
-        pylock = importlib.import_module("packaging.pylock")
-    except ModuleNotFoundError:
-        raise DependencyError(
-            f"{path}: the installed version of packaging cannot read lock files",
-            hint="pip install 'packaging>=26'",
-            path=str(path),
-        ) from None
-    try:
-        lock = pylock.Pylock.from_dict(toml().loads(text))
-    except (toml().TOMLDecodeError, pylock.PylockValidationError) as error:
-        raise DependencyError(
-            f"{path}: not a valid pylock.toml: {error}", path=str(path)
-        ) from error
-    _check_target(path, lock, environment)
+        lock = Pylock.from_dict(toml().loads(_text(path, "")))
+    except (toml().TOMLDecodeError, PylockValidationError) as problem:
+        raise error(f": not a valid pylock.toml: {problem}") from problem
+    python = environment["python_full_version"]
+    if lock.requires_python and not lock.requires_python.contains(python, prereleases=True):
+        raise error(f" is for Python {lock.requires_python}, this is {python}")
+    targets = lock.environments
+    if targets and not any(it.evaluate(dict(environment), context="requirement") for it in targets):
+        raise error(f" is for other environments: {'; '.join(map(str, targets))}")
     requests: dict[str, Request] = {}
     # Groups and extras that were not requested are off, as for an installer.
-    values = {
-        **environment,
-        "extras": frozenset(),
-        "dependency_groups": frozenset(lock.default_groups or ()),
-    }
+    groups = frozenset(lock.default_groups or ())
+    values: Any = {**environment, "extras": frozenset(), "dependency_groups": groups}
     for package in lock.packages:
         if package.marker and not package.marker.evaluate(values, context="lock_file"):
             continue
         if package.name in requests:
-            raise DependencyError(
-                f"{path}: two entries of {package.name} apply to this Python and platform",
-                path=str(path),
-            )
-        pin = f"=={package.version}" if package.version else ""
-        wheels = [*(package.wheels or ()), *filter(None, (package.sdist, package.archive))]
-        hashes = sorted(f"{a}:{h}" for wheel in wheels for a, h in wheel.hashes.items())
-        requests[package.name] = Request(
-            parse(package.name + pin, path.name), path.name, tuple(hashes)
-        )
+            raise error(f": two entries of {package.name} apply to this Python and platform")
+        pin = f"{package.name}=={package.version}" if package.version else package.name
+        archives: list[Any] = [*(package.wheels or ()), package.sdist, package.archive]
+        hashes = sorted(f"{a}:{h}" for it in archives if it for a, h in it.hashes.items())
+        requests[package.name] = Request(parse(pin, path.name), path.name, tuple(hashes))
     return RequirementsFile(path, tuple(requests.values()), complete=True)
-
-
-def _check_target(path: Path, lock: Any, environment: Mapping[str, str]) -> None:
-    python = environment["python_full_version"]
-    if lock.requires_python and not lock.requires_python.contains(python, prereleases=True):
-        raise DependencyError(
-            f"{path} is for Python {lock.requires_python}, this is {python}", path=str(path)
-        )
-    if lock.environments and not any(
-        marker.evaluate(dict(environment), context="requirement") for marker in lock.environments
-    ):
-        raise DependencyError(
-            f"{path} is for other environments: {'; '.join(map(str, lock.environments))}",
-            path=str(path),
-        )
 
 
 def install_command(requirement: Requirement) -> str:

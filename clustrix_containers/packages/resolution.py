@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from clustrix_containers.capture.bundle import Distribution, Import, Note
 from clustrix_containers.errors import DependencyError
 
-from .closure import OWN, Closure, LeftOut, Problem, conda_problem, label, left_out
+from .closure import OWN, Closure, LeftOut, conda_problem, left_out
 from .installed import Installed, search_path
 from .requirements import (
     Request,
@@ -31,6 +31,7 @@ from .requirements import (
     satisfies,
     without_marker,
 )
+from .wheels import same_version
 
 __all__ = ["LeftOut", "Resolution", "check_environment", "resolve", "suggest"]
 
@@ -52,11 +53,6 @@ class Resolution:
     notes: tuple[Note, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     hashes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def why(self, name: str) -> tuple[str, ...]:
-        """The shortest chain of sentences from the user's line to a distribution; empty if it is not in."""
-        return self.chains.get(canonicalize_name(name), ())
 
 
 def resolve(
@@ -72,7 +68,7 @@ def resolve(
 
     ``packages`` are requirements (PEP 508) to add. ``everything`` takes all that is installed,
     except for pip, setuptools, wheel, this package and what only it requires. ``requirements`` is
-    a requirements.txt or pylock.toml that says what goes in: then an import that it does not cover is
+    a requirements.txt or pylock.toml that lists what goes in: then an import that it does not cover is
     an error, and nothing is added silently. ``path`` is searched instead of ``sys.path``.
     ``environment`` overrides marker values (PEP 508) of the target, which is otherwise Linux
     with this Python.
@@ -84,7 +80,7 @@ def resolve(
     if everything and requirements is not None:
         raise DependencyError("the whole environment and a requirements file cannot both be given")
     values = {**_markers(), **(environment or {})}
-    closure = Closure(search_path(path), values, lenient=frozenset({_WHOLE}))
+    closure = Closure(search_path(path), values, _WHOLE)
     file = read(Path(requirements), values) if requirements is not None else None
     requests = [Request(parse(text, "packages="), "packages=") for text in packages]
     if file is None:
@@ -106,8 +102,8 @@ def check_environment(prefix: Path | None = None) -> None:
     """DependencyError if the interpreter under ``prefix`` (default: this one) is conda's."""
     where = Path(sys.prefix) if prefix is None else prefix
     if (where / "conda-meta").is_dir():
-        problem = conda_problem(f"the environment {where}")
-        raise DependencyError(problem.message, hint=problem.hint)
+        message, hint = conda_problem(f"the environment {where}")
+        raise DependencyError(message, hint=hint)
 
 
 @lru_cache(maxsize=1)
@@ -125,30 +121,27 @@ def _requests(
     hashes: dict[str, tuple[str, ...]] = {}
     for request in requests:
         requirement = request.requirement
-        if applies(requirement, closure.environment) is None:
-            continue
         name = canonicalize_name(requirement.name)
+        if request.constraint or name == OWN or applies(requirement, closure.environment) is None:
+            continue
         installed = closure.installed.by_name.get(name)
         sentence = f"{request.where} names {without_marker(requirement)}"
-        if name == OWN:
-            continue
+        command = install_command(requirement)
         if installed is None:
-            closure.problems.append(
-                Problem(f"{sentence}, which is not installed here", install_command(requirement))
-            )
+            closure.problem(f"{sentence}, which is not installed here", command)
         elif installed.editable:
-            _editable(closure, request, installed)
+            message = f"{request.where} names {name}, which is installed as editable: local source"
+            hint = f"Name its modules with modules=[…], or install it: pip install PATH_OF_{name}"
+            if request.where == "packages=":
+                closure.problem(message, hint)
+            else:
+                closure.note(request.where, message, hint)
         elif not satisfies(installed, requirement) or (
             exact and not _is_pinned_version(installed, request)
         ):
-            closure.problems.append(
-                Problem(
-                    f"{sentence}, and {installed.version} is installed",
-                    install_command(requirement),
-                )
-            )
+            closure.problem(f"{sentence}, and {installed.version} is installed", command)
         else:
-            closure.root(installed, sentence, rank=(0, rank), extras=requirement.extras)
+            closure.add(installed, sentence, rank=(0, rank), extras=requirement.extras)
             if request.hashes:
                 hashes[name] = request.hashes
     return hashes
@@ -156,24 +149,8 @@ def _requests(
 
 def _is_pinned_version(installed: Installed, request: Request) -> bool:
     """Whether a pin is exactly the installed version: 2.1+cpu satisfies ==2.1, and is another."""
-    from packaging.version import InvalidVersion, Version
-
-    pins = [spec.version for spec in request.requirement.specifier]
-    try:
-        return all(Version(pin) == Version(installed.version) for pin in pins)
-    except InvalidVersion:
-        return pins == [installed.version]
-
-
-def _editable(closure: Closure, request: Request, installed: Installed) -> None:
-    message = (
-        f"{request.where} names {installed.name}, which is installed as editable: local source"
-    )
-    hint = f"Name its modules with modules=[…], or install it: pip install PATH_OF_{installed.name}"
-    if request.where == "packages=":
-        closure.problems.append(Problem(message, hint))
-    else:
-        closure.note(request.where, message, hint)
+    pins = request.requirement.specifier
+    return all(same_version(pin.version, installed.version) for pin in pins)
 
 
 def _whole_environment(closure: Closure) -> None:
@@ -181,7 +158,7 @@ def _whole_environment(closure: Closure) -> None:
     ours = Closure(closure.installed, closure.environment)
     own = closure.installed.by_name.get(OWN)
     if own is not None:
-        ours.root(own, OWN)
+        ours.add(own, OWN)
         ours.run()
     for name, installed in sorted(closure.installed.by_name.items()):
         if name == OWN or name in _TOOLS or name in ours.nodes:
@@ -190,16 +167,16 @@ def _whole_environment(closure: Closure) -> None:
             closure.note(
                 _WHOLE,
                 f"{name} is installed as editable: local source, not a distribution",
-                "The local modules that the function reaches travel by themselves.",
+                "The local modules that the function reaches are sent as source.",
             )
         else:
-            closure.root(installed, _WHOLE, rank=(0, 3))
+            closure.add(installed, _WHOLE, rank=(0, 3))
 
 
 def _imports(
     closure: Closure, imports: Sequence[Import], covered_by: RequirementsFile | None = None
 ) -> None:
-    """Add what is imported; or, where a file says what goes in, check that it is in."""
+    """Add what is imported; or, where a file lists what goes in, check that it is in."""
     ordered = sorted(imports, key=lambda i: (len(i.chain), natural_key(i.where), i.module))
     for position, item in enumerate(ordered):
         sentence = f"{item.where} imports {item.module}"
@@ -209,16 +186,13 @@ def _imports(
             rank = (0, 0, position)
             node = closure.nodes.get(installed.name)
             if covered_by is None:
-                closure.root(installed, sentence, rank=rank)
+                closure.add(installed, sentence, rank=rank)
             elif node is not None:
                 node.reasons[sentence] = rank
             elif not item.optional:
-                closure.problems.append(
-                    Problem(
-                        f"{sentence}, which {label(installed)} provides and "
-                        f"{covered_by.path.name} does not name",
-                        f"Add {installed.name} to {covered_by.path.name}, or packages=[{installed.name!r}].",
-                    )
+                closure.problem(
+                    f"{sentence}, which {installed} provides and {covered_by.path.name} does not name",
+                    f"Add {installed.name} to {covered_by.path.name}, or packages=[{installed.name!r}].",
                 )
 
 
@@ -227,10 +201,9 @@ def _owners(closure: Closure, item: Import, sentence: str) -> Sequence[Installed
     top = item.module.partition(".")[0]
     if top in sys.stdlib_module_names or canonicalize_name(top) == OWN:
         return ()
-    found = closure.installed.find(item.module)
-    owners = [owner for owner in found.owners if not owner.editable and owner.name != OWN]
-    if owners or found.owners:
-        return owners
+    owners, unowned = closure.installed.find(item.module)
+    if owners:
+        return [owner for owner in owners if not owner.editable and owner.name != OWN]
     moved = closure.installed.by_name.get(_MOVED.get(top, ""))
     if moved is not None:
         return (moved,)
@@ -239,52 +212,46 @@ def _owners(closure: Closure, item: Import, sentence: str) -> Sequence[Installed
         closure.note(
             item.where,
             f"{sentence}, which the editable install {editable.name} provides",
-            f"Name it with modules=[{top!r}] if it does not travel by itself.",
+            f"Name it with modules=[{top!r}] if it is not sent as source.",
         )
-    elif not item.optional:
-        closure.problems.append(_unowned(item, sentence, found.unowned))
-    return ()
-
-
-def _unowned(item: Import, sentence: str, unowned: Path | None) -> Problem:
-    top = item.module.partition(".")[0]
-    if unowned is not None:
-        return Problem(
+    elif unowned is not None and not item.optional:
+        closure.problem(
             f"{sentence}, and {unowned} belongs to no installed distribution",
             f"Send it as source: modules=[{top!r}].",
         )
-    return Problem(
-        f"{sentence}, and no installed distribution provides it",
-        f"pip install the distribution that provides {item.module}, or name local source: modules=[{top!r}].",
-    )
+    elif not item.optional:
+        closure.problem(
+            f"{sentence}, and no installed distribution provides it",
+            f"pip install the distribution that provides {item.module}, or name local source: modules=[{top!r}].",
+        )
+    return ()
 
 
 def _enforce(closure: Closure, file: RequirementsFile, added: set[str]) -> None:
     """Constraints hold; and of a lock file nothing else goes in."""
-    for constraint in file.constraints:
-        node = closure.nodes.get(canonicalize_name(constraint.requirement.name))
+    for constraint in file.requests:
+        requirement = constraint.requirement
+        node = closure.nodes.get(canonicalize_name(requirement.name))
         if (
-            node is not None
-            and applies(constraint.requirement, closure.environment) is not None
-            and not satisfies(node.installed, constraint.requirement)
+            not constraint.constraint
+            or node is None
+            or applies(requirement, closure.environment) is None
         ):
-            closure.problems.append(
-                Problem(
-                    f"{constraint.where} allows {without_marker(constraint.requirement)}, "
-                    f"and {node.installed.version} is installed",
-                    install_command(constraint.requirement),
-                )
+            continue
+        if not satisfies(node.installed, requirement):
+            closure.problem(
+                f"{constraint.where} allows {without_marker(requirement)}, "
+                f"and {node.installed.version} is installed",
+                install_command(requirement),
             )
     if not file.complete:
         return
     named = {canonicalize_name(item.requirement.name) for item in file.requests} | added
     for name, node in sorted(closure.nodes.items()):
         if name not in named and not node.chain[0].startswith("packages= "):
-            closure.problems.append(
-                Problem(
-                    f"{file.path.name} does not have {name}: {', '.join(node.chain)}",
-                    "Lock again: a lock file names all that its packages require.",
-                )
+            closure.problem(
+                f"{file.path.name} does not have {name}: {', '.join(node.chain)}",
+                "Lock again: a lock file names all that its packages require.",
             )
 
 
@@ -300,21 +267,12 @@ def _resolution(
             "Install with pip install --require-hashes to have the installed files checked too.",
         )
     distributions = tuple(
-        Distribution(
-            name,
-            node.installed.version,
-            node.sentences(),
-            node.installed.root,
-            node.installed.info,
-        )
+        Distribution(name, it.version, node.sentences(), it.root, it.info)
         for name, node in nodes.items()
+        if (it := node.installed)
     )
     notes = tuple(sorted(closure.notes, key=lambda n: (natural_key(n.where), n.message)))
-    chains = {
-        name: (node.sentences()[0],) if len(node.chain) == 1 else node.chain
-        for name, node in nodes.items()
-    }
-    return Resolution(distributions, notes, left, hashed, chains)
+    return Resolution(distributions, notes, left, hashed)
 
 
 def suggest(module: str, path: Sequence[str] | None = None) -> str | None:
@@ -325,13 +283,12 @@ def suggest(module: str, path: Sequence[str] | None = None) -> str | None:
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or canonicalize_name(top) == OWN:
         return None
-    found = search_path(path).find(module)
-    owners = [owner for owner in found.owners if not owner.editable]
-    if owners:
-        names = ", ".join(repr(owner.name) for owner in owners)
-        labels = " and ".join(map(label, owners))
+    owners, unowned = search_path(path).find(module)
+    if distributions := [owner for owner in owners if not owner.editable]:
+        names = ", ".join(repr(owner.name) for owner in distributions)
+        labels = " and ".join(map(str, distributions))
         return f"{labels}, installed here, provides {module}: add packages=[{names}]."
-    if found.owners or found.unowned is not None:
+    if owners or unowned is not None:
         return f"{module} is local source here: add modules=[{top!r}]."
     return (
         f"No installed distribution provides {module}: pip install it here, "

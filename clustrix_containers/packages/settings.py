@@ -1,9 +1,8 @@
-"""The package indexes that the user has configured for pip, uv, Poetry and PDM.
+"""The package indexes that the user has configured for pip and uv.
 
-Formats: https://pip.pypa.io/en/stable/topics/configuration/,
-https://docs.astral.sh/uv/concepts/indexes/, https://python-poetry.org/docs/repositories/ and
-https://pdm-project.org/en/latest/usage/config/. All indexes of all tools are searched: a wheel is
-used only where it equals what is installed, so which index it comes from decides nothing.
+Formats: https://pip.pypa.io/en/stable/topics/configuration/ and
+https://docs.astral.sh/uv/concepts/indexes/. The indexes of both are searched: a wheel is used only
+where it equals what is installed, so which index it comes from decides nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import configparser
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -41,133 +41,115 @@ class IndexSettings:
     proxy: str | None = None
 
 
-@dataclass
-class _Found:
-    """What has been read so far."""
-
-    environ: Mapping[str, str]
-    default: list[str] = field(default_factory=list)
-    extra: list[str] = field(default_factory=list)
-    find_links: list[str] = field(default_factory=list)
-    trusted_hosts: list[str] = field(default_factory=list)
-    no_index: bool = False
-
-    def named(self, item: str, *, default: bool = False) -> None:
-        """An index of uv's environment variables: ``URL`` or ``NAME=URL``."""
-        match = re.match(r"([A-Za-z0-9._-]+)=(.+)", item)
-        name, url = (match[1], match[2]) if match else ("", item)
-        self.add({"name": name, "url": url, "default": default}, "UV_INDEX_", Path())
-
-    def add(self, index: Mapping[str, Any], prefix: str, directory: Path) -> None:
-        """A table with ``name`` and ``url``; credentials are in variables that begin with ``prefix``."""
-        url = os.path.expandvars(_located(str(index.get("url", "")), directory))
-        name = re.sub(r"[^A-Z0-9]", "_", str(index.get("name", "")).upper())
-        user = self.environ.get(f"{prefix}{name}_USERNAME")
-        password = self.environ.get(f"{prefix}{name}_PASSWORD")
-        parts = urlsplit(url)
-        if parts.hostname and (user or password) and "@" not in parts.netloc:
-            credentials = f"{quote(user or '', safe='')}:{quote(password or '', safe='')}"
-            url = parts._replace(netloc=f"{credentials}@{parts.netloc}").geturl()
-        if not url:
-            return
-        if index.get("type") == "find_links" or index.get("format") == "flat":
-            self.find_links.append(url)
-        else:
-            (self.default if index.get("default") else self.extra).append(url)
-
-
 def index_settings(environ: Mapping[str, str] | None = None) -> IndexSettings:
     """The settings of this user, environment and working directory. Unreadable files are ignored."""
     environ = os.environ if environ is None else environ
-    found = _Found(environ)
     pip = _pip(environ)
-    _add_pip(found, pip)
-    for table, directory in _uv_tables(environ):
-        _add_uv(found, table, directory)
-    _add_uv_environment(found, environ)
-    for table, directory in _pyproject_tables(Path.cwd()):
-        for tool, prefix in (("poetry", "POETRY_HTTP_BASIC_"), ("pdm", "PDM_SOURCE_")):
-            sources = table.get(tool, {}).get("source", [])
-            for source in sources if isinstance(sources, list) else []:
-                found.add(source, prefix, directory)
+    default: list[str] = []
+    extra: list[str] = []
+    find_links: list[str] = []
+    trusted: list[str] = []
+    no_index = False
+    for table, directory in (
+        (pip, Path()),
+        *_uv_files(environ),
+        (_uv_variables(environ), Path()),
+    ):
+        for part in (table, table.get("pip", {})):
+            indexes = [{"url": part.get("index-url", ""), "default": True}]
+            indexes += [{"url": url} for url in part.get("extra-index-url", ())]
+            indexes += part.get("index", ())
+            indexes += [{"url": url, "format": "flat"} for url in part.get("find-links", ())]
+            for index in filter(lambda index: index.get("url"), indexes):
+                kind = default if index.get("default") else extra
+                kind = find_links if index.get("format") == "flat" else kind
+                kind.append(_url(index, directory, environ))
+            trusted += part.get("allow-insecure-host", ())
+            no_index |= part.get("no-index") is True
     bundles = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
     certificates = [pip.get("cert"), *map(environ.get, bundles)]
     return IndexSettings(
-        () if found.no_index else tuple(dict.fromkeys((found.default or [PYPI]) + found.extra)),
-        tuple(dict.fromkeys(found.find_links)),
-        tuple(dict.fromkeys(found.trusted_hosts)),
+        () if no_index else tuple(dict.fromkeys((default or [PYPI]) + extra)),
+        tuple(dict.fromkeys(find_links)),
+        tuple(dict.fromkeys(trusted)),
         next((path for path in certificates if path and Path(path).is_file()), None),
         pip.get("client-cert"),
         pip.get("proxy"),
     )
 
 
-def _pip(environ: Mapping[str, str]) -> dict[str, str]:
-    """pip's settings: of each key the last that a configuration file or a variable gives."""
-    settings: dict[str, str] = {}
+def _url(index: Mapping[str, Any], directory: Path, environ: Mapping[str, str]) -> str:
+    """An index's URL with uv's credentials for its name, or a path relative to ``directory``."""
+    url = str(index["url"])
+    if "://" not in url:
+        return str(directory / Path(url).expanduser())
+    variable = "UV_INDEX_" + re.sub(r"[^A-Z0-9]", "_", str(index.get("name", "")).upper())
+    user, password = (environ.get(f"{variable}_{it}", "") for it in ("USERNAME", "PASSWORD"))
+    parts = urlsplit(url)
+    if parts.hostname and (user or password) and "@" not in parts.netloc:
+        credentials = f"{quote(user, safe='')}:{quote(password, safe='')}"
+        return parts._replace(netloc=f"{credentials}@{parts.netloc}").geturl()
+    return url
+
+
+def _pip(environ: Mapping[str, str]) -> dict[str, Any]:
+    """pip's settings: variables before [install] before [global], a later file before an earlier.
+
+    Their keys and types are those of uv's tables.
+    """
+    parser = configparser.RawConfigParser(strict=False)
+    parser.optionxform = lambda key: key.lower().replace("_", "-").removeprefix("--")  # type: ignore[method-assign,assignment]
     for path in _pip_files(environ):
-        parser = configparser.RawConfigParser()
-        try:
-            parser.read_string(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, configparser.Error):
-            continue
-        for section in ("global", "install"):
-            if parser.has_section(section):
-                for key, value in parser.items(section):
-                    settings[key.replace("_", "-").removeprefix("--")] = value
-    for variable, value in environ.items():
-        if variable.startswith("PIP_") and value:
-            settings[variable[4:].lower().replace("_", "-")] = value
-    return settings
+        with suppress(UnicodeDecodeError, configparser.Error):
+            parser.read(path, "utf-8")
+    sections = [dict(parser[name]) for name in ("global", "install") if name in parser]
+    variables = {
+        name[4:].lower().replace("_", "-"): value
+        for name, value in environ.items()
+        if name.startswith("PIP_") and value
+    }
+    settings: dict[str, Any] = {}
+    for part in (*sections, variables):
+        settings.update(part)
+    settings["allow-insecure-host"] = settings.pop("trusted-host", "")
+    for key in ("extra-index-url", "find-links", "allow-insecure-host"):
+        settings[key] = settings.get(key, "").split()
+    return {**settings, "no-index": _true(settings.get("no-index"))}
 
 
-def _pip_files(environ: Mapping[str, str]) -> Iterator[Path]:
+def _pip_files(environ: Mapping[str, str]) -> list[Path]:
     """Lowest precedence first, as pip's own configuration module has them."""
     named = environ.get("PIP_CONFIG_FILE")
     if named == os.devnull:
-        return
-    home = Path(environ.get("HOME") or Path.home())
-    yield from (
-        Path(directory, "pip/pip.conf")
-        for directory in reversed(environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":"))
-    )
-    yield from (Path("/Library/Application Support/pip/pip.conf"), Path("/etc/pip.conf"))
+        return []
+    folders = environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":")
+    paths = [Path(folder, "pip/pip.conf") for folder in reversed(folders)]
+    paths += [Path("/Library/Application Support/pip/pip.conf"), Path("/etc/pip.conf")]
     if not (named and Path(named).exists()):
-        yield home / ".pip/pip.conf"
-        yield _config_home(environ) / "pip/pip.conf"
-        yield home / "Library/Application Support/pip/pip.conf"
-    yield Path(sys.prefix, "pip.conf")
-    if named:
-        yield Path(named)
+        home = Path(environ.get("HOME") or Path.home())
+        user = (
+            home / ".pip",
+            _config_home(environ) / "pip",
+            home / "Library/Application Support/pip",
+        )
+        paths += [folder / "pip.conf" for folder in user]
+    return [*paths, Path(sys.prefix, "pip.conf"), *([Path(named)] if named else [])]
 
 
 def _config_home(environ: Mapping[str, str]) -> Path:
-    return Path(
-        environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or Path.home(), ".config")
-    )
+    home = environ.get("HOME") or Path.home()
+    return Path(environ.get("XDG_CONFIG_HOME") or Path(home, ".config"))
 
 
-def _add_pip(found: _Found, pip: Mapping[str, str]) -> None:
-    if "index-url" in pip:
-        found.default.append(pip["index-url"])
-    found.extra += pip.get("extra-index-url", "").split()
-    found.find_links += pip.get("find-links", "").split()
-    found.trusted_hosts += pip.get("trusted-host", "").split()
-    found.no_index = _true(pip.get("no-index"))
-
-
-def _uv_tables(environ: Mapping[str, str]) -> Iterator[tuple[dict[str, Any], Path]]:
+def _uv_files(environ: Mapping[str, str]) -> Iterator[tuple[dict[str, Any], Path]]:
     """uv's tables with their files' directories: the system's, the user's, the project's."""
     if _true(environ.get("UV_NO_CONFIG")):
         return
-    named = environ.get("UV_CONFIG_FILE")
-    paths = (
-        [Path(named)] if named else [Path("/etc/uv/uv.toml"), _config_home(environ) / "uv/uv.toml"]
-    )
-    for path in paths:
-        yield _load(path), path.parent
-    if named:
+    if named := environ.get("UV_CONFIG_FILE"):
+        yield _load(Path(named)), Path(named).parent
         return
+    for path in (Path("/etc/uv/uv.toml"), _config_home(environ) / "uv/uv.toml"):
+        yield _load(path), path.parent
     for directory in (Path.cwd(), *Path.cwd().parents):
         if (directory / "uv.toml").is_file():
             yield _load(directory / "uv.toml"), directory
@@ -175,14 +157,6 @@ def _uv_tables(environ: Mapping[str, str]) -> Iterator[tuple[dict[str, Any], Pat
         table = _load(directory / "pyproject.toml").get("tool", {})
         if "uv" in table:
             yield table["uv"], directory
-            return
-
-
-def _pyproject_tables(directory: Path) -> Iterator[tuple[dict[str, Any], Path]]:
-    """The table ``tool`` of the project that ``directory`` is in."""
-    for folder in (directory, *directory.parents):
-        if (folder / "pyproject.toml").is_file():
-            yield _load(folder / "pyproject.toml").get("tool", {}), folder
             return
 
 
@@ -194,36 +168,21 @@ def _load(path: Path) -> dict[str, Any]:
     return document
 
 
-def _add_uv(found: _Found, table: Mapping[str, Any], directory: Path) -> None:
-    for part in (table, table.get("pip", {})):
-        if "index-url" in part:
-            found.default.append(_located(part["index-url"], directory))
-        found.extra += [_located(url, directory) for url in part.get("extra-index-url", [])]
-        found.find_links += [_located(url, directory) for url in part.get("find-links", [])]
-        found.trusted_hosts += part.get("allow-insecure-host", [])
-        found.no_index |= part.get("no-index") is True
-        for index in part.get("index", []):
-            found.add(index, "UV_INDEX_", directory)
-
-
-def _add_uv_environment(found: _Found, environ: Mapping[str, str]) -> None:
-    def words(variable: str, separators: str = r"\s+") -> Iterable[str]:
-        return filter(None, re.split(separators, environ.get(variable, "")))
-
-    for variable in ("UV_DEFAULT_INDEX", "UV_INDEX_URL"):
-        for item in words(variable):
-            found.named(item, default=True)
-    for variable in ("UV_INDEX", "UV_EXTRA_INDEX_URL"):
-        for item in words(variable):
-            found.named(item)
-    found.find_links += words("UV_FIND_LINKS", r"[,\s]+")
-    found.trusted_hosts += words("UV_INSECURE_HOST")
-    found.no_index |= _true(environ.get("UV_NO_INDEX"))
-
-
-def _located(url: str, directory: Path) -> str:
-    """A URL, or a path that is relative to the file that names it."""
-    return url if "://" in url or not url else str(directory / Path(url).expanduser())
+def _uv_variables(environ: Mapping[str, str]) -> dict[str, Any]:
+    """uv's environment variables by the keys of its tables; an index is ``URL`` or ``NAME=URL``."""
+    indexes = []
+    for variable in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL"):
+        for item in environ.get(variable, "").split():
+            match = re.fullmatch(r"(?:([A-Za-z0-9._-]+)=)?(.+)", item)
+            assert match is not None
+            default = variable in ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
+            indexes.append({"name": match[1] or "", "url": match[2], "default": default})
+    return {
+        "index": indexes,
+        "find-links": re.split(r"[,\s]+", environ.get("UV_FIND_LINKS", "")),
+        "allow-insecure-host": environ.get("UV_INSECURE_HOST", "").split(),
+        "no-index": _true(environ.get("UV_NO_INDEX")),
+    }
 
 
 def _true(value: str | None) -> bool:

@@ -16,8 +16,8 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -27,7 +27,8 @@ from packaging.utils import canonicalize_name
 from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.errors import DependencyError, ImageError
 from clustrix_containers.oci.model import canonical
-from clustrix_containers.oci.store import Progress, cache_key
+from clustrix_containers.oci.progress import Progress, silent
+from clustrix_containers.oci.store import cache_key
 from clustrix_containers.storage import atomic
 
 from .installed import Installed
@@ -57,8 +58,8 @@ class Located:
     What has no wheel is packed from its installed files.
     """
 
-    wheels: dict[str, Wheel] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
+    wheels: dict[str, Wheel]
+    reasons: dict[str, str]
 
 
 def wheel_path(cache: Path, sha256: str, filename: str) -> Path:
@@ -81,63 +82,58 @@ def locate(
     there is none for a day), so later calls read one small file per distribution. Never raises
     because a wheel is missing; ImageError: a malformed RECORD.
     """
-    located = Located()
+    outcomes: dict[str, Wheel | str] = {}
     missing: dict[str, Installed] = {}
     for distribution in distributions:
         installed = Installed.of(distribution)
-        reason = _not_from_a_wheel(installed)
-        if reason is not None:
-            located.reasons[installed.name] = reason
-            continue
-        key = _key(installed)
-        known = _recall(cache, key)
-        if isinstance(known, Wheel):
-            located.wheels[installed.name] = known
-        elif known is not None:
-            located.reasons[installed.name] = known
-        else:
+        outcome: Wheel | str | None = _not_from_a_wheel(installed)
+        if outcome is None and (outcome := _recall(cache, key := _key(installed))) is None:
             missing[key] = installed
+        else:
+            outcomes[installed.name] = outcome
     if missing:
-        _search(missing, located, cache, fetch=fetch, progress=progress)
-    return located
+        outcomes |= _search(missing, cache, fetch, progress or silent)
+    return Located(
+        {name: found for name, found in outcomes.items() if isinstance(found, Wheel)},
+        {name: found for name, found in outcomes.items() if isinstance(found, str)},
+    )
 
 
 def obtain(packages: Iterable[Package], *, cache: Path) -> None:
-    """Bring the wheels of a lock into the cache; ImageError names one that cannot be had."""
-    missing = {
-        f"{package.name}=={package.version}": package.wheel
+    """Bring the wheels of a lock into the cache; ImageError names one that cannot be downloaded."""
+    missing = [
+        package
         for package in packages
-        if package.wheel is not None
-        and not wheel_path(cache, package.wheel.sha256, package.wheel.filename).is_file()
-    }
+        if (wheel := package.wheel) is not None
+        and not wheel_path(cache, wheel.sha256, wheel.filename).is_file()
+    ]
     if not missing:
         return
     with _downloading(cache) as (indexes, folder), ThreadPoolExecutor(DOWNLOADS) as pool:
-        futures = {
-            wheel: pool.submit(_obtain, pin, wheel, indexes, folder, cache)
-            for pin, wheel in missing.items()
-        }
-        for wheel, future in futures.items():
-            if (reason := future.result()) is not None:
+        for reason in pool.map(lambda package: _obtain(package, indexes, folder, cache), missing):
+            if reason is not None:
                 raise ImageError(
-                    f"the wheel {wheel.filename} of the lock cannot be downloaded: {reason}",
-                    hint="Lock again, or build where its index can be reached.",
-                    wheel=wheel.filename,
+                    reason, hint="Lock again, or build where its index can be reached."
                 )
 
 
 def add_wheel(path: Path, *, cache: Path, url: str | None = None) -> Wheel:
     """Copy a wheel file into the cache. ImageError if it is not a wheel."""
     WheelFile.open(path)
+    sha256, size = _sha256(path), path.stat().st_size
+    final = wheel_path(cache, sha256, path.name)
+    if not final.is_file() or final.stat().st_size != size:
+        with path.open("rb") as source, atomic.replacing(final) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    return Wheel(path.name, sha256, size, url)
+
+
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    final = wheel_path(cache, digest.hexdigest(), path.name)
-    if not final.is_file() or final.stat().st_size != path.stat().st_size:
-        with path.open("rb") as source, atomic.replacing(final) as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-    return Wheel(path.name, digest.hexdigest(), final.stat().st_size, url)
+    return digest.hexdigest()
 
 
 def difference(path: Path, rows: Mapping[str, RecordRow]) -> str | None:
@@ -166,11 +162,6 @@ def difference(path: Path, rows: Mapping[str, RecordRow]) -> str | None:
     return None
 
 
-def installed_from(path: Path, distribution: Distribution) -> bool:
-    """Whether an installed distribution has the files of the wheel at ``path``."""
-    return difference(path, Installed.of(distribution).rows) is None
-
-
 def _not_from_a_wheel(installed: Installed) -> str | None:
     """Why no index can have the very build that is installed; ``None`` if one can."""
     if installed.info.suffix != ".dist-info" or not installed.recorded:
@@ -194,7 +185,7 @@ def _without_credentials(url: str) -> str:
 
 
 def _key(installed: Installed) -> str:
-    # Where it lies and when it was installed, since its files are compared with its RECORD once.
+    # Its path and time too, since installed files are compared with their RECORD only once.
     path = installed.info / "RECORD"
     sha256 = hashlib.sha256(installed.record).hexdigest()
     place = [str(path), path.stat().st_mtime_ns]
@@ -202,84 +193,77 @@ def _key(installed: Installed) -> str:
 
 
 def _recall(cache: Path, key: str) -> Wheel | str | None:
-    """The wheel, or the reason why there is none; ``None`` if nothing is known any more."""
+    """The wheel, or the reason why there is none; ``None`` if neither is known or still valid."""
     try:
         value: Any = json.loads((cache / "located" / f"{key}.json").read_bytes())
         if "filename" not in value:
             return str(value["reason"]) if time.time() < value["until"] else None
-        wheel = Wheel(value["filename"], value["sha256"], value["size"], value["url"])
+        wheel = Wheel(**value)
         size = wheel_path(cache, wheel.sha256, wheel.filename).stat().st_size
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return wheel if size == wheel.size else None
 
 
-def _remember(cache: Path, key: str, value: Mapping[str, Any]) -> None:
-    atomic.write(cache / "located" / f"{key}.json", canonical(dict(value)))
-
-
-def _remember_wheel(cache: Path, key: str, wheel: Wheel) -> None:
-    fields = ("filename", "sha256", "size", "url")
-    _remember(cache, key, {name: getattr(wheel, name) for name in fields})
-
-
 def _search(
-    missing: dict[str, Installed],
-    located: Located,
-    cache: Path,
-    *,
-    fetch: bool,
-    progress: Progress | None,
-) -> None:
-    stored = list(_stored(cache))
-    absent: dict[str, Installed] = {}
+    missing: Mapping[str, Installed], cache: Path, fetch: bool, progress: Progress
+) -> dict[str, Wheel | str]:
+    """The wheel of each distribution, or why there is none, by name. They are remembered by key."""
+    outcomes: dict[str, Wheel | str] = {}
+
+    def settle(key: str, outcome: Wheel | str, valid: float = RETRY_AFTER) -> None:
+        outcomes[missing[key].name] = outcome
+        value: Any = {"reason": outcome, "until": time.time() + valid}
+        if isinstance(outcome, Wheel):
+            value = asdict(outcome)
+        atomic.write(cache / "located" / f"{key}.json", canonical(value))
+
+    stored = sorted((cache / "wheels").glob("*/*.whl"))
+    absent: list[str] = []
     with ThreadPoolExecutor(DOWNLOADS) as pool:
-        outcomes = pool.map(lambda item: _from_cache(item, stored, cache), missing.values())
-        for (key, installed), outcome in zip(missing.items(), outcomes, strict=True):
-            if isinstance(outcome, Wheel):
-                located.wheels[installed.name] = outcome
-                _remember_wheel(cache, key, outcome)
-            elif outcome is not None:
-                located.reasons[installed.name] = outcome
-                _remember(cache, key, {"reason": outcome, "until": time.time() + RETRY_AFTER})
+        found = pool.map(lambda item: _from_cache(item, stored, cache), missing.values())
+        for key, outcome in zip(missing, found, strict=True):
+            if outcome is not None:
+                settle(key, outcome)
+            elif fetch:
+                absent.append(key)
             else:
-                absent[key] = installed
-    if not fetch:
-        located.reasons.update(
-            (installed.name, "its wheel is not in the cache") for installed in absent.values()
-        )
-    elif absent:
-        _fetch(absent, located, cache, progress)
+                outcomes[missing[key].name] = "its wheel is not in the cache"
+    if not absent:
+        return outcomes
+    with _downloading(cache) as (indexes, folder), ThreadPoolExecutor(DOWNLOADS) as pool:
+        futures = {
+            pool.submit(_from_indexes, missing[key], indexes, folder, cache): key for key in absent
+        }
+        progress("fetching wheels", 0, len(futures))
+        for done, future in enumerate(as_completed(futures), 1):
+            valid = RETRY_OFFLINE_AFTER if indexes.failures else RETRY_AFTER
+            settle(futures[future], future.result(), valid)
+            progress("fetching wheels", done, len(futures))
+    return outcomes
 
 
 def _from_cache(installed: Installed, stored: Sequence[Path], cache: Path) -> Wheel | str | None:
     changed = _changed_file(installed)
     if changed is not None:
         return f"its installed files were changed: {changed}"
-    rows = installed.rows
     for path in stored:
         name, version = split_filename(path.name)
-        same = canonicalize_name(name) == installed.name
-        if same and same_version(version, installed.version) and not difference(path, rows):
+        if canonicalize_name(name) != installed.name:
+            continue
+        if same_version(version, installed.version) and not difference(path, installed.rows):
             return add_wheel(path, cache=cache)
     return None
 
 
-def _stored(cache: Path) -> Iterator[Path]:
-    yield from sorted((cache / "wheels").glob("*/*.whl"))
-
-
 def _changed_file(installed: Installed) -> str | None:
-    """The first file that is not what RECORD says; files that were deleted do not count."""
+    """The first file that differs from its RECORD row; files that were deleted do not count."""
     for name, row in installed.rows.items():
         if name.startswith(("..", "/")) or name.endswith(".pyc") or row.sha256 is None:
             continue
-        try:
-            data = (installed.root / name).read_bytes()
-        except OSError:
-            continue
-        if hashlib.sha256(data).hexdigest() != row.sha256:
-            return name
+        with suppress(OSError):
+            if _sha256(installed.root / name) != row.sha256:
+                return name
     return None
 
 
@@ -297,85 +281,32 @@ def _downloading(cache: Path) -> Iterator[tuple[PackageIndexes, Path]]:
         yield indexes, Path(folder)
 
 
-def _fetch(
-    absent: Mapping[str, Installed], located: Located, cache: Path, progress: Progress | None
-) -> None:
-    with _downloading(cache) as (indexes, folder), ThreadPoolExecutor(DOWNLOADS) as pool:
-        futures = {
-            pool.submit(_from_indexes, installed, indexes, folder, cache): key
-            for key, installed in absent.items()
-        }
-        for done, future in enumerate(as_completed(futures)):
-            if progress:
-                progress("fetching wheels", done, len(futures))
-            key, outcome = futures[future], future.result()
-            name = absent[key].name
-            if isinstance(outcome, Wheel):
-                located.wheels[name] = outcome
-                _remember_wheel(cache, key, outcome)
-                continue
-            located.reasons[name] = outcome
-            wait = RETRY_OFFLINE_AFTER if indexes.failures else RETRY_AFTER
-            _remember(cache, key, {"reason": outcome, "until": time.time() + wait})
-    if progress:
-        progress("fetching wheels", len(absent), len(absent))
-
-
 def _from_indexes(
     installed: Installed, indexes: PackageIndexes, folder: Path, cache: Path
 ) -> Wheel | str:
     """The wheel, or why there is none."""
-    from .index import usable
+    from .index import Link, usable
 
     reason = ""
-    links = _direct_links(installed)
-    links += usable(indexes.wheels(installed.name, installed.version), _tags(installed))
+    links = usable(indexes.wheels(installed.name, installed.version), _tags(installed))
+    if url := installed.direct_url.get("url"):
+        # It was installed by the URL or path of its wheel.
+        links.insert(0, Link(str(url), hashes=installed.direct_url["archive_info"].get("hashes")))
     for link in links[:MAX_CANDIDATES]:
         try:
-            wheel = _download(link, installed, indexes, folder, cache)
-        except (DependencyError, ImageError, OSError) as error:
+            path = indexes.download(link, folder)
+            differing = difference(path, installed.rows)
+            if differing is None:
+                origin = None if link.is_file else _without_credentials(link.url_without_fragment)
+                return add_wheel(path, cache=cache, url=origin)
+        except (DependencyError, ImageError, OSError) as error:  # noqa: PERF203 - few candidates
             reason = f"{link.filename} cannot be downloaded: {getattr(error, 'message', error)}"
-            continue
-        if isinstance(wheel, Wheel):
-            return wheel
-        # The best candidate's difference says most.
-        reason = reason or f"the installed files differ from {link.filename}: {wheel}"
-    if reason:
-        return reason
-    failures = "; ".join(dict.fromkeys(indexes.failures.values()))
-    if not indexes:
-        return "no package index is configured"
-    if indexes.all_failed:
-        return f"no package index responded ({failures})"
-    lacking = "the package index has no wheel of it for this Python and machine"
-    return f"{lacking} ({failures})" if failures else lacking
-
-
-def _download(
-    link: Link, installed: Installed, indexes: PackageIndexes, folder: Path, cache: Path
-) -> Wheel | str:
-    """The wheel of a link if it is what is installed, else the file that differs."""
-    from .index import public_url
-
-    path = indexes.download(link, folder)
-    try:
-        differing = difference(path, installed.rows)
-        if differing is not None:
-            return differing
-        return add_wheel(path, cache=cache, url=public_url(link))
-    finally:
-        if path.parent == folder:
-            path.unlink(missing_ok=True)
-
-
-def _direct_links(installed: Installed) -> list[Link]:
-    """The wheel that was installed by its URL or path."""
-    from .index import Link
-
-    url = installed.direct_url.get("url")
-    if not url:
-        return []
-    return [Link(str(url), hashes=installed.direct_url["archive_info"].get("hashes"))]
+        else:
+            # The first candidate is the likeliest, so its difference is the one to report.
+            reason = reason or f"the installed files differ from {link.filename}: {differing}"
+        finally:
+            (folder / link.filename).unlink(missing_ok=True)
+    return reason or indexes.why_none()
 
 
 def _tags(installed: Installed) -> frozenset[str]:
@@ -387,21 +318,21 @@ def _tags(installed: Installed) -> frozenset[str]:
     return frozenset(re.findall(r"^Tag:\s*(\S+)", text, re.M))
 
 
-def _obtain(
-    pin: str, wheel: Wheel, indexes: PackageIndexes, folder: Path, cache: Path
-) -> str | None:
+def _obtain(package: Package, indexes: PackageIndexes, folder: Path, cache: Path) -> str | None:
     """Download the very file of a lock; why that is not possible."""
     from .index import Link
 
-    def links() -> Iterator[Link]:
-        hashes = {"sha256": wheel.sha256}
-        if wheel.url:
-            yield Link(wheel.url, hashes=hashes)
-        for link in indexes.wheels(*pin.split("==")):
-            if link.filename == wheel.filename:
-                yield Link(link.normalized, hashes=hashes)
+    wheel = package.wheel
+    assert wheel is not None
 
-    reason = None
+    def links() -> Iterator[Link]:
+        if wheel.url:
+            yield Link(wheel.url, hashes={"sha256": wheel.sha256})
+        for link in indexes.wheels(package.name, package.version):
+            if link.filename == wheel.filename:
+                yield Link(link.normalized, hashes={"sha256": wheel.sha256})
+
+    reason = ""
     for link in links():
         try:
             add_wheel(indexes.download(link, folder), cache=cache)
@@ -409,5 +340,5 @@ def _obtain(
             reason = getattr(error, "message", str(error))
         else:
             return None
-    failures = "; ".join(dict.fromkeys(indexes.failures.values()))
-    return reason or failures or "the package index does not have it"
+    reason = reason or indexes.why_none()
+    return f"the wheel {wheel.filename} of the lock cannot be downloaded: {reason}"

@@ -19,10 +19,10 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from packaging.utils import canonicalize_name, canonicalize_version
 
@@ -153,7 +153,6 @@ class WheelFile:
 
     path: Path
     name: str
-    version: str
     info: str
     members: dict[str, tuple[Member, bool]]
     record: dict[str, RecordRow]
@@ -170,13 +169,7 @@ class WheelFile:
             raise ImageError(
                 f"{path.name} is not a wheel: {error}", hint="Delete it: it is downloaded again."
             ) from error
-        return cls(path, name, version, info, members, record)
-
-    def read(self, name: str) -> bytes | None:
-        """One small file of the wheel, checked against its RECORD; ``None`` if the wheel has none."""
-        if name not in self.members:
-            return None
-        return b"".join(read_content(self.members[name][0]))
+        return cls(path, name, info, members, record)
 
 
 def split_filename(filename: str) -> tuple[str, str]:
@@ -189,9 +182,8 @@ def split_filename(filename: str) -> tuple[str, str]:
 
 def same_version(one: str, other: str) -> bool:
     """Whether two versions, as file names or metadata spell them, are equal."""
-    return canonicalize_version(one.replace("_", "-")) == canonicalize_version(
-        other.replace("_", "-")
-    )
+    one, other = one.replace("_", "-"), other.replace("_", "-")
+    return canonicalize_version(one) == canonicalize_version(other)
 
 
 def wheel_entries(path: Path, python: str) -> list[Entry]:
@@ -201,15 +193,16 @@ def wheel_entries(path: Path, python: str) -> list[Entry]:
     info = f"{site}/{wheel.info}"
     entries: list[Entry] = []
     known: dict[str, str] = {}
-    points = wheel.read(f"{wheel.info}/entry_points.txt")
-    if points is not None:
-        entries.extend(script_entries(points.decode()))
+    if points := wheel.members.get(f"{wheel.info}/entry_points.txt"):
+        entries.extend(script_entries(b"".join(read_content(points[0])).decode()))
     for name, (member, executable) in wheel.members.items():
         scheme, target = _destination(wheel, name, site, python)
         if target in (f"{info}/RECORD", f"{info}/INSTALLER") or "__pycache__" in name.split("/"):
             continue
+        content: Member | bytes = member
         script = scheme == "scripts"
-        content = _script(member) if script else member
+        if script and next(iter(read_content(member)), b"").startswith(b"#!python"):
+            content = with_shebang(b"".join(read_content(member)))
         entries.append(Entry(target, content, 0o755 if executable or script else 0o644))
         if content is member and member.sha256:
             known[target] = member.sha256
@@ -221,14 +214,11 @@ def wheel_entries(path: Path, python: str) -> list[Entry]:
 def _record(
     archive: zipfile.ZipFile, path: Path, name: str, version: str
 ) -> tuple[dict[str, RecordRow], str]:
-    infos = {
-        top
-        for top in (item.split("/")[0] for item in archive.namelist())
-        if top.endswith(".dist-info")
-    }
+    tops = {item.split("/")[0] for item in archive.namelist()}
+    infos = [top for top in tops if top.endswith(".dist-info")]
     if len(infos) != 1:
         raise ImageError(f"{path.name} has {len(infos)} .dist-info directories, not one")
-    info = infos.pop()
+    (info,) = infos
     own, _, own_version = info.removesuffix(".dist-info").rpartition("-")
     if canonicalize_name(own) != canonicalize_name(name) or not same_version(own_version, version):
         raise ImageError(f"{path.name} is of another distribution: {info}")
@@ -286,7 +276,7 @@ def _data_offset(raw: BinaryIO, item: zipfile.ZipInfo, path: Path) -> int:
 
 def _destination(wheel: WheelFile, name: str, site: str, python: str) -> tuple[str, str]:
     first, _, rest = name.partition("/")
-    if not first.endswith(".data") or first != wheel.info.removesuffix(".dist-info") + ".data":
+    if first != wheel.info.removesuffix(".dist-info") + ".data":
         return "", f"{site}/{name}"
     scheme, _, rest = rest.partition("/")
     roots = {
@@ -301,52 +291,45 @@ def _destination(wheel: WheelFile, name: str, site: str, python: str) -> tuple[s
     return scheme, f"{roots[scheme]}/{rest}"
 
 
-def _script(member: Member) -> Member | bytes:
-    """A script of the wheel: with the image's shebang if it has a placeholder for one, else as it is."""
-    head = next(iter(read_content(member)), b"")
-    if not head.startswith(b"#!python"):
-        return member
-    return with_shebang(b"".join(read_content(member)))
-
-
-def wheel_layer(path: Path, sha256: str, python: str, *, cache: Path) -> Layer:
-    """The layer of one wheel for a Python ``X.Y``, made once per cache."""
-    key = cache_key("wheel", sha256, python)
-    known = recall(cache, key)
-    if known:
-        return known[0]
-    name, version = split_filename(path.name)
-    layer = write_layer(
-        wheel_entries(path, python),
-        cache=cache,
+def wheels_layer(wheels: Sequence[tuple[Path, str]], python: str, *, cache: Path) -> Layer:
+    """The layer of (path, sha256) wheels for a Python ``X.Y``, made once per cache."""
+    names = [split_filename(path.name) for path, _ in wheels]
+    files = ", ".join(path.name for path, _ in wheels)
+    if len(wheels) == 1:
+        names = [(names[0][0].replace("_", "-"), names[0][1])]
+    return packed_layer(
+        cache_key("wheels", [sha256 for _, sha256 in wheels], python),
+        (wheel_entries(path, python) for path, _ in wheels),
         form="spliced",
-        kind="wheel",
-        title=f"{name.replace('_', '-')} {version}",
-        created_by=f"clustrix: wheel {path.name}",
+        title=[" ".join(name) for name in names],
+        created_by=f"clustrix: wheel {files}" if len(wheels) == 1 else f"clustrix: wheels {files}",
+        cache=cache,
     )
-    remember(cache, key, [layer])
-    return layer
 
 
-def wheels_layer(wheels: Iterable[tuple[Path, str]], python: str, *, cache: Path) -> Layer:
-    """One layer of several (path, sha256) wheels. Of two files with one path the later wheel's wins."""
-    wheels = list(wheels)
-    key = cache_key("wheels", [sha256 for _, sha256 in wheels], python)
+def packed_layer(
+    key: str,
+    packages: Iterable[Iterable[Entry]],
+    *,
+    form: Literal["spliced", "isal"],
+    title: Sequence[str],
+    created_by: str,
+    cache: Path,
+) -> Layer:
+    """One layer of these packages' entries, made once per ``key``; ``title`` has one part for each.
+
+    Of two files with one path the later package's wins.
+    """
     known = recall(cache, key)
     if known:
         return known[0]
-    entries: dict[str, Entry] = {}
-    for path, _ in wheels:
-        for entry in wheel_entries(path, python):
-            entries[entry.name] = entry
-    names = [" ".join(split_filename(path.name)) for path, _ in wheels]
     layer = write_layer(
-        entries.values(),
+        {entry.name: entry for entries in packages for entry in entries}.values(),
         cache=cache,
-        form="spliced",
-        kind="packages",
-        title=", ".join(names),
-        created_by="clustrix: wheels " + ", ".join(path.name for path, _ in wheels),
+        form=form,
+        kind="wheel" if len(title) == 1 else "packages",
+        title=", ".join(title),
+        created_by=created_by,
     )
     remember(cache, key, [layer])
     return layer

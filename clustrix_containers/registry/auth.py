@@ -18,20 +18,18 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
 
-from clustrix_containers.credentials.registry import Credential
+from clustrix_containers.credentials.registry import Credential, user_directory
 from clustrix_containers.errors import ConfigError, RegistryError
 
-from .responses import Response, response_error
+from .responses import Request, Response, response_error
 
 if TYPE_CHECKING:
     import ssl
@@ -39,53 +37,26 @@ if TYPE_CHECKING:
 Lookup = Callable[[str, str], "Credential | None"]
 """``(registry, repository)`` → the credential for it."""
 
-Send = Callable[[str, str, Mapping[str, str], bytes], Response]
-"""``(method, url, headers, body)``: one request, no redirects followed, no credentials added."""
-
-_CLIENT = "clustrix-containers"
-_PAIR = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
-_SCHEME = re.compile(r"([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?=[\s,]|$)")
+Send = Callable[[Request], Response]
+"""One request, no redirects followed, no credentials added."""
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """One way to authenticate: ``scheme`` in lower case and its parameters."""
+def parse_challenges(headers: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The parameters of each scheme (in lower case) that ``WWW-Authenticate`` headers offer."""
+    from urllib.request import parse_http_list
 
-    scheme: str
-    parameters: Mapping[str, str] = field(default_factory=dict)
-
-
-def parse_challenges(header: str) -> list[Challenge]:
-    """The challenges in one ``WWW-Authenticate`` header, which may hold several."""
-    found: list[tuple[str, dict[str, str]]] = []
-    at = 0
-    while at < len(header):
-        if header[at] in " ,\t":
-            at += 1
-            continue
-        pair = _PAIR.match(header, at)
-        if pair:
-            if not found:
-                return []
-            quoted, plain = pair.group(2), pair.group(3)
-            value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain
-            found[-1][1][pair.group(1).lower()] = value
-            at = pair.end()
-            continue
-        scheme = _SCHEME.match(header, at)
-        if not scheme:
-            break
-        found.append((scheme.group(1).lower(), {}))
-        at = scheme.end()
-    return [Challenge(scheme, parameters) for scheme, parameters in found]
-
-
-@dataclass(frozen=True, slots=True)
-class _Token:
-    value: str = field(repr=False)
-    expires: float
-    seconds: float = float("inf")
-    """How long it is valid after it was issued."""
+    found: dict[str, dict[str, str]] = {}
+    parameters: dict[str, str] = {}
+    for item in parse_http_list(",".join(headers)):
+        name, is_pair, value = item.partition("=")
+        words = name.lower().split()
+        if words and (len(words) > 1 or not is_pair):
+            parameters = {}
+            found.setdefault(words.pop(0), parameters)
+        if words:
+            value = value.strip()
+            parameters[words[0]] = value[1:-1] if value.startswith('"') else value
+    return found
 
 
 class Auth:
@@ -98,8 +69,10 @@ class Auth:
         self._lookup = lookup
         self._send = send
         self._lock = threading.RLock()
-        self._challenge: Challenge | None = None
-        self._tokens: dict[tuple[str, ...], _Token] = {}
+        self._scheme = ""
+        self._challenge: dict[str, str] = {}
+        self._tokens: dict[tuple[str, ...], tuple[str, float]] = {}
+        """By scopes: the token, and when to replace it."""
         self._extra: dict[tuple[str, ...], str] = {}
         self._credential: Credential | None = None
         self._looked_up = False
@@ -108,64 +81,59 @@ class Auth:
     @property
     def source(self) -> str | None:
         """Where the credentials in use came from; None if there are none."""
-        credential = self._credential
-        return (credential.source or "the caller") if credential else None
+        return (self._credential.source or "the caller") if self._credential else None
 
     def header(self, scopes: tuple[str, ...]) -> str | None:
         """What to send now; None before the first challenge, or without credentials."""
         with self._lock:
-            if self._challenge is None:
+            if not self._scheme:
                 return None
-            if self._challenge.scheme == "basic":
+            if self._scheme == "basic":
                 return _basic(self._current())
-            token = self._tokens.get(scopes)
-            if token is None or token.expires <= time.monotonic():
-                token = self._fetch(self._challenge, scopes)
-                self._tokens[scopes] = token
-            return f"Bearer {token.value}"
+            token, expires = self._tokens.get(scopes, ("", 0.0))
+            if expires <= time.monotonic():
+                token, seconds = self._fetch(scopes)
+                expires = time.monotonic() + seconds - min(10.0, seconds / 4)
+                self._tokens[scopes] = token, expires
+            return f"Bearer {token}"
 
-    def challenged(
-        self, headers: tuple[str, ...], scopes: tuple[str, ...], sent: str | None
-    ) -> bool:
+    def challenged(self, headers: Iterable[str], scopes: tuple[str, ...], sent: str | None) -> bool:
         """Process a 401's challenges; whether :meth:`header` has something new to send now."""
-        offered = [it for header in headers for it in parse_challenges(header)]
-        chosen = next((it for it in offered if it.scheme == "bearer"), None) or next(
-            (it for it in offered if it.scheme == "basic"), None
-        )
-        if chosen is None:
+        offered = parse_challenges(headers)
+        scheme = next((it for it in ("bearer", "basic") if it in offered), None)
+        if scheme is None:
             return False
         with self._lock:
-            self._challenge = chosen
-            if chosen.scheme == "basic":
+            self._scheme, self._challenge = scheme, offered[scheme]
+            if scheme == "basic":
                 if sent is not None and sent == _basic(self._current()):
                     self._forget()
                 now = _basic(self._current())
                 return now is not None and now != sent
-            self._extra[scopes] = chosen.parameters.get("scope", "")
-            token = self._tokens.get(scopes)
-            if sent is not None and token is not None and sent == f"Bearer {token.value}":
+            self._extra[scopes] = self._challenge.get("scope", "")
+            if scopes in self._tokens and sent == f"Bearer {self._tokens[scopes][0]}":
                 # Rejected before it expired: the credential may have changed too.
                 del self._tokens[scopes]
                 self._forget()
             return True
 
-    def scoped_token(self, scope: str) -> tuple[str, float] | None:
+    def scoped_token(self, scope: str) -> tuple[str, float]:
         """A new token for ``scope`` alone, and for how many seconds it is valid.
 
-        None if the registry has sent no challenge. A RegistryError if it only accepts the user's
+        Empty if the registry has sent no challenge. A RegistryError if it only accepts the user's
         own credentials: a password, or a token that was not issued for this scope.
         """
         with self._lock:
-            if self._challenge is None:
-                return None
+            if not self._scheme:
+                return "", float("inf")
             credential = self._current()
-            if self._challenge.scheme == "basic" or (credential and credential.registry_token):
+            if self._scheme == "basic" or (credential and credential.registry_token):
                 raise RegistryError(f"{self._host} issues no tokens for a single repository")
             begun = time.monotonic()
-            token = self._request(self._challenge, [scope])
-            if credential is not None and _reveals(token.value, credential):
+            token, seconds = self._request([scope])
+            if credential is not None and _reveals(token, credential):
                 raise RegistryError(f"the token of {self._host} contains the user's own secret")
-            return token.value, token.seconds - (time.monotonic() - begun)
+            return token, seconds - (time.monotonic() - begun)
 
     def _current(self) -> Credential | None:
         if not self._looked_up:
@@ -177,114 +145,90 @@ class Auth:
         self._looked_up = False
         self._refresh_token = ""
 
-    def _fetch(self, challenge: Challenge, scopes: tuple[str, ...]) -> _Token:
+    def _fetch(self, scopes: tuple[str, ...]) -> tuple[str, float]:
         credential = self._current()
         if credential is not None and credential.registry_token:
-            return _Token(credential.registry_token, float("inf"))
-        wanted = list(scopes)
-        extra = self._extra.get(scopes, "")
-        wanted += [scope for scope in extra.split() if not _covered(scope, wanted)]
-        return self._request(challenge, wanted)
+            return credential.registry_token, float("inf")
+        extra = self._extra.get(scopes, "").split()
+        return self._request([*scopes, *(it for it in extra if not _covered(it, scopes))])
 
-    def _request(self, challenge: Challenge, wanted: list[str]) -> _Token:
+    def _request(self, scopes: list[str]) -> tuple[str, float]:
+        """A new token, and for how many seconds it is valid."""
         credential = self._current()
-        realm = challenge.parameters.get("realm", "")
+        realm, service = self._challenge.get("realm", ""), self._challenge.get("service", "")
         self._check_realm(realm, credential)
-        service = challenge.parameters.get("service", "")
-        refresh = self._refresh_token or (credential.identity_token if credential else "")
-        if refresh:
-            response = self._by_refresh_token(realm, service, wanted, refresh)
+        host = urlsplit(realm).netloc
+        action = f"a token to use {self._repository} on {self._host}"
+        if refresh := self._refresh_token or (credential.identity_token if credential else ""):
+            form = {
+                "grant_type": "refresh_token",
+                "service": service,
+                "client_id": "clustrix-containers",
+                "scope": " ".join(scopes),
+                "refresh_token": refresh,
+            }
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            body = urlencode(form).encode()
+            request = Request("POST", realm, action, headers=headers, body=body)
         else:
-            response = self._by_password(realm, service, wanted, credential)
+            query = [("service", service)] if service else []
+            query += [("scope", scope) for scope in scopes]
+            headers = {}
+            if credential is not None and (basic := _basic(credential)):
+                query.append(("account", credential.username))
+                headers["Authorization"] = basic
+            url = f"{realm}{'&' if urlsplit(realm).query else '?'}{urlencode(query)}"
+            request = Request("GET", url, action, headers=headers)
+        response = self._send(request)
         if response.status != 200:
-            action = f"a token to use {self._repository} on {self._host}"
-            host = urlsplit(realm).netloc
             raise response_error(response, host, action, self.source, login=self._host)
-        return self._token(response, realm)
-
-    def _by_password(
-        self, realm: str, service: str, scopes: list[str], credential: Credential | None
-    ) -> Response:
-        query = [("service", service)] if service else []
-        query += [("scope", scope) for scope in scopes]
-        headers = {}
-        basic = _basic(credential)
-        if basic is not None and credential is not None:
-            query.append(("account", credential.username))
-            headers["Authorization"] = basic
-        separator = "&" if urlsplit(realm).query else "?"
-        return self._send("GET", f"{realm}{separator}{urlencode(query)}", headers, b"")
-
-    def _by_refresh_token(
-        self, realm: str, service: str, scopes: list[str], refresh: str
-    ) -> Response:
-        form = {
-            "grant_type": "refresh_token",
-            "service": service,
-            "client_id": _CLIENT,
-            "scope": " ".join(scopes),
-            "refresh_token": refresh,
-        }
-        headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        return self._send("POST", realm, headers, urlencode(form).encode())
-
-    def _token(self, response: Response, realm: str) -> _Token:
         try:
             reply = json.loads(response.body)
-            value = reply.get("token") or reply["access_token"]
+            token = str(reply.get("token") or reply["access_token"])
             # 60 s is the specification's default.
             seconds = float(reply.get("expires_in") or 60)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RegistryError(
-                f"the response of {urlsplit(realm).netloc} has no token for {self._host}",
+                f"the response of {host} has no token for {self._host}",
                 status=response.status,
                 host=self._host,
             ) from error
-        if isinstance(reply.get("refresh_token"), str) and self._credential is not None:
+        if isinstance(reply.get("refresh_token"), str) and credential is not None:
             self._refresh_token = reply["refresh_token"]
-        expires = time.monotonic() + seconds - min(10.0, seconds / 4)
-        return _Token(str(value), expires, seconds)
+        return token, seconds
 
     def _check_realm(self, realm: str, credential: Credential | None) -> None:
+        registry, hint = urlsplit(self.origin), None
         try:
-            service, registry = urlsplit(realm), urlsplit(self.origin)
+            service = urlsplit(realm)
             host = service.hostname
         except ValueError:
             host = None
         if not host or service.scheme not in ("http", "https"):
-            raise RegistryError(
-                f"the challenge of {self._host} has no valid realm (token service): {realm!r}",
-                host=self._host,
-            )
-        if registry.scheme == "https" and service.scheme != "https":
-            raise RegistryError(
-                f"{self._host} uses https, its token service does not: {realm}",
-                hint="Nothing was sent there. Its administrator must give the service a certificate.",
-                host=self._host,
-            )
-        if credential is None or registry.scheme == "https":
+            message = f"the challenge of {self._host} has no valid realm (token service): {realm!r}"
+        elif registry.scheme == "https" and service.scheme != "https":
+            message = f"{self._host} uses https, its token service does not: {realm}"
+            hint = "Nothing was sent there. Its administrator must give the service a certificate."
+        elif (
+            credential is None
+            or registry.scheme == "https"
+            or host == registry.hostname
+            or (is_loopback(host) and is_loopback(registry.hostname))
+        ):
             return
-        same = host == registry.hostname or (is_loopback(host) and is_loopback(registry.hostname))
-        if not same:
-            raise RegistryError(
-                f"{self._host} uses plain http, and its token service is another host: {host}",
-                hint="No password is sent there: use https for this registry.",
-                host=self._host,
-            )
+        else:
+            message = f"{self._host} uses plain http, and its token service is another host: {host}"
+            hint = "No password is sent there: use https for this registry."
+        raise RegistryError(message, hint=hint, host=self._host)
 
 
 def is_loopback(host: str | None) -> bool:
     """Whether a host name without port can only mean this machine."""
     import ipaddress
 
-    if not host:
-        return False
-    if host.rstrip(".").lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address((host or "").strip("[]")).is_loopback
+    return (host or "").rstrip(".").lower() == "localhost"
 
 
 def _basic(credential: Credential | None) -> str | None:
@@ -298,10 +242,9 @@ def _reveals(token: str, credential: Credential) -> bool:
     """Whether a token is, or encodes, the user's own secret: some services issue such tokens."""
     secrets = [it.encode() for it in (credential.password, credential.identity_token) if it]
     forms = [token.encode()]
-    with contextlib.suppress(ValueError):
-        forms.append(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    with contextlib.suppress(ValueError):
-        forms.append(base64.b64decode(token + "=" * (-len(token) % 4)))
+    for decode in (base64.urlsafe_b64decode, base64.b64decode):
+        with contextlib.suppress(ValueError):
+            forms.append(decode(token + "=" * (-len(token) % 4)))
     # A short one may be contained by chance.
     return any(
         secret == form or (len(secret) >= 8 and secret in form)
@@ -310,14 +253,11 @@ def _reveals(token: str, credential: Credential) -> bool:
     )
 
 
-def _covered(scope: str, scopes: list[str]) -> bool:
+def _covered(scope: str, scopes: Iterable[str]) -> bool:
     """Whether ``scopes`` include ``scope`` (``repository:name:actions``)."""
     name, _, actions = scope.rpartition(":")
-    others = (other.rpartition(":") for other in scopes)
-    return any(
-        name == other and set(actions.split(",")) <= set(granted.split(","))
-        for other, _, granted in others
-    )
+    granted = (it.rpartition(":")[2].split(",") for it in scopes if it.rpartition(":")[0] == name)
+    return any(set(actions.split(",")) <= set(it) for it in granted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,42 +267,36 @@ class Trust:
     authorities: tuple[Path, ...] = ()
     client: tuple[Path, Path] | None = None
 
-    @property
-    def empty(self) -> bool:
-        return not self.authorities and self.client is None
-
     def context(self) -> ssl.SSLContext:
         """The system's authorities (``SSL_CERT_FILE``, ``SSL_CERT_DIR``) and these."""
         import ssl
 
         context = ssl.create_default_context()
-        for path in self.authorities:
-            try:
+        message, hint, path = "", "", Path()
+        try:
+            for path in self.authorities:
+                message = f"cannot read the certificates in {path}"
+                hint = (
+                    "Expected a PEM file of the authority that signed the registry's certificate."
+                )
                 context.load_verify_locations(path)
-            except (OSError, ssl.SSLError) as error:  # noqa: PERF203 - one or two files
-                raise ConfigError(
-                    f"cannot read the certificates in {path}: {error}",
-                    hint="Expected a PEM file of the authority that signed the registry's"
-                    " certificate.",
-                    path=path,
-                ) from error
-        if self.client is not None:
-            certificate, key = self.client
-            try:
-                context.load_cert_chain(certificate, key)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigError(
-                    f"cannot use the client certificate {certificate}: {error}",
-                    hint=f"Expected a PEM file, and its key without a password in {key}.",
-                    path=certificate,
-                ) from error
+            if self.client is not None:
+                path, key = self.client
+                message = f"cannot use the client certificate {path}"
+                hint = f"Expected a PEM file, and its key without a password in {key}."
+                context.load_cert_chain(path, key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"{message}: {error}", hint=hint, path=path) from error
         return context
 
 
 def find_trust(host: str) -> Trust:
     """The certificates in the first ``certs.d/host`` that has any; ``host`` is ``name[:port]``."""
-    for parent in _certificate_directories():
-        directory = parent / host
+    own, docker = user_directory("XDG_CONFIG_HOME"), user_directory("DOCKER_CONFIG")
+    # Podman's, rootless Docker's and Docker's.
+    user = (own / "containers", own / "docker", docker)
+    for parent in (*user, Path("/etc/containers"), Path("/etc/docker")):
+        directory = parent / "certs.d" / host
         try:
             names = sorted(directory.iterdir())
         except (FileNotFoundError, NotADirectoryError):
@@ -373,32 +307,15 @@ def find_trust(host: str) -> Trust:
                 path=directory,
             ) from error
         authorities = tuple(path for path in names if path.suffix == ".crt")
-        trust = Trust(authorities, next(_client_pairs(names), None))
-        if not trust.empty:
-            return trust
-    return Trust()
-
-
-def _certificate_directories() -> Iterator[Path]:
-    """``certs.d`` of this user (Podman, rootless Docker, Docker) and of the machine."""
-    config = os.environ.get("XDG_CONFIG_HOME")
-    own = Path(config) if config else Path("~/.config").expanduser()
-    docker = os.environ.get("DOCKER_CONFIG")
-    yield own / "containers" / "certs.d"
-    yield own / "docker" / "certs.d"
-    yield (Path(docker) if docker else Path("~/.docker").expanduser()) / "certs.d"
-    yield Path("/etc/containers/certs.d")
-    yield Path("/etc/docker/certs.d")
-
-
-def _client_pairs(names: list[Path]) -> Iterator[tuple[Path, Path]]:
-    for path in names:
-        if path.suffix == ".cert":
-            key = path.with_suffix(".key")
-            if key not in names:
+        client = None
+        if certificate := next((path for path in names if path.suffix == ".cert"), None):
+            client = certificate, certificate.with_suffix(".key")
+            if client[1] not in names:
                 raise ConfigError(
-                    f"the client certificate {path} has no key beside it",
-                    hint=f"Put it there: {key.name}.",
-                    path=path,
+                    f"the client certificate {certificate} has no key beside it",
+                    hint=f"Put it there: {client[1].name}.",
+                    path=certificate,
                 )
-            yield path, key
+        if authorities or client:
+            return Trust(authorities, client)
+    return Trust()

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
@@ -70,16 +71,15 @@ def check_size(descriptor: Descriptor, path: Path) -> None:
             digest=descriptor.digest,
         ) from error
     if size != descriptor.size:
-        raise _damaged(descriptor, path, f"has {size:,} bytes, expected {descriptor.size:,}")
+        raise _mismatch(descriptor, path, f"has {size:,} bytes")
 
 
-def _damaged(descriptor: Descriptor, path: Path, why: str) -> DigestMismatch:
-    return DigestMismatch(
-        f"{path} {why} (blob {descriptor.digest})",
-        hint="Delete the file and build the image again.",
-        path=path,
-        digest=descriptor.digest,
-    )
+def _mismatch(blob: Descriptor, where: Path | str, why: str) -> DigestMismatch:
+    message = f"blob {blob.digest} ({blob.size:,} bytes) from {where} {why}"
+    if isinstance(where, str):
+        return DigestMismatch(message, digest=blob.digest)
+    hint = "Delete the file and build the image again."
+    return DigestMismatch(message, hint=hint, path=where, digest=blob.digest)
 
 
 class Blobs:
@@ -100,14 +100,11 @@ class Blobs:
     def holds(self, descriptor: Descriptor) -> bool:
         """Whether the blob exists with the right size; one of another size is removed."""
         path = self.path(descriptor.digest)
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            return False
-        if size != descriptor.size:
-            path.unlink(missing_ok=True)
-            return False
-        return True
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size == descriptor.size:
+                return True
+            path.unlink()
+        return False
 
     def discard(self, digest: str) -> None:
         """Remove a damaged blob, and truncate its other hard links.
@@ -122,12 +119,11 @@ class Blobs:
     def touch(self, digest: str) -> bool:
         """Renew a blob's age; False if it does not exist or belongs to another user."""
         path = self.path(digest)
-        try:
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             now = path.stat()
             os.utime(path, ns=(now.st_atime_ns, now.st_mtime_ns))
-        except (FileNotFoundError, PermissionError):
-            return False
-        return True
+            return True
+        return False
 
     def write(self, path: Path, data: bytes) -> None:
         """A file of the layout, durable and atomic."""
@@ -145,8 +141,14 @@ class Blobs:
         """A hard link to ``source`` where the file system allows it, else a verified copy."""
         check_size(descriptor, source)
         self.directory.mkdir(parents=True, exist_ok=True)
-        if not self._link(descriptor, source):
-            self._copy(descriptor, source)
+        if self._link(descriptor, source):
+            return
+        path = self.path(descriptor.digest)
+        with (
+            verified(source.open("rb"), descriptor, source) as data,
+            atomic.replacing(path, mode=0o644, durable=True, partial=self.temporary) as file,
+        ):
+            shutil.copyfileobj(data, file, BLOCK)
 
     def _link(self, descriptor: Descriptor, source: Path) -> bool:
         self.temporary.mkdir(parents=True, exist_ok=True)
@@ -162,20 +164,6 @@ class Blobs:
             name.replace(self.path(descriptor.digest))
         return True
 
-    def _copy(self, descriptor: Descriptor, source: Path) -> None:
-        digest = hashlib.sha256()
-        path = self.path(descriptor.digest)
-        with (
-            source.open("rb") as data,
-            atomic.replacing(path, mode=0o644, durable=True, partial=self.temporary) as file,
-        ):
-            while block := data.read(BLOCK):
-                digest.update(block)
-                file.write(block)
-            found = f"sha256:{digest.hexdigest()}"
-            if found != descriptor.digest:
-                raise _damaged(descriptor, source, f"has the digest {found}")
-
     def sweep(self, referenced: set[str], grace: float) -> int:
         """Remove unreferenced blobs older than ``grace`` seconds; the bytes freed.
 
@@ -184,21 +172,17 @@ class Blobs:
         """
         now = self.now()
         freed = 0
-        for path in self._entries(self.directory):
+        for path in list(self.directory.glob("*")):
             if f"sha256:{path.name}" in referenced:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_ctime <= now - grace:
                     freed += _remove(path)
-        for path in self._entries(self.temporary):
+        for path in list(self.temporary.glob("*")):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime <= now - max(grace, _ABANDONED):
                     freed += _remove(path)
         return freed
-
-    @staticmethod
-    def _entries(directory: Path) -> list[Path]:
-        return list(directory.iterdir()) if directory.is_dir() else []
 
     def now(self) -> float:
         """The time by the file system's own clock: on NFS, the server's."""
@@ -227,7 +211,7 @@ class Readable(Protocol):
 def verified(
     source: Readable,
     descriptor: Descriptor,
-    where: str,
+    where: Path | str,
     on_mismatch: Callable[[], None] | None = None,
 ) -> BinaryIO:
     """``source`` as a buffered stream that raises DigestMismatch before its end if it is damaged."""
@@ -235,6 +219,7 @@ def verified(
     return cast("BinaryIO", io.BufferedReader(reader, BLOCK))
 
 
+@dataclass(eq=False)
 class _VerifiedReader(io.RawIOBase):
     """Reads a blob and checks its size and digest.
 
@@ -242,18 +227,13 @@ class _VerifiedReader(io.RawIOBase):
     reads exactly ``descriptor.size`` bytes and stops has verified bytes too.
     """
 
-    def __init__(
-        self,
-        source: Readable,
-        descriptor: Descriptor,
-        where: str,
-        on_mismatch: Callable[[], None] | None,
-    ) -> None:
-        self._source = source
-        self._descriptor = descriptor
-        self._where = where
-        self._on_mismatch = on_mismatch
-        self._left = descriptor.size
+    _source: Readable
+    _descriptor: Descriptor
+    _where: Path | str
+    _on_mismatch: Callable[[], None] | None
+
+    def __post_init__(self) -> None:
+        self._left = self._descriptor.size
         self._hash = hashlib.sha256()
         self._checked = False
 
@@ -263,7 +243,8 @@ class _VerifiedReader(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         view = memoryview(buffer).cast("B")
         if self._left == 0:
-            self._check()
+            if not self._checked:
+                self._check()
             return 0
         data = self._source.read(min(len(view), self._left))
         if not data:
@@ -276,8 +257,6 @@ class _VerifiedReader(io.RawIOBase):
         return len(data)
 
     def _check(self) -> None:
-        if self._checked:
-            return
         if self._source.read(1):
             self._fail(f"is longer than {self._descriptor.size:,} bytes")
         found = f"sha256:{self._hash.hexdigest()}"
@@ -288,10 +267,7 @@ class _VerifiedReader(io.RawIOBase):
     def _fail(self, why: str) -> None:
         if self._on_mismatch is not None:
             self._on_mismatch()
-        raise DigestMismatch(
-            f"blob {self._descriptor.digest} ({self._descriptor.size:,} bytes) from {self._where} {why}",
-            digest=self._descriptor.digest,
-        )
+        raise _mismatch(self._descriptor, self._where, why)
 
     def close(self) -> None:
         if not self.closed:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,11 +63,14 @@ class Layout:
         descriptor = Descriptor(image.media_type, image.digest, len(manifest))
         names = [digest_tag(image.digest), *([tag] if tag is not None else [])]
         with disk_errors(f"the image {image.digest}", self.directory):
-            self._prepare()
+            marker = self.directory / "oci-layout"
+            if not marker.exists():
+                self._blobs.write(marker, canonical({"imageLayoutVersion": "1.0.0"}))
             self._write(image, fetch)
-            with self._locked():
+            parts = [descriptor, image.config_descriptor, *(it.descriptor for it in image.layers)]
+            with locked(self.directory / ".lock"):
                 # A prune may have removed an old blob between the check and the lock.
-                if not self._complete(image):
+                if not all(map(self._blobs.holds, parts)):
                     self._write(image, fetch)
                 self._name(descriptor, names)
         return descriptor
@@ -80,17 +83,15 @@ class Layout:
         """
         if not self.directory.is_dir():
             return 0
-        with disk_errors("index.json", self.directory), self._locked():
+        with disk_errors("index.json", self.directory), locked(self.directory / ".lock"):
             index = self._index()
             entries = [entry for entry in index["manifests"] if self._present(entry)]
             if keep is not None:
                 entries = self._kept(entries, set(keep), grace)
             if entries != index["manifests"]:
                 self._write_index({**index, "manifests": entries})
-            referenced: set[str] = set()
-            for entry in entries:
-                referenced.update(self._reaches(Descriptor.from_json(entry)))
-            return self._blobs.sweep(referenced, grace)
+            reached = (self._reaches(Descriptor.from_json(entry)) for entry in entries)
+            return self._blobs.sweep(set().union(*reached), grace)
 
     # Reading
 
@@ -105,15 +106,12 @@ class Layout:
         manifest, _ = resolve(manifest, platform, name, self._read)
         config = self._read(config_of(manifest, name))
         image = Image.read(manifest, config)
+        layers = []
         for layer in image.layers:
             if not self._blobs.holds(layer.descriptor):
                 raise self._missing(layer.digest)
-        return replace(
-            image,
-            layers=tuple(
-                replace(layer, blob=self._blobs.path(layer.digest)) for layer in image.layers
-            ),
-        )
+            layers.append(replace(layer, blob=self._blobs.path(layer.digest)))
+        return replace(image, layers=tuple(layers))
 
     def blob(self, digest: str) -> Path:
         """The file of a blob, not verified; ImageError if it does not exist."""
@@ -124,20 +122,13 @@ class Layout:
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
         """A blob's bytes. A damaged blob raises DigestMismatch before its end, and is removed."""
-        path = self.blob(descriptor.digest)
-
-        def discard() -> None:
-            self._blobs.discard(descriptor.digest)
-
-        return verified(path.open("rb"), descriptor, str(self.directory), discard)
+        discard = partial(self._blobs.discard, descriptor.digest)
+        file = self.blob(descriptor.digest).open("rb")
+        return verified(file, descriptor, str(self.directory), discard)
 
     def has(self, digest: str) -> bool:
         """Whether a blob or a manifest exists."""
         return self._blobs.path(digest).is_file()
-
-    def tags(self) -> list[str]:
-        """All tags, sorted; also those that are derived from a digest."""
-        return sorted({name for entry in self._index()["manifests"] if (name := _ref_name(entry))})
 
     def find(self, prefix: str) -> list[str]:
         """The digests of the images here that start with ``prefix`` (``sha256:3fa9…``), sorted."""
@@ -145,15 +136,6 @@ class Layout:
         return sorted(digest for digest in digests if digest.startswith(prefix))
 
     # Internals
-
-    def _prepare(self) -> None:
-        marker = self.directory / "oci-layout"
-        if not marker.exists():
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._blobs.write(marker, canonical({"imageLayoutVersion": "1.0.0"}))
-
-    def _locked(self) -> AbstractContextManager[None]:
-        return locked(self.directory / ".lock")
 
     def _write(self, image: Image, fetch: Fetch | None) -> None:
         self._blobs.add_bytes(image.config_descriptor.digest, image.config)
@@ -183,10 +165,6 @@ class Layout:
             )
         return fetch(layer)
 
-    def _complete(self, image: Image) -> bool:
-        parts = [image.config_descriptor, *(layer.descriptor for layer in image.layers)]
-        return self.has(image.digest) and all(self._blobs.holds(part) for part in parts)
-
     def _name(self, descriptor: Descriptor, names: list[str]) -> None:
         index = self._index()
         entries = [entry for entry in index["manifests"] if _ref_name(entry) not in names]
@@ -214,18 +192,21 @@ class Layout:
         self._blobs.write(self.directory / "index.json", canonical(index))
 
     def _find(self, reference: str) -> Descriptor:
-        tag, _, digest = reference.rpartition("@") if "@" in reference else (reference, "", "")
-        if tag.startswith("sha256:"):
-            tag, digest = "", tag
-        if digest:
-            path = self._blobs.path(digest)
+        wanted = reference.rpartition("@")[2]
+        if "@" in reference or wanted.startswith("sha256:"):
+            path = self._blobs.path(wanted)
             if path.is_file():
-                return Descriptor("", digest, path.stat().st_size)
+                return Descriptor("", wanted, path.stat().st_size)
         else:
             for entry in reversed(self._index()["manifests"]):
-                if _ref_name(entry) == tag:
+                if _ref_name(entry) == wanted:
                     return Descriptor.from_json(entry)
-        raise self._unknown(reference)
+        raise ImageError(
+            f"no image {reference} in {self.directory}",
+            hint="Build the image again: it may have been pruned.",
+            reference=reference,
+            path=self.directory,
+        )
 
     def _read(self, descriptor: Descriptor) -> bytes:
         if descriptor.size > MAX_MANIFEST:
@@ -270,14 +251,6 @@ class Layout:
             f"the blob {digest} is not in {self.directory}",
             hint="Build the image again.",
             digest=digest,
-            path=self.directory,
-        )
-
-    def _unknown(self, reference: str) -> ImageError:
-        return ImageError(
-            f"no image {reference} in {self.directory}",
-            hint="Build the image again: it may have been pruned.",
-            reference=reference,
             path=self.directory,
         )
 

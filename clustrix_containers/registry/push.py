@@ -6,22 +6,23 @@ Protocol: https://github.com/opencontainers/distribution-spec ("Pushing blobs").
 
 from __future__ import annotations
 
-import io
+import contextlib
 import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
+from pathlib import Path
+from typing import IO, Any
 from urllib.parse import quote
 
 from clustrix_containers.errors import DigestMismatch, RegistryError
 from clustrix_containers.oci.model import Descriptor, Image, Layer, Reference
+from clustrix_containers.oci.reading import open_blob
 from clustrix_containers.worker import contract
 
 from .blobs import ProgressCallback, Readable, check_size
-from .download import RangeReader
-from .responses import Response
-from .transport import Transport
+from .responses import Request, Response, check_stored
+from .transport import RangeReader, Transport
 
 _WORKERS = 6
 _SMALL = 64 << 10
@@ -29,7 +30,6 @@ _SMALL = 64 << 10
 
 _MIN_CHUNK = 4 << 20
 _SESSION_LOST = (400, 404, 405, 409, 410, 416, 501)
-_UPLOADED = (200, 201, 204)
 _HINT_CHANGED = "The file has changed since it was made: build the image again."
 
 
@@ -54,47 +54,34 @@ class Limits:
         return cls()
 
 
+@dataclass(frozen=True, slots=True)
 class Push:
-    """What a push of ``image`` over ``transport`` has to send.
+    """What a push of ``image`` has to send.
 
     ``neighbours(digest)``: repositories of the same registry that are known to hold a blob.
     ``origin(reference)``: the transport to read a layer by reference from.
     """
 
-    def __init__(
-        self,
-        image: Image,
-        transport: Transport,
-        limits: Limits,
-        *,
-        neighbours: Callable[[str], list[str]],
-        origin: Callable[[Reference], Transport],
-        progress: ProgressCallback | None,
-    ) -> None:
-        self._transport = transport
-        self._neighbours = neighbours
-        self._origin = origin
-        self._uploads = _Uploads(transport, limits, progress)
-        config = Layer(image.config_descriptor, "", image.config)
-        by_digest = {layer.digest: layer for layer in (config, *image.layers)}
-        # The largest first: the others are sent while it is under way.
-        self._layers = sorted(by_digest.values(), key=lambda layer: -layer.size)
+    image: Image
+    uploads: Uploads
+    neighbours: Callable[[str], list[str]]
+    origin: Callable[[Reference], Transport]
 
-    @property
-    def digests(self) -> list[str]:
-        return [layer.digest for layer in self._layers]
+    def layers(self) -> list[Layer]:
+        """The blobs: the config, and each layer once."""
+        config = Layer(self.image.config_descriptor, "", self.image.config)
+        return list({layer.digest: layer for layer in (config, *self.image.layers)}.values())
 
     def blobs(self, known: set[str]) -> None:
         """Send all that are not ``known`` to exist there; the first error stops the others."""
         missing = []
-        for layer in self._layers:
+        # The largest first: the others are sent while it is under way.
+        for layer in sorted(self.layers(), key=lambda layer: -layer.size):
             if layer.digest in known:
-                self._uploads.report(layer.descriptor, layer.size)
+                self.uploads.report(layer.descriptor, layer.size)
             else:
                 missing.append(layer)
-        if len(missing) <= 1:
-            for layer in missing:
-                self._blob(layer)
+        if not missing:
             return
         from concurrent.futures import ThreadPoolExecutor, as_completed
 
@@ -104,7 +91,7 @@ class Push:
                 for future in as_completed(futures):
                     future.result()
             except BaseException:
-                self._uploads.stop.set()
+                self.uploads.stop.set()
                 for future in futures:
                     future.cancel()
                 raise
@@ -112,70 +99,66 @@ class Push:
     def _blob(self, layer: Layer) -> None:
         # Opened first: a damaged file is an error before any request.
         source = self._source(layer)
-        uploads, session = self._uploads, None
-        if not _is_new(layer):
-            for repository in self._mount_candidates(layer)[:1]:
-                session = uploads.mount(layer.descriptor, repository)
+        uploads, blob, session = self.uploads, layer.descriptor, None
+        kind = blob.annotations.get(contract.LAYER_KIND)
+        # Known to be new, or so small that asking costs as much as sending.
+        if layer.blob is None or (kind not in ("code", "call") and layer.size > _SMALL):
+            # Where it can be mounted from, the most certain first.
+            candidates = self.neighbours(layer.digest)
+            if layer.origin is not None and layer.origin.registry == self.uploads.transport.host:
+                candidates.insert(0, layer.origin.repository)
+            for repository in [it for it in candidates if it != self.uploads.transport.repository][
+                :1
+            ]:
+                session = uploads.mount(blob, repository)
                 if session is None:
-                    uploads.report(layer.descriptor, layer.size)
                     return
-            if uploads.exists(layer.digest):
+            if uploads.exists(blob):
                 if session is not None:
                     uploads.cancel(session)
-                uploads.report(layer.descriptor, layer.size)
                 return
-        _Upload(uploads, layer.descriptor, source, session or uploads.start()).run()
-
-    def _mount_candidates(self, layer: Layer) -> list[str]:
-        """Repositories of this registry to mount the blob from, the most certain first."""
-        candidates = self._neighbours(layer.digest)
-        if layer.origin is not None and layer.origin.registry == self._transport.host:
-            candidates.insert(0, layer.origin.repository)
-        return [name for name in candidates if name != self._transport.repository]
+        _Upload(uploads, blob, source, session or uploads.start()).run()
 
     def _source(self, layer: Layer) -> _Source:
         blob, origin = layer.blob, layer.origin
-        if isinstance(blob, bytes):
-            return lambda offset: _seek(io.BytesIO(blob), offset)
-        if blob is not None:
+        if isinstance(blob, Path):
             check_size(layer.descriptor, blob)
-            return lambda offset: _seek(blob.open("rb"), offset)
+        if blob is not None:
+            return lambda offset: _seek(open_blob(layer), offset)
         if origin is None:
             raise RegistryError(
                 f"the layer {layer.digest} has neither a blob nor an origin", digest=layer.digest
             )
 
         def read(offset: int) -> RangeReader:
-            same = origin.registry == self._transport.host
-            transport = self._transport.beside(origin.repository) if same else self._origin(origin)
+            same = origin.registry == self.uploads.transport.host
+            transport = (
+                self.uploads.transport.beside(origin.repository) if same else self.origin(origin)
+            )
             return RangeReader(transport, layer.descriptor, offset)
 
         return read
 
 
-def _seek(stream: BinaryIO, offset: int) -> BinaryIO:
+def _seek(stream: IO[bytes], offset: int) -> IO[bytes]:
     stream.seek(offset)
     return stream
 
 
-def _is_new(layer: Layer) -> bool:
-    """Known to be new, or so small that asking costs as much as sending."""
-    kind = layer.descriptor.annotations.get(contract.LAYER_KIND)
-    return layer.blob is not None and (kind in ("code", "call") or layer.size <= _SMALL)
-
-
-class _Uploads:
+class Uploads:
     """Requests about uploads to one repository; ``stop`` ends those of other threads."""
 
     def __init__(
-        self, transport: Transport, limits: Limits, progress: ProgressCallback | None
+        self,
+        transport: Transport,
+        limits: Limits | None = None,
+        progress: ProgressCallback | None = None,
     ) -> None:
         self.transport = transport
-        self.limits = limits
+        self.limits = limits or Limits()
         self.stop = threading.Event()
-        self._progress = progress
+        self.report: ProgressCallback = progress or (lambda _blob, _done: None)
         self._base = f"/v2/{transport.repository}/blobs"
-        self._scopes = transport.scopes("pull,push")
 
     def send(
         self,
@@ -184,29 +167,20 @@ class _Uploads:
         ok: tuple[int, ...],
         *,
         scopes: tuple[str, ...] = (),
-        headers: dict[str, str] | None = None,
-        body: Callable[[], Readable] | None = None,
-        length: int = 0,
         retry: bool = True,
+        **options: Any,
     ) -> Response:
-        return self.transport.send(
-            method,
-            url,
-            action=f"pushing {self.transport.repository}",
-            scopes=(*self._scopes, *scopes),
-            ok=ok,
-            headers=headers,
-            body=body,
-            length=length,
-            retry=retry,
-        )
+        action = f"pushing {self.transport.repository}"
+        scopes = (*self.transport.scopes("pull,push"), *scopes)
+        request = Request(method, url, action, scopes, ok, **options)
+        return self.transport.send(request, retry=retry)
 
-    def report(self, blob: Descriptor, done: int) -> None:
-        if self._progress is not None:
-            self._progress(blob, done)
-
-    def exists(self, digest: str) -> bool:
-        return self.send("HEAD", f"{self._base}/{digest}", (200, 404)).status == 200
+    def exists(self, blob: Descriptor) -> bool:
+        """Whether the repository holds the blob, which is then reported as sent."""
+        if self.send("HEAD", f"{self._base}/{blob.digest}", (200, 404)).status == 404:
+            return False
+        self.report(blob, blob.size)
+        return True
 
     def mount(self, descriptor: Descriptor, repository: str) -> Response | None:
         """Mount the blob from ``repository``: None if that worked, else an upload session.
@@ -223,7 +197,10 @@ class _Uploads:
             if error.status not in (400, 401, 403, 404, 405):
                 raise
             return self.start()
-        return None if response.status == 201 else response
+        if response.status == 202:
+            return response
+        self.report(descriptor, descriptor.size)
+        return None
 
     def start(self) -> Response:
         """A new upload session."""
@@ -231,18 +208,16 @@ class _Uploads:
 
     def cancel(self, session: Response) -> None:
         """Close a session that is not needed; whether that works does not matter."""
-        try:
+        with contextlib.suppress(RegistryError):
             location = self.transport.resolve(session.headers.get("Location", ""))
             self.send("DELETE", location, (204,), retry=False)
-        except RegistryError:
-            pass
 
 
 class _Upload:
     """The state of one upload: its session's location, and the bytes that the registry has."""
 
     def __init__(
-        self, uploads: _Uploads, blob: Descriptor, source: _Source, session: Response
+        self, uploads: Uploads, blob: Descriptor, source: _Source, session: Response
     ) -> None:
         self.uploads = uploads
         self.host = uploads.transport.host
@@ -251,14 +226,16 @@ class _Upload:
         self.chunk = uploads.limits.chunk
         self.chunked = self.chunk is not None and blob.size > uploads.limits.chunk_above
         self.restarts = 0
-        self.restart = False
         self._adopt(session)
 
     def run(self) -> None:
         failures = furthest = 0
         while True:
             try:
-                self._send_rest()
+                whole = not (self.chunked or self.offset)
+                while not whole and self.offset < self.blob.size:
+                    self._patch()
+                self._commit(self.blob.size if whole else 0)
                 return
             except DigestMismatch:
                 raise
@@ -266,8 +243,8 @@ class _Upload:
                 if self.offset > furthest:
                     failures, furthest = 0, self.offset
                 failures += 1
-                self._recover(error, failures)
-            if self._resume():
+                restart = self._recover(error, failures)
+            if self._resume(restart):
                 return
 
     def _adopt(self, session: Response) -> None:
@@ -286,23 +263,13 @@ class _Upload:
         if location := response.headers.get("Location"):
             self.location = self.uploads.transport.resolve(location)
 
-    def _send_rest(self) -> None:
-        if self.chunked or self.offset:
-            while self.offset < self.blob.size:
-                self._patch()
-            self._commit(0)
-        else:
-            self._commit(self.blob.size)
-
     def _patch(self) -> None:
         length = min(self.chunk or self.blob.size, self.blob.size - self.offset)
         end = self.offset + length
-        content_range = f"{self.offset}-{end - 1}"
+        content_range = {"Content-Range": f"{self.offset}-{end - 1}"}
         response = self._send("PATCH", self.location, length, (201, 202, 204), content_range)
         self._move(response)
-        received = _received(response)
-        if received is None:
-            received = end
+        received = _received(response, end)
         if not self.offset < received <= end:
             raise RegistryError(
                 f"{self.host} lost a part of the blob {self.blob.digest}",
@@ -314,28 +281,14 @@ class _Upload:
     def _commit(self, length: int) -> None:
         separator = "&" if "?" in self.location else "?"
         url = f"{self.location}{separator}digest={quote(self.blob.digest, safe='')}"
-        response = self._send("PUT", url, length, _UPLOADED)
-        stored = response.headers.get("Docker-Content-Digest")
-        if stored and stored != self.blob.digest:
-            raise DigestMismatch(
-                f"{self.host} stored {self.blob.digest} as {stored}",
-                digest=self.blob.digest,
-                host=self.host,
-            )
+        response = self._send("PUT", url, length, (200, 201, 204))
+        check_stored(response, self.blob.digest, self.host)
         self.uploads.report(self.blob, self.blob.size)
 
     def _send(
-        self,
-        method: str,
-        url: str,
-        length: int,
-        ok: tuple[int, ...],
-        content_range: str | None = None,
+        self, method: str, url: str, length: int, ok: tuple[int, ...], headers: Any = None
     ) -> Response:
         offset = self.offset
-        headers = {"Content-Type": "application/octet-stream"}
-        if content_range is not None:
-            headers["Content-Range"] = content_range
 
         def body() -> Readable:
             return _Part(self.source(offset), self.blob, offset, length, self.uploads)
@@ -344,14 +297,14 @@ class _Upload:
             method,
             url,
             ok,
-            headers=headers,
+            headers={"Content-Type": "application/octet-stream", **(headers or {})},
             body=body if length else None,
             length=length,
             retry=False,
         )
 
-    def _recover(self, error: RegistryError, failures: int) -> None:
-        """Wait, and decide how to continue; raises ``error`` if that is impossible."""
+    def _recover(self, error: RegistryError, failures: int) -> bool:
+        """Wait; whether the upload must start again. Raises ``error`` if it cannot continue."""
         if self.uploads.stop.is_set():
             raise error
         if error.temporary:
@@ -359,18 +312,17 @@ class _Upload:
             if delay is None:
                 raise error
             self.uploads.stop.wait(delay)
-            return
-        self.restart = True
+            return False
         self.restarts += 1
         if self.restarts > 2:
             raise error
-        if error.status == 413 and self._shrink():
-            return
-        if error.status in _SESSION_LOST and (self.chunked or self.offset):
+        small = self.chunk is None or (self.chunked and self.chunk <= _MIN_CHUNK)
+        if error.status == 413 and not small:
+            self.chunked, self.chunk = True, min(self.chunk or _MIN_CHUNK, _MIN_CHUNK)
+        elif error.status in _SESSION_LOST and (self.chunked or self.offset):
             # Chunks do not work here, or were lost: one PUT from the start.
             self.chunked, self.chunk = False, None
-            return
-        if "DIGEST_INVALID" in error.codes:
+        elif "DIGEST_INVALID" in error.codes:
             raise DigestMismatch(
                 f"{self.host} rejects the blob {self.blob.digest}: its bytes have another digest",
                 hint=_HINT_CHANGED,
@@ -378,24 +330,16 @@ class _Upload:
                 status=error.status,
                 codes=error.codes,
             ) from error
-        if error.status not in (404, 410):
+        elif error.status not in (404, 410):
             raise error
-
-    def _shrink(self) -> bool:
-        """Use smaller chunks; False if they are small already."""
-        if self.chunk is None or (self.chunked and self.chunk <= _MIN_CHUNK):
-            return False
-        self.chunked, self.chunk = True, min(self.chunk, _MIN_CHUNK)
         return True
 
-    def _resume(self) -> bool:
+    def _resume(self, restart: bool) -> bool:
         """Find out what the registry has; True if that is the whole blob, committed."""
-        if not self.restart and self.chunk is not None and self._query():
+        if not restart and self.chunk is not None and self._query():
             return False
-        self.restart = False
         # Perhaps only the response to the commit was lost.
-        if self.uploads.exists(self.blob.digest):
-            self.uploads.report(self.blob, self.blob.size)
+        if self.uploads.exists(self.blob):
             return True
         self._adopt(self.uploads.start())
         self.uploads.report(self.blob, 0)
@@ -409,53 +353,50 @@ class _Upload:
             if error.status is None:
                 raise
             return False
-        received = _received(response)
-        if received is None or received > self.blob.size:
+        received = _received(response, -1)
+        if not 0 <= received <= self.blob.size:
             return False
         self._move(response)
         self.offset = received
         return True
 
 
-def _received(response: Response) -> int | None:
-    """How many bytes a session has by its ``Range: 0-N``; None without that header."""
+def _received(response: Response, default: int) -> int:
+    """How many bytes a session has by its ``Range: 0-N``; ``default`` without that header."""
     match = re.fullmatch(r"(?:bytes=)?0-(\d+)", response.headers.get("Range", "").strip())
     if match is None:
-        return None
+        return default
     last = int(match.group(1))
     # An empty session has 0-0 too; counting one byte as none only sends it again.
     return last + 1 if last else 0
 
 
+@dataclass(slots=True)
 class _Part:
     """A part of a blob as a request's body: reports progress, and ends when the push stops."""
 
-    def __init__(
-        self, source: Readable, blob: Descriptor, offset: int, length: int, uploads: _Uploads
-    ) -> None:
-        self._source = source
-        self._blob = blob
-        self._at = offset
-        self._left = length
-        self._uploads = uploads
+    source: Readable
+    blob: Descriptor
+    at: int
+    left: int
+    uploads: Uploads
 
     def read(self, size: int = -1, /) -> bytes:
-        if self._uploads.stop.is_set():
+        if self.uploads.stop.is_set():
             raise RegistryError("the upload was cancelled, since another one failed")
-        if self._left == 0:
+        if self.left == 0:
             return b""
-        wanted = self._left if size < 0 else min(size, self._left)
-        data = self._source.read(wanted)
+        data = self.source.read(self.left if size < 0 else min(size, self.left))
         if not data:
             raise DigestMismatch(
-                f"the blob {self._blob.digest} ends {self._left:,} bytes early",
+                f"the blob {self.blob.digest} ends {self.left:,} bytes early",
                 hint=_HINT_CHANGED,
-                digest=self._blob.digest,
+                digest=self.blob.digest,
             )
-        self._left -= len(data)
-        self._at += len(data)
-        self._uploads.report(self._blob, self._at)
+        self.left -= len(data)
+        self.at += len(data)
+        self.uploads.report(self.blob, self.at)
         return data
 
     def close(self) -> None:
-        self._source.close()
+        self.source.close()

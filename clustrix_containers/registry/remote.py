@@ -6,8 +6,10 @@ Protocol: https://github.com/opencontainers/distribution-spec.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,16 +35,15 @@ from clustrix_containers.storage import atomic
 
 from .auth import Lookup
 from .blobs import BLOCK, ProgressCallback, disk_errors, verified
-from .download import RangeReader
 from .manifests import config_of, digest_tag, resolve
-from .push import Limits, Push
-from .transport import ScopedToken, Transport
+from .push import Limits, Push, Uploads
+from .responses import BLOB_UNKNOWN, Request, check_stored
+from .transport import RangeReader, ScopedToken, Transport
 
 if TYPE_CHECKING:
     import urllib3
 
 _ACCEPT = ", ".join((MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX))
-_BLOB_UNKNOWN = {"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"}
 _MAX_KNOWN = 4096
 
 
@@ -72,7 +73,6 @@ class Remote:
         peer: Callable[[Reference], Remote] | None = None,
     ) -> None:
         self.reference = Reference.parse(name) if isinstance(name, str) else name
-        self._lookup = credentials
         self._transport = Transport(
             self.reference,
             lookup=credentials or lookup,
@@ -83,7 +83,7 @@ class Remote:
         )
         self._known = KnownBlobs(cache or paths().cache / "registries", self.reference)
         self._limits = limits or Limits.of(self.reference.registry)
-        self._peer = peer or self._same_settings
+        self._peer = peer or (lambda it: Remote(it, credentials=credentials, retry=retry))
 
     def __repr__(self) -> str:
         return f"Remote({self.reference.name!r})"
@@ -94,7 +94,14 @@ class Remote:
         return self.reference.name
 
     def scoped_token(self) -> ScopedToken:
-        """What another machine needs to push here: see :meth:`Transport.scoped_token`."""
+        """What another machine needs to push here, and nothing else of this user's.
+
+        RegistryError if the registry denies it, or accepts only the user's own credentials.
+        """
+        # An upload that is opened and cancelled: no other request shows for every registry
+        # whether this user may push.
+        uploads = Uploads(self._transport)
+        uploads.cancel(uploads.start())
         return self._transport.scoped_token()
 
     # Pushing
@@ -114,45 +121,37 @@ class Remote:
         a layer's origin or from where an earlier push put them. A layer of another registry
         is streamed from there.
         """
-        manifest = image.manifest
         push = Push(
             image,
-            self._transport,
-            self._limits,
-            neighbours=self._known.neighbours,
+            Uploads(self._transport, self._limits, progress),
+            self._known.neighbours,
             origin=lambda reference: self._peer(reference)._transport,
-            progress=progress,
         )
         push.blobs(self._known.read())
         try:
-            self._put_manifest(image, manifest, digest_tag(image.digest))
+            self._put_manifest(image, digest_tag(image.digest))
         except RegistryError as error:
-            if error.status not in (400, 404) or not _BLOB_UNKNOWN & set(error.codes):
+            if error.status not in (400, 404) or BLOB_UNKNOWN.isdisjoint(error.codes):
                 raise
             self._known.clear()
             push.blobs(set())
-            self._put_manifest(image, manifest, digest_tag(image.digest))
+            self._put_manifest(image, digest_tag(image.digest))
         if tag is not None:
-            self._put_manifest(image, manifest, tag)
-        self._known.add(push.digests)
-        return Descriptor(image.media_type, image.digest, len(manifest))
+            self._put_manifest(image, tag)
+        self._known.add(layer.digest for layer in push.layers())
+        return Descriptor(image.media_type, image.digest, len(image.manifest))
 
-    def _put_manifest(self, image: Image, manifest: bytes, tag: str) -> None:
-        response = self._transport.send(
+    def _put_manifest(self, image: Image, tag: str) -> None:
+        request = Request(
             "PUT",
             f"/v2/{self.reference.repository}/manifests/{tag}",
-            action=f"pushing {self.reference.repository}",
-            scopes=self._transport.scopes("pull,push"),
-            ok=(200, 201),
-            headers={"Content-Type": image.media_type},
-            body=manifest,
+            f"pushing {self.reference.repository}",
+            self._transport.scopes("pull,push"),
+            (200, 201),
+            {"Content-Type": image.media_type},
+            image.manifest,
         )
-        stored = response.headers.get("Docker-Content-Digest")
-        if stored and stored != image.digest:
-            raise DigestMismatch(
-                f"{self.reference.registry} stored the manifest {image.digest} as {stored}",
-                digest=image.digest,
-            )
+        check_stored(self._transport.send(request), image.digest, self.reference.registry)
 
     # Reading
 
@@ -176,14 +175,14 @@ class Remote:
     def manifest(self, reference: str) -> bytes:
         """The manifest under a tag or digest, verified if its digest is known or in the response."""
         wanted = reference.rpartition("@")[2]
-        response = self._transport.send(
+        request = Request(
             "GET",
             f"/v2/{self.reference.repository}/manifests/{wanted}",
-            action=f"reading {self.name} {reference}",
-            scopes=self._transport.scopes("pull"),
-            ok=(200,),
+            f"reading {self.name} {reference}",
+            self._transport.scopes("pull"),
             headers={"Accept": _ACCEPT},
         )
+        response = self._transport.send(request)
         found = sha256(response.body)
         header = response.headers.get("Docker-Content-Digest")
         expected = wanted if wanted.startswith("sha256:") else header
@@ -200,8 +199,7 @@ class Remote:
 
         A lost connection is resumed where it was lost.
         """
-        reader = RangeReader(self._transport, descriptor)
-        return verified(reader, descriptor, self._transport.host)
+        return verified(RangeReader(self._transport, descriptor), descriptor, self._transport.host)
 
     def fetch_blob(self, descriptor: Descriptor, destination: Path) -> Path:
         """Download a blob into a file that is complete and verified, or absent."""
@@ -210,12 +208,8 @@ class Remote:
             atomic.replacing(destination, mode=0o644, durable=True) as file,
             self.open_blob(descriptor) as blob,
         ):
-            while block := blob.read(BLOCK):
-                file.write(block)
+            shutil.copyfileobj(blob, file, BLOCK)
         return destination
-
-    def _same_settings(self, origin: Reference) -> Remote:
-        return Remote(origin, credentials=self._lookup, retry=self._transport.retry)
 
 
 def fetch_layers(
@@ -226,7 +220,7 @@ def fetch_layers(
     Their files are named by their sha256 (hex) and are downloaded once.
     """
     # One for each repository: all layers share its connections and its token.
-    peers: dict[str, Remote] = {}
+    remote = functools.cache(lambda name: peer(Reference.parse(name)))
 
     def fetch(layer: Layer) -> Path:
         path = directory / layer.digest.removeprefix("sha256:")
@@ -236,10 +230,7 @@ def fetch_layers(
             raise RegistryError(
                 f"the layer {layer.digest} has neither a blob nor an origin", digest=layer.digest
             )
-        name = layer.origin.name
-        if name not in peers:
-            peers[name] = peer(layer.origin)
-        return peers[name].fetch_blob(layer.descriptor, path)
+        return remote(layer.origin.name).fetch_blob(layer.descriptor, path)
 
     return fetch
 
@@ -263,13 +254,11 @@ class KnownBlobs:
 
     def neighbours(self, digest: str) -> list[str]:
         """Other repositories of this registry that are known to hold ``digest``."""
-        with contextlib.suppress(OSError):
-            return sorted(
-                path.name.replace("+", "/")
-                for path in self._directory.iterdir()
-                if not path.name.startswith(".") and path != self._path and digest in _digests(path)
-            )
-        return []
+        return sorted(
+            path.name.replace("+", "/")
+            for path in self._directory.glob("*")
+            if not path.name.startswith(".") and path != self._path and digest in _digests(path)
+        )
 
     def add(self, digests: Iterable[str]) -> None:
         """Remember digests; a cache that cannot be written is not an error."""

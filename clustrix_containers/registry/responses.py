@@ -10,31 +10,76 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from http import HTTPStatus
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.client import responses as phrases
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from clustrix_containers.errors import RegistryError
+from clustrix_containers.errors import DigestMismatch, RegistryError
+
+from .blobs import Readable
 
 if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse
+    from urllib3 import BaseHTTPResponse, HTTPHeaderDict
 
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+BLOB_UNKNOWN = frozenset({"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"})
+
+_LOGIN = "Run: docker login {host}"
+_REASONS = {
+    "TLS": ("it speaks TLS, the request did not", "Take it out of CLUSTRIX_INSECURE_REGISTRIES."),
+    "401 anonymous": ("no credentials for this host", _LOGIN),
+    "401": ("it does not accept the credentials from {source}", _LOGIN),
+    "403 anonymous": ("no permission without credentials, or it does not exist", _LOGIN),
+    "403": (
+        "the credentials from {source} do not permit it, or it does not exist"
+        " (some registries answer 403 for a repository that does not exist)",
+        "Check the name, and the permissions of this account on the repository.",
+    ),
+    "404 blob": ("a blob is missing", ""),
+    "404": ("it does not exist", "Check the name; some registries hide private repositories."),
+    "413": ("a request body was too large for it or for a proxy in between", ""),
+    "429": ("too many requests{when}", "Logging in raises the limit on many registries."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request; a response whose status is not in ``ok`` is an error.
+
+    ``url`` may be relative to the registry. ``action`` completes "answered … for":
+    ``pushing team/runs``. A ``body`` that can be called is opened again for each attempt, and has
+    ``length`` bytes. With ``stream`` the body of a good response is left to be read.
+    """
+
+    method: str
+    url: str
+    action: str
+    scopes: tuple[str, ...] = ()
+    ok: tuple[int, ...] = (200,)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Callable[[], Readable] | bytes | None = None
+    length: int = 0
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
     """A response whose body has been read, or is still to be read from ``stream``."""
 
+    url: str
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    headers: HTTPHeaderDict
+    body: bytes = b""
     stream: BaseHTTPResponse | None = None
-    url: str = ""
-    challenges: tuple[str, ...] = ()
+
+
+def check_stored(response: Response, digest: str, host: str) -> None:
+    """DigestMismatch if the registry stored an upload under another digest."""
+    stored = response.headers.get("Docker-Content-Digest")
+    if stored and stored != digest:
+        raise DigestMismatch(f"{host} stored {digest} as {stored}", digest=digest, host=host)
 
 
 def response_error(
@@ -42,60 +87,37 @@ def response_error(
 ) -> RegistryError:
     """The error for a response with an unexpected status.
 
-    ``action`` completes "… for": ``pushing team/runs``. ``credentials`` is the source of those
-    that were sent; ``None``: none were. ``login`` is the registry to log in to, where that is
-    not ``host``.
+    ``credentials`` is the source of those that were sent; ``None``: none were. ``login`` is the
+    registry to log in to, where that is not ``host``.
     """
     details = _details(response.body)
     codes = tuple(code for code, _ in details)
     text = "; ".join(text for _, text in details if text)
-    after = _retry_after(response.headers)
-    why, hint = _explain(response, login or host, credentials, codes, after)
+    after = _retry_after(response.headers.get("Retry-After"))
+    case = str(response.status)
+    if case == "400" and b"HTTPS" in response.body[:200]:
+        case = "TLS"
+    elif case == "404" and not BLOB_UNKNOWN.isdisjoint(codes):
+        case = "404 blob"
+    elif case in ("401", "403") and credentials is None:
+        case += " anonymous"
+    when = "" if after is None else f", try again in {after:.0f} s"
+    why, hint = (
+        part.format(source=credentials, host=login or host, when=when)
+        for part in _REASONS.get(case, ("", ""))
+    )
     reason = f"{why} ({text})" if why and text else why or text
-    message = f"{host} answered {response.status} {_phrase(response.status)} for {action}"
+    phrase = phrases.get(response.status, "(unknown status)")
+    message = f"{host} answered {response.status} {phrase} for {action}"
     return RegistryError(
         f"{message}: {reason}" if reason else message,
-        hint=hint,
+        hint=hint or None,
         status=response.status,
         codes=codes,
         temporary=response.status in TRANSIENT,
         host=host,
         **({} if after is None else {"retry_after": after}),
     )
-
-
-def _explain(
-    response: Response,
-    host: str,
-    credentials: str | None,
-    codes: tuple[str, ...],
-    after: float | None,
-) -> tuple[str, str | None]:
-    login = f"Run: docker login {host}"
-    if response.status == 400 and b"HTTPS" in response.body[:200]:
-        return "it speaks TLS, the request did not", "Take it out of CLUSTRIX_INSECURE_REGISTRIES."
-    if response.status == 401:
-        if credentials is None:
-            return "no credentials for this host", login
-        return f"it does not accept the credentials from {credentials}", login
-    if response.status == 403:
-        if credentials is None:
-            return "no permission without credentials, or it does not exist", login
-        return (
-            f"the credentials from {credentials} do not permit it, or it does not exist"
-            " (some registries answer 403 for a repository that does not exist)",
-            "Check the name, and the permissions of this account on the repository.",
-        )
-    if response.status == 404:
-        if "MANIFEST_BLOB_UNKNOWN" in codes or "BLOB_UNKNOWN" in codes:
-            return "a blob is missing", None
-        return "it does not exist", "Check the name; some registries hide private repositories."
-    if response.status == 413:
-        return "a request body was too large for it or for a proxy in between", None
-    if response.status == 429:
-        when = f", try again in {after:.0f} s" if after is not None else ""
-        return f"too many requests{when}", "Logging in raises the limit on many registries."
-    return "", None
 
 
 def _details(body: bytes) -> list[tuple[str, str]]:
@@ -129,24 +151,13 @@ def _printable(text: Any) -> str:
     return "".join(c if c.isprintable() else " " for c in str(text))[:300].strip()
 
 
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "(unknown status)"
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def _retry_after(text: str | None) -> float | None:
     """Seconds of ``Retry-After`` (a number or a date); None without one."""
-    text = headers.get("Retry-After")
-    if not text:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(text))
-    from email.utils import parsedate_to_datetime
+    from urllib3.exceptions import InvalidHeader
+    from urllib3.util import Retry
 
-    with contextlib.suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    with contextlib.suppress(InvalidHeader, ValueError, OverflowError):
+        return Retry().parse_retry_after(text) if text else None
     return None
 
 
@@ -166,23 +177,21 @@ def network_errors(url: str) -> Iterator[None]:
 
 
 def _tls_error(host: str, error: Exception) -> RegistryError:
-    text = str(error)
+    text, hint, temporary = str(error), None, False
     if "WRONG_VERSION_NUMBER" in text or "UNKNOWN_PROTOCOL" in text or "record layer" in text:
-        return RegistryError(
-            f"{host} does not speak TLS",
-            hint=f"To use a registry without TLS, set CLUSTRIX_INSECURE_REGISTRIES={host}.",
-            host=host,
+        message = f"{host} does not speak TLS"
+        hint = f"To use a registry without TLS, set CLUSTRIX_INSECURE_REGISTRIES={host}."
+    elif "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
+        causes = (*error.args[:1], error)
+        why = next(filter(None, (getattr(it, "verify_message", "") for it in causes)), text)
+        message = f"the certificate of {host} is not trusted: {why}"
+        hint = (
+            "Put the certificate of its authority (PEM) into"
+            f" ~/.config/containers/certs.d/{host}/ca.crt, or name it in SSL_CERT_FILE."
         )
-    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
-        cause = error.args[0] if error.args else error
-        why = getattr(cause, "verify_message", "") or getattr(error, "verify_message", "") or text
-        return RegistryError(
-            f"the certificate of {host} is not trusted: {why}",
-            hint="Put the certificate of its authority (PEM) into"
-            f" ~/.config/containers/certs.d/{host}/ca.crt, or name it in SSL_CERT_FILE.",
-            host=host,
-        )
-    return RegistryError(f"TLS handshake with {host} failed: {text}", temporary=True, host=host)
+    else:
+        message, temporary = f"TLS handshake with {host} failed: {text}", True
+    return RegistryError(message, hint=hint, temporary=temporary, host=host)
 
 
 def _network_error(host: str, error: Exception) -> RegistryError:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import os
+import re
 import threading
-from collections.abc import Callable, Mapping
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from clustrix_containers.errors import RegistryError
-from clustrix_containers.oci.model import Reference
+from clustrix_containers.oci.model import Descriptor, Reference
 from clustrix_containers.remote.retry import Retry
 from clustrix_containers.worker.contract import package_version
 
 from .auth import Auth, Lookup, Trust, find_trust, is_loopback
-from .blobs import Readable
-from .responses import TRANSIENT, Response, network_errors, response_error
+from .blobs import BLOCK
+from .responses import TRANSIENT, Request, Response, network_errors, response_error
 
 if TYPE_CHECKING:
     import urllib3
     from urllib3 import BaseHTTPResponse
-
-Body = Callable[[], Readable]
-"""Opens a request's body again for each attempt to send it."""
 
 _MAX_BODY = 8 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -55,28 +53,6 @@ class ScopedToken:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    method: str
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Body | bytes | None = None
-    length: int = 0
-    stream: bool = False
-
-    def full_headers(self) -> dict[str, str]:
-        headers = {
-            "User-Agent": f"clustrix-containers/{package_version()}",
-            "Accept-Encoding": "identity",
-            **self.headers,
-        }
-        if callable(self.body):
-            headers["Content-Length"] = str(self.length)
-        elif self.body is None and self.method in ("POST", "PUT", "PATCH"):
-            headers["Content-Length"] = "0"
-        return headers
-
-
 class Transport:
     """Requests to the registry of ``name``; used by many threads at once.
 
@@ -104,28 +80,24 @@ class Transport:
         if ca_file is None and insecure is not True:
             self._trust = find_trust(self.host)
         # A guess that is revised when the registry requires TLS.
-        self._guessed = insecure is None and is_loopback(hostname) and self._trust.empty
+        self._guessed = insecure is None and is_loopback(hostname) and self._trust == Trust()
         if insecure is None:
-            insecure = self._guessed or self.host in _insecure_registries()
+            named = os.environ.get(INSECURE, "").replace(" ", "").split(",")
+            insecure = self._guessed or self.host in named
         self._allow_http = insecure
         self.origin = f"{'http' if insecure else 'https'}://{address}"
         self.retry = retry or Retry()
-        self._pool = pool
+        self._pools: dict[str | None, urllib3.PoolManager] = {None: pool} if pool else {}
+        """By the URL of the proxy."""
         self._lock = threading.Lock()
         self._lookup = lookup
         self._auth = Auth(self.origin, self.host, self.repository, lookup, self._token_request)
 
     def beside(self, repository: str) -> Transport:
         """The same registry and connections for another repository."""
-        self._connections()
-        other = Transport(
-            Reference(self.host, repository),
-            lookup=self._lookup,
-            insecure=self._allow_http,
-            pool=self._pool,
-            retry=self.retry,
-        )
-        other._trust, other._guessed = self._trust, self._guessed
+        other = copy.copy(self)
+        other.repository = repository
+        other._auth = Auth(self.origin, self.host, repository, self._lookup, other._token_request)
         return other
 
     def scopes(self, actions: str) -> tuple[str, ...]:
@@ -133,77 +105,45 @@ class Transport:
         return (f"repository:{self.repository}:{actions}",)
 
     def scoped_token(self) -> ScopedToken:
-        """What another machine needs to push to this repository, and nothing else of this user's.
+        """What another machine needs to push to this repository, after a request that needed it.
 
-        RegistryError if the registry denies it, or accepts only the user's own credentials.
+        RegistryError if the registry accepts only the user's own credentials.
         """
         if self._trust.client is not None:
             raise RegistryError(f"{self.host} requires this user's own client certificate")
-        scopes = self.scopes("pull,push")
-        # An upload that is opened and cancelled: no other request shows for every registry
-        # whether this user may push.
-        response = self.send(
-            "POST",
-            f"/v2/{self.repository}/blobs/uploads/",
-            action=f"pushing results to {self.repository}",
-            scopes=scopes,
-            ok=(202,),
-        )
-        if where := response.headers.get("Location"):
-            with contextlib.suppress(RegistryError):
-                url = self.resolve(where, response.url)
-                self.send("DELETE", url, action="", scopes=scopes, ok=(204, 202, 404), retry=False)
-        token, seconds = self._auth.scoped_token(scopes[0]) or ("", float("inf"))
+        token, seconds = self._auth.scoped_token(*self.scopes("pull,push"))
         text = "".join(path.read_text("utf-8") for path in self._trust.authorities)
         return ScopedToken(self.origin, text, token, seconds)
 
-    def send(
-        self,
-        method: str,
-        url: str,
-        *,
-        action: str,
-        scopes: tuple[str, ...],
-        ok: tuple[int, ...],
-        headers: Mapping[str, str] | None = None,
-        body: Body | bytes | None = None,
-        length: int = 0,
-        stream: bool = False,
-        retry: bool = True,
-    ) -> Response:
-        """One request; a response whose status is not in ``ok`` is a RegistryError.
-
-        ``url`` may be relative to the registry. ``action`` completes "answered … for".
-        With ``stream`` the body of a good response is left to be read. A temporary failure is
-        retried unless ``retry`` is False.
-        """
-        request = _Request(method, url, headers or {}, body, length, stream)
+    def send(self, request: Request, *, retry: bool = True) -> Response:
+        """The response, or a RegistryError; a temporary failure is retried if ``retry``."""
 
         def once() -> Response:
-            response = self._authorized(request, action, scopes)
-            if response.status in ok:
+            response = self._authorized(request)
+            if response.status in request.ok:
                 return response
             if response.stream is not None:
                 response.stream.close()
-            raise response_error(response, self.host, action, self._auth.source)
+            raise response_error(response, self.host, request.action, self._auth.source)
 
         return self.retry.run(once) if retry else once()
 
-    def _authorized(self, request: _Request, action: str, scopes: tuple[str, ...]) -> Response:
+    def _authorized(self, request: Request) -> Response:
         renewed = False
         while True:
-            sent = self._auth.header(scopes)
-            response = self._follow(request, action, sent)
+            sent = self._auth.header(request.scopes)
+            response = self._follow(request, sent)
             if self._requires_tls(response):
                 continue
             # One more attempt after the first challenge, and one for a token that has expired.
             if response.status != 401 or renewed or not self._is_own(response.url):
                 return response
-            if not self._auth.challenged(response.challenges, scopes, sent):
+            headers = response.headers.getlist("WWW-Authenticate")
+            if not self._auth.challenged(headers, request.scopes, sent):
                 return response
             renewed = sent is not None
 
-    def _follow(self, request: _Request, action: str, authorization: str | None) -> Response:
+    def _follow(self, request: Request, authorization: str | None) -> Response:
         """Send, and follow redirects; the credentials go to the registry itself only."""
         target = self.resolve(request.url, self.origin)
         for _ in range(_MAX_REDIRECTS + 1):
@@ -220,7 +160,8 @@ class Transport:
                 response.stream.close()
             target = self.resolve(where, target)
         raise RegistryError(
-            f"redirect loop at {self.host} for {action}: more than {_MAX_REDIRECTS} redirects",
+            f"redirect loop at {self.host} for {request.action}:"
+            f" more than {_MAX_REDIRECTS} redirects",
             host=self.host,
         )
 
@@ -243,17 +184,16 @@ class Transport:
             # A registry behind a TLS proxy that it does not know of.
             query = f"?{parts.query}" if parts.query else ""
             return f"{self.origin}{parts.path}{query}"
-        if parts.scheme == "http" and (own.scheme == "https" or not self._may_be_plain(host)):
+        may_be_plain = own.scheme == "http" and (
+            is_loopback(host) or (self._allow_http and not is_loopback(own.hostname))
+        )
+        if parts.scheme == "http" and not may_be_plain:
             raise RegistryError(
                 f"{self.host} redirects to {host} over plain http, which is not followed",
                 hint="Its administrator must provide https for that address.",
                 host=self.host,
             )
         return url
-
-    def _may_be_plain(self, host: str) -> bool:
-        own = urlsplit(self.origin).hostname
-        return is_loopback(host) or (self._allow_http and not is_loopback(own))
 
     def _is_own(self, url: str) -> bool:
         return _origin(url) == _origin(self.origin)
@@ -271,90 +211,159 @@ class Transport:
         own = urlsplit(self.origin)
         return own.scheme == "https" and own.netloc == urlsplit(response.url).netloc
 
-    def _token_request(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes
-    ) -> Response:
+    def _token_request(self, request: Request) -> Response:
         def once() -> Response:
-            response = self._once(_Request(method, url, headers, body or None))
+            response = self._once(request)
             if response.status in TRANSIENT:
-                host = urlsplit(url).netloc
-                action = f"a token for {self.host}"
-                raise response_error(response, host, action, None, login=self.host)
+                host = urlsplit(request.url).netloc
+                raise response_error(response, host, request.action, None, login=self.host)
             return response
 
         return self.retry.run(once)
 
-    def _once(self, request: _Request) -> Response:
-        with network_errors(request.url):
-            body = request.body() if callable(request.body) else request.body
+    def _once(self, request: Request) -> Response:
+        url, body = request.url, request.body
+        headers = {
+            "User-Agent": f"clustrix-containers/{package_version()}",
+            "Accept-Encoding": "identity",
+            **request.headers,
+        }
+        if callable(body):
+            headers["Content-Length"] = str(request.length)
+        elif body is None and request.method in ("POST", "PUT", "PATCH"):
+            headers["Content-Length"] = "0"
+        with network_errors(url):
+            opened = body() if callable(body) else body
             try:
-                response = self._manager(request.url).request(
+                response = self._manager(url).request(
                     request.method,
-                    request.url,
-                    body=body,  # type: ignore[arg-type]
-                    headers=request.full_headers(),
+                    url,
+                    body=opened,  # type: ignore[arg-type]
+                    headers=headers,
                     retries=False,
                     redirect=False,
                     preload_content=False,
                     decode_content=False,
                 )
             finally:
-                if body is not None and not isinstance(body, bytes):
-                    body.close()
-            return _read(response, request.url, request.stream)
+                if opened is not None and not isinstance(opened, bytes):
+                    opened.close()
+            if request.stream and response.status in (200, 206):
+                return Response(url, response.status, response.headers, stream=response)
+            content = response.read(_MAX_BODY + 1)
+            if len(content) > _MAX_BODY:
+                response.close()
+                raise RegistryError(
+                    f"the response of {urlsplit(url).netloc} is larger than {_MAX_BODY:,} bytes",
+                    status=response.status,
+                )
+            response.release_conn()
+            return Response(url, response.status, response.headers, content)
 
     def _manager(self, url: str) -> urllib3.PoolManager:
+        import urllib3
+
         proxy = _proxy(url)
-        if proxy is None:
-            return self._connections()
-        import urllib3
-
         with self._lock:
-            found = _proxies.get((proxy, self._trust))
-            if found is None:
-                found = urllib3.ProxyManager(proxy, **self._pool_options())
-                _proxies[proxy, self._trust] = found
-            return found
-
-    def _connections(self) -> urllib3.PoolManager:
-        import urllib3
-
-        with self._lock:
-            if self._pool is None:
-                self._pool = urllib3.PoolManager(num_pools=8, **self._pool_options())
-            return self._pool
-
-    def _pool_options(self) -> dict[str, Any]:
-        import urllib3
-
-        return {
-            "maxsize": 16,
-            "blocksize": 256 << 10,
-            "timeout": urllib3.Timeout(connect=15.0, read=300.0),
-            "ssl_context": self._trust.context() if self.origin.startswith("https") else None,
-        }
+            if proxy not in self._pools:
+                options: dict[str, Any] = {
+                    "maxsize": 16,
+                    "blocksize": 256 << 10,
+                    "timeout": urllib3.Timeout(connect=15.0, read=300.0),
+                    "ssl_context": self._trust.context() if self.origin[:5] == "https" else None,
+                }
+                self._pools[proxy] = (
+                    urllib3.ProxyManager(proxy, **options)
+                    if proxy
+                    else urllib3.PoolManager(num_pools=8, **options)
+                )
+            return self._pools[proxy]
 
 
-def _insecure_registries() -> list[str]:
-    return [name.strip() for name in os.environ.get(INSECURE, "").split(",")]
+class RangeReader:
+    """A blob's bytes from ``offset`` on, not verified; resumed where the connection was lost."""
 
+    def __init__(self, transport: Transport, descriptor: Descriptor, offset: int = 0) -> None:
+        self._transport = transport
+        self._descriptor = descriptor
+        self._at = offset
+        self._failures = 0
+        self._response: BaseHTTPResponse | None = None
+        self._url = ""
+        if offset < descriptor.size or descriptor.size == 0:
+            self._open()
 
-def _read(response: BaseHTTPResponse, url: str, stream: bool) -> Response:
-    challenges = tuple(response.headers.getlist("WWW-Authenticate"))
-    if stream and response.status in (200, 206):
-        return Response(response.status, response.headers, b"", response, url, challenges)
-    body = response.read(_MAX_BODY + 1)
-    if len(body) > _MAX_BODY:
-        response.close()
-        raise RegistryError(
-            f"the response of {urlsplit(url).netloc} is larger than {_MAX_BODY:,} bytes",
-            status=response.status,
+    def read(self, size: int, /) -> bytes:
+        while True:
+            try:
+                if self._response is None:
+                    if self._at >= self._descriptor.size:
+                        return b""
+                    self._open()
+                data = self._read(size)
+            except RegistryError as error:
+                self.close()
+                # Not Retry.run: a read that gets further starts the count again.
+                self._failures += 1
+                delay = self._transport.retry.delay(self._failures, error)
+                if delay is None:
+                    raise
+                time.sleep(delay)
+                continue
+            self._at += len(data)
+            if data:
+                self._failures = 0
+            return data
+
+    def _read(self, size: int) -> bytes:
+        response = self._response
+        assert response is not None
+        with network_errors(self._url):
+            data: bytes = response.read(size)
+        complete = self._at >= self._descriptor.size
+        if not data and not complete and not response.headers.get("Content-Length"):
+            # Without a length a lost connection looks like the end.
+            raise self._ended_early()
+        return data
+
+    def _ended_early(self) -> RegistryError:
+        return RegistryError(f"{self._transport.host} ended a blob early", temporary=True)
+
+    def _open(self) -> None:
+        repository, digest = self._transport.repository, self._descriptor.digest
+        request = Request(
+            "GET",
+            f"/v2/{repository}/blobs/{digest}",
+            f"reading the blob {digest} of {repository}",
+            self._transport.scopes("pull"),
+            (200, 206),
+            {"Range": f"bytes={self._at}-"} if self._at else {},
+            stream=True,
         )
-    response.release_conn()
-    return Response(response.status, response.headers, body, None, url, challenges)
+        response = self._transport.send(request)
+        self._response, self._url = response.stream, response.url
+        start = 0
+        if response.status == 206:
+            match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            if match is None:
+                raise RegistryError("the 206 response has no Content-Range header", status=206)
+            start = int(match.group(1))
+        if start > self._at:
+            self.close()
+            raise RegistryError(f"{self._transport.host} left out a part of a blob")
+        # A registry that does not support Range sends the whole blob again.
+        left = self._at - start
+        while left:
+            data = self._read(min(left, BLOCK))
+            if not data:
+                raise self._ended_early()
+            left -= len(data)
 
-
-_proxies: dict[tuple[str, Trust], urllib3.ProxyManager] = {}
+    def close(self) -> None:
+        if self._response is not None:
+            # Closed and not returned to the pool: it may have unread bytes.
+            self._response.close()
+            self._response = None
 
 
 def _proxy(url: str) -> str | None:

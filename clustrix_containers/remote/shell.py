@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 class Completed:
     """A command that has exited; ``code`` is negative if a signal ended it."""
 
-    argv: tuple[str, ...]
     code: int
     stdout: bytes
     stderr: bytes
@@ -46,40 +45,32 @@ def find(program: str) -> str | None:
 
 
 def run(
-    argv: Sequence[str | Path],
-    *,
-    input: bytes = b"",  # noqa: A002
-    timeout: float | None = None,
-    env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-    hint: str | None = None,
+    argv: Sequence[str], *, timeout: float | None = None, env: Mapping[str, str] | None = None
 ) -> Completed:
     """Run a command to its end, whatever its exit code.
 
-    ``timeout`` in seconds; ``env`` replaces the environment; ``hint`` is for the error of a
-    missing program. ``ClusterError`` if it is missing, may not be run, or does not end in time.
+    ``timeout`` in seconds; ``env`` replaces the environment. ``ClusterError`` if the program is
+    missing, may not be run, or does not end in time.
     """
     import subprocess
 
-    words = [str(word) for word in argv]
     try:
         done = subprocess.run(
-            words, input=input, capture_output=True, timeout=timeout, env=env, cwd=cwd, check=False
+            argv, input=b"", capture_output=True, timeout=timeout, env=env, check=False
         )
     except OSError as error:
-        raise _not_started(words[0], error, hint) from error
+        raise _not_started(argv[0], error) from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{words[0]} did not end within {timeout:g} s") from error
-    return Completed(tuple(words), done.returncode, done.stdout, done.stderr)
+        raise ClusterError(f"{argv[0]} did not end within {timeout:g} s") from error
+    return Completed(done.returncode, done.stdout, done.stderr)
 
 
 def spawn(
-    argv: Sequence[str | Path],
+    argv: Sequence[str],
     *,
     env: Mapping[str, str],
     output: int,
     before_exec: Callable[[], None] | None = None,
-    hint: str | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a command in a new session; ``output`` gets its standard output and error.
 
@@ -87,10 +78,9 @@ def spawn(
     """
     import subprocess
 
-    words = [str(word) for word in argv]
     try:
         return subprocess.Popen(
-            words,
+            argv,
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -99,7 +89,7 @@ def spawn(
             preexec_fn=before_exec,
         )
     except OSError as error:
-        raise _not_started(words[0], error, hint) from error
+        raise _not_started(argv[0], error) from error
 
 
 def fork(target: Callable[[], NoReturn]) -> int:
@@ -140,12 +130,11 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _not_started(program: str, error: OSError, hint: str | None) -> ClusterError:
+def _not_started(program: str, error: OSError) -> ClusterError:
     if isinstance(error, FileNotFoundError):
-        return ClusterError(
-            f"the program {program!r} is not installed, or not on PATH", hint=hint, program=program
-        )
-    return ClusterError(f"cannot start the program {program!r}: {error}", hint=hint)
+        message = f"the program {program!r} is not installed, or not on PATH"
+        return ClusterError(message, program=program)
+    return ClusterError(f"cannot start the program {program!r}: {error}")
 
 
 def python(code: str, *arguments: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What goes into an image and why, as a person reads it and as JSON."""
+"""What goes into an image and why, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LayerLine:
-    """One layer: kind, title, digest, size in bytes as stored; ``reused`` if an image here has it."""
+    """One layer: kind, title, digest, stored size in bytes; ``reused`` if an image here has it already."""
 
     kind: str
     title: str
@@ -28,7 +28,7 @@ class LayerLine:
 class PackageLine:
     """One distribution; ``reasons`` best first; ``source`` is ``wheel`` or ``installed files``.
 
-    ``packed`` is why there is no wheel of it.
+    ``packed`` is the reason why it is packed from its installed files.
     """
 
     name: str
@@ -40,7 +40,7 @@ class PackageLine:
 
 @dataclass(frozen=True, slots=True)
 class FileLine:
-    """One file of the code layer and why it travels."""
+    """One file of the code layer, and why it is in it."""
 
     path: str
     reason: str
@@ -48,7 +48,7 @@ class FileLine:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What goes in, why each thing does, what was left out, what could not be seen. Print it."""
+    """What goes into an image and why, what was left out, what analysis cannot see. Print it."""
 
     function: str
     digest: str
@@ -62,7 +62,7 @@ class Explanation:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.function}", f"image {self.digest}", ""]
+        lines = [self.function, f"image {self.digest}", ""]
         width = max((len(size(line.size)) for line in self.layers), default=0)
         lines += [
             f"  {size(line.size):>{width}}  {'reused' if line.reused else 'new':6}"
@@ -78,16 +78,15 @@ class Explanation:
         if self.packages:
             lines += ["", "Packages, and why:"]
             for item in self.packages:
-                lines.append(
-                    f"  {item.name} {item.version} ({item.source}{': ' if item.packed else ''}{item.packed})"
-                )
+                source = f"{item.source}: {item.packed}" if item.packed else item.source
+                lines.append(f"  {item.name} {item.version} ({source})")
                 lines += [f"      {reason}" for reason in item.reasons[:1]]
         if self.files:
             lines += ["", "Your files, and why:"]
             lines += [f"  {item.path}: {item.reason}" for item in self.files]
         for title, items in (
-            ("Left out, though installed here:", self.left_out),
-            ("Could not be seen:", self.notes),
+            ("Installed here and left out:", self.left_out),
+            ("Cannot be determined statically:", self.notes),
         ):
             if items:
                 lines += ["", title, *(f"  {item}" for item in items)]
@@ -99,7 +98,7 @@ def explanation(
 ) -> Explanation:
     """The Explanation of a plan and the image that was built from it.
 
-    ``has`` says of a blob's digest whether it was there before.
+    ``has``: whether the blob with a digest existed before.
     """
     locked = {package.name: package for package in plan.lock.packages}
     return Explanation(
@@ -123,7 +122,7 @@ def explanation(
 
 
 def layer_lines(image: Image) -> tuple[LayerLine, ...]:
-    """The image's layers as a person would call them, lowest first."""
+    """The image's layers, lowest first."""
     return tuple(
         LayerLine(
             layer.descriptor.annotations.get(LAYER_KIND, "layer"),
@@ -136,7 +135,7 @@ def layer_lines(image: Image) -> tuple[LayerLine, ...]:
 
 
 def size(count: int) -> str:
-    """Bytes as a person reads them: 999 B, 12.3 kB, 4.5 MB."""
+    """A size for people: 999 B, 12.3 kB, 4.5 MB."""
     amount = float(count)
     for unit in ("B", "kB", "MB"):
         if amount < 1000:

@@ -167,14 +167,12 @@ def _check_packages(locked: Lock, needed: Collection[Distribution]) -> None:
 def _locked_base(locked: Lock, options: Options) -> Image:
     asked = options.base
     if not locked.base.startswith(("packed:sha256:", "dockerfile:sha256:")):
-        reference = Reference.parse(locked.base)
-        if asked is None:
+        chosen = Reference.parse(asked) if asked and not Path(asked).is_file() else None
+        # A tag may have moved since.
+        if asked is None or (
+            chosen and not chosen.digest and chosen.name == Reference.parse(locked.base).name
+        ):
             asked = locked.base
-        elif not Path(asked).is_file():
-            chosen = Reference.parse(asked)
-            # A tag may have moved since.
-            if chosen.name == reference.name and chosen.digest is None:
-                asked = locked.base
     base = find_base(asked, python=options.python)
     if (name := _name(asked, base)) != locked.base or str(base.platform) != locked.platform:
         raise ImageError(

@@ -105,7 +105,7 @@ RUN = "/opt/clustrix/run"
 KEY = "/opt/clustrix/run/key"
 DELIVER = "/opt/clustrix/run/deliver"
 WORKER = "/opt/clustrix/worker.py"
-GIVER = "/opt/clustrix/deliver.py"
+DELIVER_SCRIPT = "/opt/clustrix/deliver.py"
 
 ENTRY = ".clustrix/entry.json"
 FUNCTION = ".clustrix/function.pkl"
@@ -149,12 +149,12 @@ ENV_DELIVER = "CLUSTRIX_DELIVER_FILE"
 INLINE = "CXM1"
 STORED = "CXM2"
 FAILED = "CXM3"
-GIVEN_UP = "CXM4"
+CANCELLED_MESSAGE = "CXM4"
 MESSAGE_LIMIT = 4096
 PACKED_LIMIT = 64
 """How many times larger than the message its contents may be when unpacked."""
 
-NOTHING = "no outcome to give"
+NO_OUTCOME = "no outcome to give"
 """Start of the error message of ``deliver.py give`` if there is no outcome."""
 
 RESULT_ARTIFACT = "application/vnd.clustrix-containers.result.v1"

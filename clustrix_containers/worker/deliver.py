@@ -27,17 +27,22 @@ the mark is the file MARK (``-``: any), or the length 0 while there is none, and
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
+import re
+import signal
 import sys
 import time
+from urllib.parse import urljoin, urlsplit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     import ssl
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any, BinaryIO
+    from http.client import HTTPResponse
+    from typing import Any
 
     Read = Callable[[], Iterable[bytes]]
     StopRequested = Callable[[float], bool]
@@ -45,7 +50,7 @@ if TYPE_CHECKING:
 INLINE = "CXM1"
 STORED = "CXM2"
 FAILED = "CXM3"
-NOTHING = "no outcome to give"
+NO_OUTCOME = "no outcome to give"
 MESSAGE_LIMIT = 4096
 PACKED_LIMIT = 64
 ARTIFACT = "application/vnd.clustrix-containers.result.v1"
@@ -120,7 +125,9 @@ def _store(
         if kind == "hold":
             _hold(config, outcome, stop_requested)
         elif kind == "s3":
-            _post_outcome(Uploader(config, stop_requested), outcome)
+            uploader = Uploader(config, stop_requested)
+            for name, _, size, contents in outcome.files():
+                _post(uploader, name, size, contents)
         elif kind == "registry":
             stored["manifest"] = _push(Uploader(config, stop_requested), outcome)
         elif kind == "volume":
@@ -141,8 +148,6 @@ class Outcome:
     """The files of one element's outcome."""
 
     def __init__(self, results: str, element: int, attempt: int, mark: str = "") -> None:
-        import hashlib
-
         self.results, self.element, self.attempt = results, element, attempt
         self.mark_path = os.path.join(results, mark or f"{element}.{attempt}.mark")
         with open(self.mark_path, "rb") as file:
@@ -154,9 +159,15 @@ class Outcome:
         if self.sha256:
             self.result_name = f"{element}.{attempt}.{self.sha256[:16]}.result"
             self.size = int(self.fields["size"])
-        digest = hashlib.sha256(self.mark).hexdigest()
+        self.mark_sha256 = hashlib.sha256(self.mark).hexdigest()
         # Two executions of one attempt never overwrite each other's.
-        self.mark_name = f"{element}.{attempt}.{digest[:16]}.mark"
+        self.mark_name = f"{element}.{attempt}.{self.mark_sha256[:16]}.mark"
+
+    def files(self) -> Iterator[tuple[str, str, int, Read]]:
+        """Name, sha256, size and contents of each: the mark last, so that who sees it finds all."""
+        if self.result_name is not None:
+            yield self.result_name, self.sha256, self.size, self.result
+        yield self.mark_name, self.mark_sha256, len(self.mark), lambda: [self.mark]
 
     def side_path(self, word: str) -> str:
         """A file through which ``give`` and the hold signal their progress to each other."""
@@ -169,7 +180,7 @@ class Outcome:
             with open(os.path.join(self.results, self.result_name), "rb") as file:
                 if os.fstat(file.fileno()).st_size != self.size:
                     raise Undelivered("the result file was changed after it was written")
-                yield from _chunks(file)
+                yield from iter(lambda: file.read(CHUNK), b"")
         except OSError as error:
             # Not to be mistaken for an error of the network.
             raise Undelivered(f"the result cannot be read: {error}") from None
@@ -188,57 +199,39 @@ class Outcome:
         """
         if self.fields["outcome"] == "ok":
             return None
-        for whole in (True, False):
-            if whole and self.size > limit:
-                continue
-            shorter = ShortenedMark(self, b"".join(self.result()) if whole else b"", limit, sign)
-            message = shorter.best(1000 if whole else 0)
-            if message is not None:
-                return message
-        return None
+        type_name, trace = cut_middle(str(self.fields["type"]), 200), str(self.fields["traceback"])
 
+        def packed(result: bytes, length: int, trace_length: int) -> str | None:
+            mark = dict(
+                self.fields,
+                type=type_name,
+                message=cut_middle(str(self.fields["message"]), length),
+                traceback=cut_middle(trace, trace_length),
+            )
+            if not result:
+                mark.update(size=0, sha256="")
+            mark["mac"] = sign(mark)
+            data = json.dumps(mark, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            return _packed(data, result, limit)
 
-class ShortenedMark:
-    """A mark whose message and traceback are cut until everything fits into ``limit`` bytes."""
-
-    def __init__(
-        self, outcome: Outcome, result: bytes, limit: int, sign: Callable[[dict[str, Any]], str]
-    ) -> None:
-        self.mark = dict(outcome.fields, type=cut_middle(str(outcome.fields["type"]), 200))
-        if not result:
-            self.mark.update(size=0, sha256="")
-        self.trace, self.words = str(outcome.fields["traceback"]), str(outcome.fields["message"])
-        self.result, self.limit, self.sign = result, limit, sign
-
-    def best(self, least: int) -> str | None:
-        """The longest that fits, with at least ``least`` characters of the traceback or all of it."""
-        for words in (1000, 250, 50, 0):
-            wanted = min(max(least, 600 if words else 0), len(self.trace))
-            found = self._try(words, wanted)
+        # Result, length of the message, least length of the traceback: the first that fits.
+        choices = [(b"", 1000, 600), (b"", 250, 600), (b"", 50, 600), (b"", 0, 0)]
+        if 0 < self.size <= limit:
+            choices.insert(0, (b"".join(self.result()), 1000, 1000))
+        for result, length, least in choices:
+            low, high = min(least, len(trace)), min(len(trace), PACKED_LIMIT * limit)
+            found = packed(result, length, low)
             if found is None:
-                if least:
-                    return None
                 continue
-            low, high = wanted, min(len(self.trace), PACKED_LIMIT * self.limit)
             while low < high:
                 middle = (low + high + 1) // 2
-                message = self._try(words, middle)
+                message = packed(result, length, middle)
                 if message is None:
                     high = middle - 1
                 else:
                     low, found = middle, message
             return found
         return None
-
-    def _try(self, words: int, trace: int) -> str | None:
-        mark = dict(
-            self.mark,
-            message=cut_middle(self.words, words),
-            traceback=cut_middle(self.trace, trace),
-        )
-        mark["mac"] = self.sign(mark)
-        data = json.dumps(mark, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        return _packed(data, self.result, self.limit)
 
 
 def _packed(mark: bytes, result: bytes, limit: int) -> str | None:
@@ -273,13 +266,6 @@ def fit(text: str, limit: int) -> str:
     return data.decode("utf-8")
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    data = file.read(CHUNK)
-    while data:
-        yield data
-        data = file.read(CHUNK)
-
-
 def _write(path: str, text: str) -> None:
     # Not atomically: the kubelet has mounted the file itself.
     with open(path, "w", encoding="utf-8") as file:
@@ -294,11 +280,17 @@ def _hold(store: dict[str, Any], outcome: Outcome, stop_requested: StopRequested
 
     Its time starts again with each piece that is sent.
     """
-    seconds = float(store["seconds"])
+    import socket
+
+    seconds, address = float(store["seconds"]), ("", int(store["port"]))
     try:
-        listener = _listen(int(store["port"]))
+        # A kernel may be without IPv6.
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        listener = socket.create_server(address, family=family, backlog=64, dualstack_ipv6=both)
     except OSError as error:
         raise Undelivered(f"cannot listen for the client: {error}") from error
+    listener.setblocking(False)
     begun = time.monotonic()
     with listener:
         while True:
@@ -310,37 +302,9 @@ def _hold(store: dict[str, Any], outcome: Outcome, stop_requested: StopRequested
                 raise Undelivered("stopped before the client took the result")
             if min(giving, time.monotonic() - begun) > seconds:
                 raise Undelivered(f"the client did not take the result within {seconds:g} s")
-            _accept_all(listener)
-
-
-def _listen(port: int) -> socket.socket:
-    import socket
-
-    try:
-        listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        address: tuple[Any, ...] = ("::", port)
-    except OSError:
-        # A kernel without IPv6.
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        address = ("", port)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(64)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _accept_all(listener: socket.socket) -> None:
-    try:
-        while True:
-            listener.accept()[0].close()
-    except OSError:
-        pass
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
 
 
 def _age(path: str) -> float:
@@ -356,18 +320,11 @@ def give(outcome: Outcome) -> int:
     _write_outcome(outcome, outcome.side_path("giving"))
     if sys.stdin.buffer.readline(100).strip() != b"taken":
         return 1
-    return taken(outcome)
-
-
-def taken(outcome: Outcome) -> int:
-    """Let the container that holds the outcome end."""
     _touch(outcome.side_path("taken"))
     return 0
 
 
 def _write_outcome(outcome: Outcome, heartbeat: str) -> None:
-    import signal
-
     out = sys.stdout.buffer
     # A container runtime keeps the pipe open after the connection behind it is gone: a write would
     # block for as long as the container lives. SIGALRM's default action ends this process.
@@ -392,7 +349,10 @@ def main(arguments: list[str]) -> int:
     try:
         if command in ("give", "taken") and len(words) == 3:
             outcome = Outcome(words[0], int(words[1]), int(words[2]))
-            return give(outcome) if command == "give" else taken(outcome)
+            if command == "give":
+                return give(outcome)
+            _touch(outcome.side_path("taken"))
+            return 0
         if command == "read" and len(words) == 5:
             return read(words[0], int(words[1]), int(words[2]), words[3], words[4])
         if command == "wait" and len(words) == 2:
@@ -407,7 +367,7 @@ def main(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, KeyError, Undelivered) as error:
-        sys.stderr.write(f"{NOTHING}: {error}\n")
+        sys.stderr.write(f"{NO_OUTCOME}: {error}\n")
         return 1
 
 
@@ -424,13 +384,10 @@ def _save_to_volume(uploader: Uploader, outcome: Outcome) -> None:
     os.umask(0)
 
     def once() -> None:
-        import errno
-
         try:
             mode = _make(place)
-            if outcome.result_name is not None:
-                _put(os.path.join(place, outcome.result_name), outcome.result(), mode)
-            _put(os.path.join(place, outcome.mark_name), [outcome.mark], mode)
+            for name, _, _, contents in outcome.files():
+                _put(os.path.join(place, name), contents(), mode)
         except OSError as error:
             reason = error.strerror or error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -472,12 +429,9 @@ def _put(path: str, pieces: Iterable[bytes], mode: int) -> None:
             os.unlink(part)
         raise
     handle = os.open(directory, os.O_RDONLY)
-    try:
+    with contextlib.suppress(OSError):  # not all file systems can
         os.fsync(handle)
-    except OSError:
-        pass  # not all file systems can
-    finally:
-        os.close(handle)
+    os.close(handle)
 
 
 def read(directory: str, element: int, attempt: int, mark: str, heartbeat: str) -> int:
@@ -489,8 +443,6 @@ def read(directory: str, element: int, attempt: int, mark: str, heartbeat: str) 
         if outcome.result_name is not None:
             os.stat(os.path.join(directory, outcome.result_name))
     except OSError as error:
-        import errno
-
         if error.errno not in (errno.ENOENT, errno.ESTALE):
             raise
         _touch(heartbeat)
@@ -504,24 +456,18 @@ def _find_mark(directory: str, element: int, attempt: int, mark: str) -> str:
     if mark != "-":
         return mark
     start = f"{element}.{attempt}."
-    names = [
-        name for name in os.listdir(directory) if name.startswith(start) and name.endswith(".mark")
-    ]
-    if not names:
-        return "none"
 
     def order(name: str) -> tuple[bool, float]:
         # One that failed was tried again.
         outcome = Outcome(directory, element, attempt, name)
         return outcome.fields["outcome"] != "ok", os.stat(outcome.mark_path).st_mtime
 
-    return min(names, key=order)
+    names = (name for name in os.listdir(directory) if name.startswith(start))
+    return min((name for name in names if name.endswith(".mark")), key=order, default="none")
 
 
 def wait(heartbeat: str, seconds: float) -> int:
     """Run until ``heartbeat`` has not been touched for ``seconds``, or SIGTERM arrives."""
-    import signal
-
     # The kernel delivers to pid 1 only signals that it handles or waits for.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     _touch(heartbeat)
@@ -532,13 +478,6 @@ def wait(heartbeat: str, seconds: float) -> int:
 
 
 # --- http -----------------------------------------------------------------------------------
-
-
-class Response:
-    """Status, headers (names in lower case) and the beginning of the body."""
-
-    def __init__(self, status: int, headers: dict[str, str], text: str) -> None:
-        self.status, self.headers, self.text = status, headers, text
 
 
 class Uploader:
@@ -567,18 +506,13 @@ class Uploader:
                 wait = random.uniform(0.5, 1.0) * longest  # noqa: S311
                 if failure.after is not None:
                     wait = min(failure.after, MAX_WAIT)
-                if self._wait(wait):
-                    raise Undelivered(f"{failure}; stopped before the next try") from None
+                # Other signals end the wait for this one early.
+                deadline, left = time.monotonic() + wait, wait
+                while left >= 0:
+                    if self._stop_requested(left):
+                        raise Undelivered(f"{failure}; stopped before the next try") from None
+                    left = deadline - time.monotonic()
         raise AssertionError
-
-    def _wait(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while True:
-            left = deadline - time.monotonic()
-            if self._stop_requested(max(0.0, left)):
-                return True
-            if left <= 0:
-                return False
 
     def request(
         self,
@@ -587,44 +521,53 @@ class Uploader:
         headers: dict[str, str],
         body: Read | None = None,
         fine: tuple[int, ...] = (200, 201, 202, 204),
-    ) -> Response:
+    ) -> HTTPResponse:
         """The response, whose status is one of ``fine``; else TemporaryError, or Undelivered."""
         import ssl
 
         host = host_of(url)
         try:
-            response = self._once(method, url, headers, body)
+            response, text = self._once(method, url, headers, body)
         except ssl.SSLCertVerificationError as error:
             why = getattr(error, "verify_message", "") or error.reason
             raise Undelivered(f"the certificate of {host} is not trusted: {why}") from None
         except OSError as error:
-            text = error.strerror or str(error)
-            raise TemporaryError(
-                f"{host} did not respond: {text or type(error).__name__}"
-            ) from None
+            why = error.strerror or str(error) or type(error).__name__
+            raise TemporaryError(f"{host} did not respond: {why}") from None
         if response.status in fine:
             return response
-        reason = f"{response.status} {self._error_text(response.text)}".strip()
+        reason = f"{response.status} {self._error_text(text)}".strip()
         problem = f"{host} rejected the result: {reason}"
-        if response.status in TRANSIENT:
-            raise TemporaryError(problem, _retry_after(response))
-        raise Undelivered(problem)
+        if response.status not in TRANSIENT:
+            raise Undelivered(problem)
+        after = None
+        with contextlib.suppress(ValueError):
+            after = max(0.0, float(response.headers.get("Retry-After", "")))
+        raise TemporaryError(problem, after)
 
-    def _once(self, method: str, url: str, headers: dict[str, str], body: Read | None) -> Response:
+    def _once(
+        self, method: str, url: str, headers: dict[str, str], body: Read | None
+    ) -> tuple[HTTPResponse, str]:
+        """The response and the beginning of its body."""
         import http.client
 
         connection = self._connection(url)
+        reset = None
         try:
             path = url.split("://", 1)[1].partition("/")
             try:
                 # The length is known: no chunked transfer encoding.
                 connection.request(method, "/" + path[2], body() if body else None, headers)
-            except (BrokenPipeError, ConnectionResetError):
+            except (BrokenPipeError, ConnectionResetError) as error:
                 # It may have responded before it had read everything.
-                with contextlib.suppress(http.client.HTTPException):
-                    return _response(connection)
+                reset = error
+            try:
+                response = connection.getresponse()
+                return response, response.read(4000).decode("utf-8", "replace")
+            except http.client.HTTPException:
+                if reset:
+                    raise reset from None
                 raise
-            return _response(connection)
         except http.client.HTTPException as error:
             # Not its message, which may quote what was sent.
             raise OSError(f"not an HTTP response ({type(error).__name__})") from None
@@ -633,7 +576,6 @@ class Uploader:
 
     def _connection(self, url: str) -> Any:
         import http.client
-        from urllib.parse import urlsplit
 
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -663,67 +605,42 @@ class Uploader:
 
     def _error_text(self, body: str) -> str:
         """The message in the body of an error, without the secrets that it may quote."""
-        import re
-
         found = re.findall(r"<(?:Code|Message)>([^<]*)<", body)[:2]
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             errors = json.loads(body)["errors"][:3]
             found = [f"{it.get('code')} {it.get('message')}" for it in errors]
         text = ": ".join(found) if found else re.sub(r"<[^>]*>", " ", body)
-        for secret in _secrets(self.store):
-            text = text.replace(secret, "[…]")
+        public = (
+            "key",
+            "acl",
+            "bucket",
+            "content-type",
+            "success_action_status",
+            "x-amz-algorithm",
+        )
+        fields = self.store.get("fields") or {}
+        secrets = [value for name, value in fields.items() if str(name).lower() not in public]
+        for secret in map(str, (self.store.get("token") or "", *secrets)):
+            text = text.replace(secret, "[…]") if secret else text
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         return text[:300]
 
 
-def _response(connection: Any) -> Response:
-    response = connection.getresponse()
-    text = response.read(4000).decode("utf-8", "replace")
-    return Response(response.status, {k.lower(): v for k, v in response.getheaders()}, text)
-
-
-def _secrets(store: dict[str, Any]) -> list[str]:
-    fields = store.get("fields") or {}
-    public = ("key", "acl", "bucket", "content-type", "success_action_status", "x-amz-algorithm")
-    found = [str(value) for name, value in fields.items() if str(name).lower() not in public]
-    return [it for it in [str(store.get("token") or ""), *found] if it]
-
-
-def _retry_after(response: Response) -> float | None:
-    try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None
-
-
 def _origin(url: str) -> tuple[str, str | None, int | None]:
-    from urllib.parse import urlsplit
-
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def host_of(url: str) -> str:
     """``host[:port]``, without a user's name or password."""
-    from urllib.parse import urlsplit
-
     return urlsplit(url).netloc.rpartition("@")[2].lower()
 
 
 # --- s3 -------------------------------------------------------------------------------------
 
 
-def _post_outcome(uploader: Uploader, outcome: Outcome) -> None:
-    """Post the result before the mark, so that whoever sees the mark finds it.
-
-    https://docs.aws.amazon.com/AmazonS3/latest/API/RESTObjectPOST.html
-    """
-    if outcome.result_name is not None:
-        _post(uploader, outcome.result_name, outcome.size, outcome.result)
-    _post(uploader, outcome.mark_name, len(outcome.mark), lambda: [outcome.mark])
-
-
 def _post(uploader: Uploader, name: str, size: int, read: Read) -> None:
+    """https://docs.aws.amazon.com/AmazonS3/latest/API/RESTObjectPOST.html"""
     store = uploader.store
     boundary = os.urandom(16).hex()
     fields = dict(store["fields"], key=store["prefix"] + name)
@@ -760,11 +677,9 @@ def _post(uploader: Uploader, name: str, size: int, read: Read) -> None:
     uploader.retry(once)
 
 
-def _redirect_target(url: str, response: Response) -> str:
+def _redirect_target(url: str, response: HTTPResponse) -> str:
     """Where a response points to; never from https to http."""
-    from urllib.parse import urljoin, urlsplit
-
-    where = urljoin(url, response.headers.get("location", ""))
+    where = urljoin(url, response.headers.get("Location", ""))
     own, other = urlsplit(url), urlsplit(where)
     if own.scheme == "https" and other.scheme != "https":
         if other.hostname != own.hostname or other.port not in (None, own.port):
@@ -783,11 +698,10 @@ def _push(uploader: Uploader, outcome: Outcome) -> str:
     https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#pushing-blobs and
     https://github.com/opencontainers/image-spec/blob/v1.1.0/manifest.md
     """
-    import hashlib
-
     layers: list[dict[str, Any]] = []
-    for name, digest, size, read in _blobs(outcome):
-        _push_blob(uploader, digest, size, read)
+    for name, sha256, size, contents in outcome.files():
+        digest = "sha256:" + sha256
+        _push_blob(uploader, digest, size, contents)
         title = {"org.opencontainers.image.title": name}
         kind = ARTIFACT + (".mark+json" if name == outcome.mark_name else "")
         layers.append({"mediaType": kind, "digest": digest, "size": size, "annotations": title})
@@ -807,15 +721,6 @@ def _push(uploader: Uploader, outcome: Outcome) -> str:
     url = f"{_api(uploader)}/manifests/{tag}"
     uploader.retry(lambda: uploader.request("PUT", url, headers, lambda: [data]))
     return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def _blobs(outcome: Outcome) -> Iterator[tuple[str, str, int, Read]]:
-    import hashlib
-
-    if outcome.result_name is not None:
-        yield outcome.result_name, "sha256:" + outcome.sha256, outcome.size, outcome.result
-    digest = "sha256:" + hashlib.sha256(outcome.mark).hexdigest()
-    yield outcome.mark_name, digest, len(outcome.mark), lambda: [outcome.mark]
 
 
 def _push_blob(uploader: Uploader, digest: str, size: int, read: Read) -> None:

@@ -21,7 +21,14 @@ that left with ``os._exit(n)`` gives n (1 for 0).
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
+import hmac
+import json
 import os
+import pickle
+import resource
+import select
 import signal
 import sys
 import time
@@ -50,7 +57,7 @@ ENV_RESULTS = "CLUSTRIX_RESULTS"
 ENV_KEY = "CLUSTRIX_KEY_FILE"
 ENV_DELIVER = "CLUSTRIX_DELIVER_FILE"
 
-GIVEN_UP = "CXM4"
+CANCELLED_MESSAGE = "CXM4"
 
 GRACE = 5.0
 LINGER = 10.0
@@ -60,18 +67,11 @@ COPY_STEP = 1 << 20
 PIPE_HEADER = 8
 
 EXIT_ERROR, EXIT_TIMEOUT, EXIT_WORKER = 1, 124, 125
+WHOLE, SECONDS = "a whole number of at least 0", "a number of seconds"
 
 
 class ContractError(Exception):
     """The image, the call or the results directory is not as the contract says."""
-
-
-class Unpicklable(Exception):
-    """The function's result cannot be pickled; the message says what in it and why."""
-
-    def __init__(self, message: str, name: str) -> None:
-        super().__init__(message)
-        self.name = name
 
 
 class Call:
@@ -80,11 +80,11 @@ class Call:
     def __init__(self, env: Any) -> None:
         self.root = env.get(ENV_ROOT, ROOT)
         self.run = env.get(ENV_RUN, "")
-        self.element = _integer(env, ENV_ELEMENT, env.get("JOB_COMPLETION_INDEX", "0"))
-        self.attempt = _integer(env, ENV_ATTEMPT, "0")
-        self.timeout = _seconds(env, ENV_TIMEOUT)
-        grace = _seconds(env, ENV_GRACE)
-        self.grace = GRACE if grace is None else grace
+        index = _number(env, "JOB_COMPLETION_INDEX", 0, int, WHOLE)
+        self.element: int = _number(env, ENV_ELEMENT, index, int, WHOLE)
+        self.attempt: int = _number(env, ENV_ATTEMPT, 0, int, WHOLE)
+        self.timeout: float | None = _number(env, ENV_TIMEOUT, None, float, SECONDS)
+        self.grace: float = _number(env, ENV_GRACE, GRACE, float, SECONDS)
         self.results = env.get(ENV_RESULTS, os.path.join(self.root, "results"))
         self.key_file = env.get(ENV_KEY, os.path.join(self.root, "run", "key"))
         self.deliver_file = env.get(ENV_DELIVER, os.path.join(self.root, "run", "deliver"))
@@ -96,27 +96,16 @@ class Call:
         return os.path.join(self.root, *parts)
 
 
-def _integer(env: Any, name: str, default: str) -> int:
-    text = env.get(name) or default
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise ContractError(f"{name} is {text!r}: not a whole number of at least 0")
-    return value
-
-
-def _seconds(env: Any, name: str) -> float | None:
+def _number(env: Any, name: str, default: Any, kind: Any, what: str) -> Any:
     text = env.get(name)
     if not text:
-        return None
+        return default
     try:
-        value = float(text)
+        value = kind(text)
     except ValueError:
-        value = -1.0
+        value = -1
     if not 0 <= value < float("inf"):
-        raise ContractError(f"{name} is {text!r}: not a number of seconds")
+        raise ContractError(f"{name} is {text!r}: not {what}")
     return value
 
 
@@ -135,9 +124,6 @@ def main() -> int:
         return EXIT_WORKER
     if call.recorded and os.path.exists(call.cancelled):
         return _report_cancelled(call)
-    # Both sides need it: imported once.
-    import json  # noqa: F401
-
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -145,11 +131,6 @@ def main() -> int:
         os.close(reader)
         return run_child(call, writer)
     os.close(writer)
-    # What the end needs, while the child is busy.
-    import hashlib  # noqa: F401
-    import hmac  # noqa: F401
-    import resource  # noqa: F401
-
     child = Child(pid, reader, wake_up, call)
     code = _conclude(call, key, child, child.wait_for_report(), started)
     child.wait_for_end()
@@ -162,14 +143,12 @@ def main() -> int:
 
 def _report_cancelled(call: Call) -> int:
     """The container was made before the element was cancelled: nothing is to be run."""
-    import json
-
     print(f"clustrix worker: element {call.element} was cancelled", file=sys.stderr)
     with contextlib.suppress(OSError, ValueError, KeyError):
         with open(call.deliver_file, encoding="utf-8") as file:
             message = json.load(file)["message"]
         with open(message, "w", encoding="utf-8") as file:
-            file.write(GIVEN_UP)
+            file.write(CANCELLED_MESSAGE)
     return 0
 
 
@@ -180,18 +159,15 @@ def _catch_signals() -> int:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _ignore)
+        # Only a signal with a handler arrives through the pipe.
+        signal.signal(number, lambda _number, _frame: None)
     return reader
-
-
-def _ignore(number: int, frame: Any) -> None:
-    """A handler that does nothing: its number arrives through the wake-up pipe."""
 
 
 def _read_key(call: Call) -> bytes:
     try:
         with open(call.key_file, "rb") as file:
-            key = file.read(1 << 16)
+            key = file.read()
     except OSError as error:
         raise ContractError(f"the run's key cannot be read: {error}") from None
     if not key:
@@ -219,7 +195,6 @@ class Child:
         """Wait for the child's report; ``None`` if it ended, or was ended, without one."""
         while True:
             self._reap()
-            self._drain()
             report = self._report()
             if report is not None and not self.timed_out:
                 return report
@@ -240,8 +215,6 @@ class Child:
 
     def stop_requested(self, seconds: float) -> bool:
         """Whether SIGTERM or SIGINT has arrived; waits for one for at most ``seconds``."""
-        import select
-
         select.select([self.wake_up], [], [], seconds)
         numbers = b""
         with contextlib.suppress(BlockingIOError):
@@ -260,8 +233,6 @@ class Child:
             kill_tree(self.pid)
 
     def _sleep(self, files: list[int]) -> None:
-        import select
-
         times = [at for at in (self.deadline, self.kill_at) if at is not None]
         wait = max(0.0, min(times) - time.monotonic()) if times else None
         ready, _, _ = select.select(files, [], [], None if wait is None else min(wait, 3600.0))
@@ -272,31 +243,21 @@ class Child:
                     _kill(self.pid, number)
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if pid == self.pid:
-                self.status = status
-
-    def _drain(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.pipe, 1 << 16):
-                self.received += data
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == self.pid:
+                    self.status = ended[1]
 
     def _report(self) -> dict[str, Any] | None:
         """The report, once it is complete. A process that the user's code left behind may hold
         the pipe open, so end of file means nothing."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.pipe, 1 << 16):
+                self.received += data
         end = PIPE_HEADER + int.from_bytes(self.received[:PIPE_HEADER], "little")
         if len(self.received) < end or end == PIPE_HEADER:
             return None
-        import json
-
-        report: dict[str, Any] = json.loads(self.received[PIPE_HEADER:end])
-        return report
+        return json.loads(self.received[PIPE_HEADER:end])  # type: ignore[no-any-return]
 
 
 def _kill(pid: int, number: int) -> None:
@@ -305,48 +266,43 @@ def _kill(pid: int, number: int) -> None:
 
 
 def kill_tree(child: int) -> None:
-    """SIGKILL everything that the child started: all of a pid namespace, or its descendants."""
+    """SIGKILL all of a pid namespace, or the child, its descendants and its session."""
     if os.getpid() == 1:
         _kill(-1, signal.SIGKILL)
         return
-    for pid in [child, *_descendants(child)]:
-        _kill(pid, signal.SIGKILL)
-
-
-def _descendants(root: int) -> list[int]:
-    """Processes below ``root`` or in its session, from ``/proc``."""
     parents: dict[int, tuple[int, int]] = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        parents[int(name)] = (int(fields[1]), int(fields[3]))
-    found = {root}
+                parents[int(name)] = (int(fields[1]), int(fields[3]))
+    found = {child}
     while more := {
         pid
         for pid, (parent, session) in parents.items()
-        if pid not in found and (parent in found or session == root)
+        if pid not in found and (parent in found or session == child)
     }:
         found |= more
-    return [pid for pid in found if pid != root]
+    for pid in found:
+        _kill(pid, signal.SIGKILL)
 
 
 def _conclude(
     call: Call, key: bytes, child: Child, report: dict[str, Any] | None, started: float
 ) -> int:
     """Write the mark for how it ended; the exit code."""
-    if report is None and child.stop_signal and not child.timed_out:
-        return 128 + child.stop_signal
     if report is None:
-        report = _timeout_report(call) if child.timed_out else _death_report(child.status or 0)
+        if child.stop_signal and not child.timed_out:
+            return 128 + child.stop_signal
+        report = _death_report(child.status or 0)
+        if child.timed_out:
+            message = f"ended at its time limit of {call.timeout:g} s"
+            report = {"outcome": "timeout", "message": message, "exit_code": EXIT_TIMEOUT}
+        report["max_rss"] = _max_rss()
     code = _exit_code(report)
     if not call.recorded:
         if report["outcome"] in ("timeout", "died"):
-            print("clustrix worker: {}".format(report["message"]), file=sys.stderr)
+            print(f"clustrix worker: {report['message']}", file=sys.stderr)
         return code
     try:
         write_mark(call, key, report, started)
@@ -358,8 +314,6 @@ def _conclude(
 
 def _deliver(call: Call, key: bytes, child: Child, code: int) -> int:
     """Send the outcome to where the client looks for it; the exit code."""
-    import json
-
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import deliver  # type: ignore[import-not-found]
 
@@ -376,51 +330,34 @@ def _deliver(call: Call, key: bytes, child: Child, code: int) -> int:
     return code
 
 
-def _timeout_report(call: Call) -> dict[str, Any]:
-    return {
-        "outcome": "timeout",
-        "message": "ended at its time limit of %g s" % (call.timeout or 0.0),
-        "exit_code": EXIT_TIMEOUT,
-        "max_rss": _max_rss(),
-    }
-
-
 def _death_report(status: int) -> dict[str, Any]:
-    report: dict[str, Any] = {"outcome": "died", "max_rss": _max_rss()}
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        report["signal"] = number
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
-        report["message"] = f"the process was ended by {name}"
-        if number == signal.SIGKILL and _oom_kills():
-            report["message"] += ", by the kernel: out of memory"
-    else:
-        code = report["exit_code"] = os.WEXITSTATUS(status)
-        report["message"] = f"the process exited with code {code} before the function returned"
-    return report
+    if not os.WIFSIGNALED(status):
+        code = os.WEXITSTATUS(status)
+        message = f"the process exited with code {code} before the function returned"
+        return {"outcome": "died", "exit_code": code, "message": message}
+    number = os.WTERMSIG(status)
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    cause = ", by the kernel: out of memory" if number == signal.SIGKILL and _oom_kills() else ""
+    message = f"the process was ended by {name}{cause}"
+    return {"outcome": "died", "signal": number, "message": message}
 
 
 def _oom_kills() -> int:
     """The out-of-memory kills that the container's own cgroup counts, where that is visible."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        try:
-            with open(path) as file:
-                for line in file:
-                    name, _, value = line.partition(" ")
-                    if name == "oom_kill":
-                        return int(value)
-        except (OSError, ValueError):
-            continue
+        with contextlib.suppress(OSError, ValueError), open(path) as file:
+            for line in file:
+                name, _, value = line.partition(" ")
+                if name == "oom_kill":
+                    return int(value)
     return 0
 
 
 def _max_rss() -> int:
     """Bytes: the largest resident size of this process or of one it has waited for."""
-    import resource
-
     return 1024 * max(
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -428,58 +365,38 @@ def _max_rss() -> int:
 
 
 def _exit_code(report: dict[str, Any]) -> int:
-    outcome = report["outcome"]
-    if outcome == "ok":
+    if report["outcome"] == "ok":
         return 0
-    if outcome in ("error", "unpicklable"):
-        return EXIT_ERROR
     if report.get("signal"):
         return 128 + int(report["signal"])
-    return int(report.get("exit_code") or EXIT_ERROR)
+    return report.get("exit_code") or EXIT_ERROR
 
 
 def write_mark(call: Call, key: bytes, report: dict[str, Any], started: float) -> None:
     """Put the mark in place unless a valid one exists: the first one wins."""
-    import json
-
-    mark: dict[str, Any] = {
-        "version": 1,
-        "run": call.run,
-        "element": call.element,
-        "attempt": call.attempt,
-        "size": 0,
-        "sha256": "",
-        "message": "",
-        "traceback": "",
-        "type": "",
-        "exit_code": None,
-        "signal": None,
-        "started": started,
-        "ended": time.time(),
-        "max_rss": 0,
-    }
-    mark.update(report)
+    mark = {"version": 1, "run": call.run, "element": call.element, "attempt": call.attempt}
+    mark |= {"size": 0, "sha256": "", "message": "", "traceback": "", "type": ""}
+    mark |= {"exit_code": None, "signal": None, "started": started, "ended": time.time()}
+    mark |= report
     mark["mac"] = _mac(key, mark)
-    temporary = _temporary(call)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(json.dumps(mark).encode())
-            _sync(file)
+    with _temporary_file(call) as file:
+        file.write(json.dumps(mark).encode())
+        _sync(file)
         try:
-            os.link(temporary, call.mark)
+            os.link(file.name, call.mark)
         except OSError:
             # One is there, or the file system has no hard links.
             if not _is_valid(call.mark, key, call):
-                os.replace(temporary, call.mark)
-    finally:
-        _unlink(temporary)
-    _sync_directory(call.results)
+                os.replace(file.name, call.mark)
+    with contextlib.suppress(OSError):
+        handle = os.open(call.results, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _mac(key: bytes, mark: dict[str, Any]) -> str:
-    import hashlib
-    import hmac
-
     def hashed(text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -489,9 +406,6 @@ def _mac(key: bytes, mark: dict[str, Any]) -> str:
 
 
 def _is_valid(path: str, key: bytes, call: Call) -> bool:
-    import hmac
-    import json
-
     try:
         with open(path, "rb") as file:
             mark = json.load(file)
@@ -503,14 +417,17 @@ def _is_valid(path: str, key: bytes, call: Call) -> bool:
         return False
 
 
-def _temporary(call: Call) -> str:
+@contextlib.contextmanager
+def _temporary_file(call: Call) -> Iterator[Any]:
+    """A new file among the results; removed in the end unless it was renamed."""
     unique = f"{os.getpid()}.{os.urandom(6).hex()}"
-    return os.path.join(call.results, f".{call.element}.{call.attempt}.{unique}.tmp")
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    path = os.path.join(call.results, f".{call.element}.{call.attempt}.{unique}.tmp")
+    try:
+        with open(path, "xb") as file:
+            yield file
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _sync(file: Any) -> None:
@@ -518,20 +435,9 @@ def _sync(file: Any) -> None:
     try:
         os.fsync(file.fileno())
     except OSError as error:
-        import errno
-
         # Some file systems have no fsync; a full disk must be reported.
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise
-
-
-def _sync_directory(path: str) -> None:
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 # --- the child ----------------------------------------------------------------------------
@@ -540,32 +446,34 @@ def _sync_directory(path: str) -> None:
 def run_child(call: Call, pipe: int) -> int:
     """Run the function and report how it ended; the child's exit code."""
     own_pid = os.getpid()
-    _become_child()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
     try:
         _set_environment(call)
         value = invoke(call)
-        report = _save_value(call, value) if call.recorded else _print_value(value)
+        report: dict[str, Any] = {"outcome": "ok"}
+        if call.recorded:
+            report = _save_value(call, value)
+        else:
+            print(repr(value))
     except ContractError as problem:
         report = _worker_error(str(problem))
-    except Unpicklable as error:
-        report = {"outcome": "unpicklable", "message": _clip(str(error)), "type": error.name}
     except BaseException as error:
         report = _save_error(call, error)
     if os.getpid() != own_pid:
         # The user's code forked, and the copy returned here, too.
         os._exit(0)
     report["max_rss"] = _max_rss()
-    _flush()
-    _send(pipe, report)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    data = json.dumps(report).encode()
+    with open(pipe, "wb", closefd=False) as file:
+        file.write(len(data).to_bytes(PIPE_HEADER, "little") + data)
     return _exit_code(report)
-
-
-def _become_child() -> None:
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.setsid()
 
 
 def _set_environment(call: Call) -> None:
@@ -623,26 +531,35 @@ class MainFinder:
 
 
 def read_entry(call: Call) -> dict[str, Any]:
-    import json
-
     path = call.path("code", *ENTRY.split("/"))
     try:
         with open(path, encoding="utf-8") as file:
             entry: dict[str, Any] = json.load(file)
     except (OSError, ValueError) as error:
         raise ContractError(f"the image's entry cannot be read: {path}: {error}") from None
-    if entry.get("version") != 1:
-        raise ContractError(
-            "{} has version {!r}; this worker reads 1".format(path, entry.get("version"))
-        )
+    if (version := entry.get("version")) != 1:
+        raise ContractError(f"{path} has version {version!r}; this worker reads 1")
     return entry
 
 
 def invoke(call: Call) -> Any:
     """The function's value; a coroutine's result; the list of a generator's items."""
+    from types import AsyncGeneratorType, CoroutineType, GeneratorType
+
     function = find_function(call)
     args, kwargs = read_arguments(call)
-    return await_result(function(*args, **kwargs))
+    result = function(*args, **kwargs)
+    if isinstance(result, GeneratorType):
+        return list(result)
+    if isinstance(result, (CoroutineType, AsyncGeneratorType)):
+        import asyncio
+
+        return asyncio.run(_items(result) if isinstance(result, AsyncGeneratorType) else result)
+    return result
+
+
+async def _items(generator: Any) -> list[Any]:
+    return [item async for item in generator]
 
 
 def find_function(call: Call) -> Callable[..., Any]:
@@ -656,10 +573,7 @@ def find_function(call: Call) -> Callable[..., Any]:
     elif kind == "module":
         target = importlib.import_module(entry["module"])
     if kind == "value":
-        import pickle
-
-        path = call.path("code", *FUNCTION.split("/"))
-        with open(path, "rb") as file:
+        with open(call.path("code", *FUNCTION.split("/")), "rb") as file:
             target = pickle.load(file)
     elif kind in ("module", "script"):
         target = _walk(target, entry["qualname"])
@@ -667,13 +581,11 @@ def find_function(call: Call) -> Callable[..., Any]:
         raise ContractError(f"unknown kind {kind!r} in the image's entry")
     inner = getattr(target, "__clustrix_function__", None)
     if callable(inner):
-        target = inner
+        return inner  # type: ignore[no-any-return]
     if not callable(target):
-        raise ContractError(
-            "{} is a {}: it cannot be called".format(entry["name"], _type_name(type(target)))
-        )
-    found: Callable[..., Any] = target
-    return found
+        kind = _type_name(type(target))
+        raise ContractError(f"{entry['name']} is a {kind}: it cannot be called")
+    return target  # type: ignore[no-any-return]
 
 
 def _walk(target: Any, qualname: str) -> Any:
@@ -704,35 +616,11 @@ def read_arguments(call: Call) -> tuple[Any, Any]:
         data = file.read(size)
     if len(data) < size:
         raise ContractError(f"the call's data is truncated within element {call.element}")
-    import pickle
-
     args, kwargs = pickle.loads(data)
     return args, kwargs
 
 
-def await_result(result: Any) -> Any:
-    from types import AsyncGeneratorType, CoroutineType, GeneratorType
-
-    if isinstance(result, GeneratorType):
-        return list(result)
-    if isinstance(result, (CoroutineType, AsyncGeneratorType)):
-        import asyncio
-
-        coroutine = _items(result) if isinstance(result, AsyncGeneratorType) else result
-        return asyncio.run(coroutine)
-    return result
-
-
-async def _items(generator: Any) -> list[Any]:
-    return [item async for item in generator]
-
-
 # --- values -------------------------------------------------------------------------------
-
-
-def _print_value(value: Any) -> dict[str, Any]:
-    print(repr(value))
-    return {"outcome": "ok"}
 
 
 def _save_value(call: Call, value: Any) -> dict[str, Any]:
@@ -744,9 +632,8 @@ def _save_value(call: Call, value: Any) -> dict[str, Any]:
         path, inside = find_unpicklable(value)
         what = "" if inside is value else f"{path} is a {_type_name(type(inside))}; "
         name = _type_name(type(value))
-        raise Unpicklable(
-            f"the result ({name}) cannot be pickled: {what}{_safe_str(error)}", name
-        ) from None
+        message = _clip(f"the result ({name}) cannot be pickled: {what}{_safe_str(error)}")
+        return {"outcome": "unpicklable", "message": message, "type": name}
     return _write_outcome(call, "ok", chunks, buffers)
 
 
@@ -770,8 +657,6 @@ def dump(value: Any, errors: bool = False) -> tuple[list[Any], list[Any]]:
 
     Plain pickle first; where that cannot, cloudpickle, if the image has it.
     """
-    import pickle
-
     try:
         return _dump(value, _chaining(pickle.Pickler) if errors else pickle.Pickler)
     except MemoryError:
@@ -790,23 +675,19 @@ def _dump(value: Any, pickler: Any) -> tuple[list[Any], list[Any]]:
     chunks: list[Any] = []
     buffers: list[Any] = []
 
-    def out_of_band(buffer: Any) -> bool:
-        try:
+    def in_band(buffer: Any) -> bool:
+        with contextlib.suppress(BufferError):
             view = buffer.raw()
-        except BufferError:
-            return True
-        if view.nbytes < IN_BAND_LIMIT:
-            return True
-        buffers.append(view)
-        return False
+            if view.nbytes >= IN_BAND_LIMIT:
+                buffers.append(view)
+                return False
+        return True
 
     class Sink:
         # The pickler passes large bytes objects without a copy.
-        @staticmethod
-        def write(data: Any) -> None:
-            chunks.append(data)
+        write = chunks.append
 
-    pickler(Sink, 5, buffer_callback=out_of_band).dump(value)
+    pickler(Sink, 5, buffer_callback=in_band).dump(value)
     return chunks, buffers
 
 
@@ -847,16 +728,9 @@ def _reduce_error(error: BaseException) -> Any:
 
 def _can_be_unpickled(error: BaseException) -> bool:
     """Whether this exception, without its causes, can be pickled and loaded again."""
-    import pickle
-
     try:
-        try:
-            data = pickle.dumps(error, 5)
-        except Exception:
-            import cloudpickle
-
-            data = cloudpickle.dumps(error, 5)
-        return type(pickle.loads(data)) is type(error)
+        chunks, buffers = dump(error)
+        return type(pickle.loads(b"".join(chunks), buffers=buffers)) is type(error)
     except Exception:
         return False
 
@@ -876,12 +750,11 @@ def find_unpicklable(value: Any, path: str = "result", depth: int = 8) -> tuple[
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     from itertools import islice
 
-    if isinstance(value, dict):
-        for key, item in islice(value.items(), 1000):
+    if isinstance(value, (dict, list, tuple)):
+        for key, item in islice(
+            value.items() if isinstance(value, dict) else enumerate(value), 1000
+        ):
             yield f"[{key!r:.60}]", item
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(islice(value, 1000)):
-            yield f"[{number}]", item
     elif isinstance(value, (set, frozenset)):
         for item in islice(value, 1000):
             yield f"{{{item!r:.60}}}", item
@@ -900,29 +773,19 @@ def write_result(call: Call, chunks: list[Any], buffers: list[Any]) -> tuple[int
 
     The file's name carries its hash: two executions of one attempt never overwrite each other.
     """
-    import hashlib
-
     sizes = [sum(memoryview(chunk).nbytes for chunk in chunks), *(view.nbytes for view in buffers)]
     header = RESULT_MAGIC + len(buffers).to_bytes(4, "little")
     header += b"".join(size.to_bytes(8, "little") for size in sizes)
     digest = hashlib.sha256()
-    temporary = _temporary(call)
-    try:
-        with open(temporary, "xb", buffering=0) as file:
-            size = 0
-            for part in ([header], chunks, *([view] for view in buffers)):
-                length = 0
-                for piece in part:
-                    length += _copy(piece, file, digest)
-                padding = bytes(-length % RESULT_ALIGN)
-                size += length + _copy(padding, file, digest)
-            _sync(file)
+    size = 0
+    with _temporary_file(call) as file:
+        for part in ([header], chunks, *([view] for view in buffers)):
+            length = sum(_copy(piece, file, digest) for piece in part)
+            size += length + _copy(bytes(-length % RESULT_ALIGN), file, digest)
+        _sync(file)
         sha256 = digest.hexdigest()
         name = f"{call.element}.{call.attempt}.{sha256[:16]}.result"
-        os.replace(temporary, os.path.join(call.results, name))
-    except BaseException:
-        _unlink(temporary)
-        raise
+        os.replace(file.name, os.path.join(call.results, name))
     return size, sha256
 
 
@@ -931,8 +794,7 @@ def _copy(piece: Any, file: Any, digest: Any) -> int:
     for start in range(0, view.nbytes, COPY_STEP):
         step = view[start : start + COPY_STEP]
         digest.update(step)
-        while step.nbytes:
-            step = step[file.write(step) :]
+        file.write(step)
     return view.nbytes
 
 
@@ -943,27 +805,19 @@ def _save_error(call: Call, error: BaseException) -> dict[str, Any]:
     error.__traceback__ = _user_frames(error.__traceback__)
     text = _format(error)
     report: dict[str, Any] = {}
-    if call.recorded:
-        report = _pickle_error(call, error)
-    else:
+    if not call.recorded:
         print(text, end="", file=sys.stderr)
+    elif _can_be_unpickled(error):
+        with contextlib.suppress(Exception):
+            report = _write_outcome(call, "error", *dump(error, errors=True))
     if report.get("outcome") == "died":
         return report
-    report.update(
-        outcome="error", message=_message(error), type=_type_name(type(error)), traceback=text
-    )
+    message = _safe_str(error)
+    name = getattr(error, "name", None)
+    if isinstance(error, ModuleNotFoundError) and name and name not in message:
+        message = f"No module named {name!r}: {message}"
+    report.update(outcome="error", message=message, type=_type_name(type(error)), traceback=text)
     return report
-
-
-def _pickle_error(call: Call, error: BaseException) -> dict[str, Any]:
-    """The exception's own pickle, if it can be loaded again; else nothing."""
-    if not _can_be_unpickled(error):
-        return {}
-    try:
-        chunks, buffers = dump(error, errors=True)
-    except Exception:
-        return {}
-    return _write_outcome(call, "error", chunks, buffers)
 
 
 def _user_frames(trace: Any) -> Any:
@@ -986,14 +840,6 @@ def _format(error: BaseException) -> str:
     return _clip("".join(lines))
 
 
-def _message(error: BaseException) -> str:
-    text = _safe_str(error)
-    name = getattr(error, "name", None)
-    if isinstance(error, ModuleNotFoundError) and name and name not in text:
-        text = f"No module named {name!r}: {text}"
-    return text
-
-
 def _safe_str(error: BaseException) -> str:
     try:
         return _clip(str(error))
@@ -1012,21 +858,6 @@ def _clip(text: str) -> str:
 def _type_name(cls: type) -> str:
     module, name = getattr(cls, "__module__", ""), getattr(cls, "__qualname__", cls.__name__)
     return str(name) if module in ("builtins", None, "") else f"{module}.{name}"
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-
-
-def _send(pipe: int, report: dict[str, Any]) -> None:
-    import json
-
-    data = json.dumps(report).encode()
-    view = memoryview(len(data).to_bytes(PIPE_HEADER, "little") + data)
-    while view.nbytes:
-        view = view[os.write(pipe, view) :]
 
 
 if __name__ == "__main__":

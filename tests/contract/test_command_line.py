@@ -145,8 +145,8 @@ def test_doctor(cxc) -> None:
 
 BAD = [
     (("run", "squares.py"), "FILE.py:FUNC"),
-    (("run", "nothing.py:f"), "there is no file nothing.py"),
-    (("run", "squares.py:cube", "1"), "There are: fails, greet, square"),
+    (("run", "nothing.py:f"), "no such file: nothing.py"),
+    (("run", "squares.py:cube", "1"), "Its functions are: fails, greet, square"),
     (("run", "squares.py:square"), "missing a required argument"),
     (("run", "--on", "moon", "squares.py:square", "1"), "moon"),
     (("run", "--memory", "lots", "squares.py:square", "1"), "lots"),
@@ -158,7 +158,7 @@ BAD = [
     (("push", "squares.py:square"), "no repository"),
     (("push", "squares.py:square", "NOT/A/REPO"), "NOT/A/REPO"),
     (("push", "squares.py:square", "127.0.0.1:9/nobody/here"), "127.0.0.1:9"),
-    (("result", "x/y"), "an element is a number"),
+    (("result", "x/y"), "expected RUN/ELEMENT"),
 ]
 
 

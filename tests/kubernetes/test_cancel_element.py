@@ -10,7 +10,7 @@ import pytest
 from kubernetes.client import BatchV1Api, CoreV1Api
 
 import clustrix_containers as cx
-from clustrix_containers.worker.contract import GIVEN_UP
+from clustrix_containers.worker.contract import CANCELLED_MESSAGE
 from tests.cases import work
 from tests.clusters.daemon import wait_until
 from tests.clusters.kubernetes.access import connected
@@ -59,7 +59,7 @@ def test_one_that_runs_is_not_tried_again(
     assert array[2].result(120) == 3
     # The Job controller has started the index once more: it does not know of the cancellation.
     assert wait_until(lambda: ended(fake_cluster, array.run), 120)
-    assert messages(fake_cluster, array.run, 1) == [GIVEN_UP]
+    assert messages(fake_cluster, array.run, 1) == [CANCELLED_MESSAGE]
     # Another user's record shows the same.
     monkeypatch.setenv("CLUSTRIX_STATE_DIR", str(tmp_path / "elsewhere"))
     again = cx.attach(array.run, on=on)
@@ -80,7 +80,7 @@ def test_one_that_waits_for_its_turn_never_begins(
     assert wait_until(lambda: ended(fake_cluster, array.run), 120)
     job, _ = objects(fake_cluster, array.run)
     assert job.status.completed_indexes == "0-2"
-    assert messages(fake_cluster, array.run, 1) == [GIVEN_UP]
+    assert messages(fake_cluster, array.run, 1) == [CANCELLED_MESSAGE]
 
 
 def test_the_rest_of_an_array_goes_at_once_and_what_is_here_stays(

@@ -13,7 +13,7 @@ import pytest
 from clustrix_containers.oci.model import DOCKER_MANIFEST, Image, Layer
 from clustrix_containers.registry import Layout, Remote, digest_tag
 from tests.clusters.registry.cluster import Service
-from tests.samples import image, layer, noise, read_all
+from tests.samples import image, layer, noise, read_all, tags
 
 pytestmark = pytest.mark.registry
 
@@ -43,14 +43,14 @@ def test_skopeo_copies_an_image(sample: Image, tmp_path: Path, tag: str | None) 
     assert read_all(copy, "mine").digest == sample.digest
     # What another tool wrote is a layout to write to, too.
     copy.push(sample.configure(Env=["A=1"]), "second")
-    assert {"mine", "second"} <= set(copy.tags())
+    assert {"mine", "second"} <= set(tags(copy))
     run("skopeo", "inspect", "--raw", f"oci:{copy.directory}:second")
 
 
 def test_umoci_lists_unpacks_and_collects(sample: Image, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "layout")
     layout.push(sample, "v1")
-    assert set(run("umoci", "list", "--layout", layout.directory).split()) == set(layout.tags())
+    assert set(run("umoci", "list", "--layout", layout.directory).split()) == set(tags(layout))
     image_argument = f"{layout.directory}:v1"
     run("umoci", "unpack", "--rootless", "--image", image_argument, tmp_path / "bundle")
     assert (tmp_path / "bundle/rootfs/opt/code.py").read_bytes() == b"print()"
@@ -76,7 +76,7 @@ from collections.abc import Callable
 from pathlib import Path
 from clustrix_containers.errors import ImageError
 from clustrix_containers.registry import Layout
-from tests.samples import image, layer, noise, read_all
+from tests.samples import image, layer, noise, read_all, tags
 layout = Layout(sys.argv[1])
 small = image(layer({"small": b"x"}))
 layout.push(small, "small")

@@ -38,10 +38,10 @@ DELIVER = f"""
 import json, sys, time
 sys.path.insert(0, {str(WORKER.parent)!r})
 import deliver
-def told(seconds):
+def stop_requested(seconds):
     time.sleep(seconds)
     return False
-deliver.deliver(json.load(open(sys.argv[1])), sys.argv[2], 0, 0, told, None)
+deliver.deliver(json.load(open(sys.argv[1])), sys.argv[2], 0, 0, stop_requested, None)
 {PEAK}"""
 FETCH = f"""
 import sys
@@ -107,7 +107,7 @@ def peak(
 
 
 def sent(pod: Delivering, store: dict[str, Any]) -> int:
-    pod.told(json.loads(json.dumps(store)))
+    pod.configured(json.loads(json.dumps(store)))
     return peak(pod.bare.python, DELIVER, pod.bare.root / "run/deliver", pod.bare.root / "results")
 
 

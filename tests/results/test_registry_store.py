@@ -18,7 +18,7 @@ from clustrix_containers.errors import ClusterError, RegistryError, ResultLost
 from clustrix_containers.oci.model import Descriptor
 from clustrix_containers.registry import Remote
 from clustrix_containers.results import registry as store
-from clustrix_containers.results.delivery import Stored, Undelivered
+from clustrix_containers.results.delivery import Stored
 from clustrix_containers.results.registry import RegistryStore
 from tests.bare_worker import RUN, interpreters
 from tests.clusters.registry.cluster import Service
@@ -50,13 +50,13 @@ def pod(tmp_path: Path) -> Delivering:
 
 
 def stored(pod: Delivering) -> Stored:
-    said = pod.said()
-    assert isinstance(said, Stored), said
-    return said
+    parsed = pod.parsed_message()
+    assert isinstance(parsed, Stored), parsed
+    return parsed
 
 
-def fetch(where: Remote, pod: Delivering, said: Stored | None) -> bool:
-    return store.fetch(where, pod.expected(), said)
+def fetch(where: Remote, pod: Delivering, parsed: Stored | None) -> bool:
+    return store.fetch(where, pod.expected(), parsed)
 
 
 @pytest.mark.parametrize("python", interpreters())
@@ -68,7 +68,7 @@ def test_a_result_goes_through_an_open_registry(
     opened = store.open_store(where, RUN, SUBJECT, seconds=10**9)
     assert opened["token"] is None
     assert not fetch(where, pod, None)
-    pod.told(json.loads(json.dumps(opened)))
+    pod.configured(json.loads(json.dumps(opened)))
     assert pod.bare.run() == (0, "", "")
     assert fetch(where, pod, stored(pod))
     assert len(pod.value()) == 3_000_000
@@ -80,7 +80,7 @@ def test_a_result_goes_through_a_registry_with_tokens(
     where = remote(registry_token, tmp_path, "team/tokens")
     opened = store.open_store(where, RUN, SUBJECT, seconds=200)
     assert registry_token.password not in json.dumps(opened)
-    pod.told(opened)
+    pod.configured(opened)
     assert pod.bare.run() == (0, "", "")
     assert fetch(where, pod, None)
     assert fetch(where, pod, stored(pod))
@@ -94,7 +94,9 @@ def test_one_client_and_one_token_for_all_elements(
 ) -> None:
     count = 12
     name = "team/shared"
-    pod.told(store.open_store(remote(registry_token, tmp_path, name), RUN, SUBJECT, seconds=200))
+    pod.configured(
+        store.open_store(remote(registry_token, tmp_path, name), RUN, SUBJECT, seconds=200)
+    )
     for element in range(count):
         assert pod.bare.run(element) == (0, "", "")
     with Front(registry_token.address) as front:
@@ -125,12 +127,11 @@ def test_the_token_is_good_for_one_repository(
     tmp_path: Path, pod: Delivering, registry_token: Service
 ) -> None:
     opened = store.open_store(remote(registry_token, tmp_path), RUN, SUBJECT, seconds=200)
-    pod.told({**opened, "repository": "team/another"})
+    pod.configured({**opened, "repository": "team/another"})
     code, _, err = pod.bare.run()
     assert code == 125
-    said = pod.said()
-    assert isinstance(said, Undelivered)
-    assert "401 UNAUTHORIZED" in said.reason
+    reason = pod.undelivered()
+    assert "401 UNAUTHORIZED" in reason
     assert opened["token"] not in err + pod.message
 
 
@@ -163,13 +164,13 @@ def test_a_wrong_password_is_the_registrys_own_answer(
 
 def test_what_was_deleted_is_lost(tmp_path: Path, pod: Delivering, registry_open: Service) -> None:
     where = remote(registry_open, tmp_path, "team/deleted")
-    pod.told(store.open_store(where, RUN, SUBJECT, seconds=60))
+    pod.configured(store.open_store(where, RUN, SUBJECT, seconds=60))
     assert pod.bare.run()[0] == 0
-    said = stored(pod)
-    url = f"http://{registry_open.address}/v2/team/deleted/manifests/{said.manifest}"
+    parsed = stored(pod)
+    url = f"http://{registry_open.address}/v2/team/deleted/manifests/{parsed.manifest}"
     assert urllib3.request("DELETE", url).status == 202
     with pytest.raises(ResultLost, match="the result of element 0 no longer exists in"):
-        fetch(where, pod, said)
+        fetch(where, pod, parsed)
     assert not fetch(where, pod, None)
 
 
@@ -180,7 +181,7 @@ def test_a_push_survives_a_registry_that_is_ill_for_a_while(
     opened = store.open_store(where, RUN, SUBJECT, seconds=60)
     acts = (answer(500), hang_up, answer(429, b"", "Retry-After: 0"))
     with Front(registry_open.address, *acts) as front:
-        pod.told({**opened, "base": f"http://{front.address}"})
+        pod.configured({**opened, "base": f"http://{front.address}"})
         assert pod.bare.run() == (0, "", "")
     assert fetch(where, pod, stored(pod))
 
@@ -196,11 +197,9 @@ def test_tls_with_an_authority_of_its_own(
     }  # fmt: skip
     reasons = []
     for authority in (None, registry_tls.ca_file.read_text()):
-        pod.told({**opened, "ca": authority})
+        pod.configured({**opened, "ca": authority})
         assert pod.bare.run()[0] == 125
-        said = pod.said()
-        assert isinstance(said, Undelivered)
-        reasons.append(said.reason)
+        reasons.append(pod.undelivered())
     assert "is not trusted" in reasons[0]
     assert "401 UNAUTHORIZED" in reasons[1]
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from clustrix_containers.errors import ClusterError, ConfigError, ResultError, ResultLost
-from clustrix_containers.results.delivery import Stored, Undelivered
+from clustrix_containers.results.delivery import Stored
 from clustrix_containers.results.s3 import S3Store
 from tests.bare_worker import RUN, interpreters
 from tests.clusters.s3.cluster import BUCKET, S3
@@ -72,9 +72,9 @@ def opened(options: S3Store, run: str = RUN, *, seconds: float) -> dict[str, Any
 
 
 def stored(pod: Delivering) -> Stored:
-    said = pod.said()
-    assert isinstance(said, Stored)
-    return said
+    parsed = pod.parsed_message()
+    assert isinstance(parsed, Stored)
+    return parsed
 
 
 @pytest.mark.parametrize("python", interpreters())
@@ -82,7 +82,7 @@ def test_a_result_goes_through_the_bucket(tmp_path: Path, python: str, options: 
     pod = Delivering.of(tmp_path / "p", python, LARGE)
     assert not fetch(options, pod, None)
     signed = opened(options, seconds=60)
-    pod.told(json.loads(json.dumps(signed)))
+    pod.configured(json.loads(json.dumps(signed)))
     assert pod.bare.run() == (0, "", "")
     assert fetch(options, pod, stored(pod))
     assert len(pod.value()) == 3_000_000
@@ -90,7 +90,7 @@ def test_a_result_goes_through_the_bucket(tmp_path: Path, python: str, options: 
 
 
 def test_without_its_message_it_is_found_by_listing(pod: Delivering, options: S3Store) -> None:
-    pod.told(opened(options, seconds=60))
+    pod.configured(opened(options, seconds=60))
     assert pod.bare.run()[0] == 0
     assert not options.fetch(pod.expected(attempt=1), None, IMAGE)
     assert not options.fetch(pod.expected(1), None, IMAGE)
@@ -100,7 +100,7 @@ def test_without_its_message_it_is_found_by_listing(pod: Delivering, options: S3
 
 
 def test_the_first_valid_mark_counts(pod: Delivering, options: S3Store, client: Any) -> None:
-    pod.told(opened(options, seconds=60))
+    pod.configured(opened(options, seconds=60))
     name = f"{options.keys(RUN)}0.0.{'0' * 16}.mark"
     client.put_object(Bucket=BUCKET, Key=name, Body=b"{}")
     assert pod.bare.run()[0] == 0
@@ -113,28 +113,28 @@ def test_the_first_valid_mark_counts(pod: Delivering, options: S3Store, client: 
 
 
 def test_what_was_deleted_is_lost(pod: Delivering, options: S3Store, client: Any) -> None:
-    pod.told(opened(options, seconds=60))
+    pod.configured(opened(options, seconds=60))
     assert pod.bare.run()[0] == 0
-    said = stored(pod)
-    client.delete_object(Bucket=BUCKET, Key=options.keys(RUN) + str(said.result))
+    parsed = stored(pod)
+    client.delete_object(Bucket=BUCKET, Key=options.keys(RUN) + str(parsed.result))
     with pytest.raises(ResultLost, match=r"does not have .*result"):
-        fetch(options, pod, said)
-    client.delete_object(Bucket=BUCKET, Key=options.keys(RUN) + said.mark)
+        fetch(options, pod, parsed)
+    client.delete_object(Bucket=BUCKET, Key=options.keys(RUN) + parsed.mark)
     with pytest.raises(ResultLost, match=r"does not have .*mark"):
-        fetch(options, pod, said)
+        fetch(options, pod, parsed)
     assert not fetch(options, pod, None)
     assert not [path for path in pod.mine.rglob("*") if path.is_file()]
 
 
 def test_another_result_is_not_believed(pod: Delivering, options: S3Store, client: Any) -> None:
-    pod.told(opened(options, seconds=60))
+    pod.configured(opened(options, seconds=60))
     assert pod.bare.run()[0] == 0
-    said = stored(pod)
+    parsed = stored(pod)
     size = pod.bare.outcome().mark.size
     for body in (b"x" * size, b"x" * (size + 1), b"x"):
-        client.put_object(Bucket=BUCKET, Key=options.keys(RUN) + str(said.result), Body=body)
+        client.put_object(Bucket=BUCKET, Key=options.keys(RUN) + str(parsed.result), Body=body)
         with pytest.raises(ResultError):
-            fetch(options, pod, said)
+            fetch(options, pod, parsed)
     assert not [path for path in pod.mine.rglob("*") if path.is_file()]
 
 
@@ -149,14 +149,14 @@ def test_an_upload_survives_a_store_that_is_ill_for_a_while(
         answer(503, b"", "Retry-After: 0"),
     ) as front:
         url = signed["url"].replace(s3.endpoint, f"http://{front.address}")
-        pod.told({**signed, "url": url})
+        pod.configured({**signed, "url": url})
         assert pod.bare.run() == (0, "", "")
         assert front.requests == 5
     assert fetch(options, pod, stored(pod))
 
 
 def test_an_upload_that_breaks_off_is_made_again(pod: Delivering, options: S3Store, s3: S3) -> None:
-    pod.told(opened(options, seconds=60))
+    pod.configured(opened(options, seconds=60))
     s3.cut_next(1_000_000)
     assert pod.bare.run() == (0, "", "")
     assert fetch(options, pod, stored(pod))
@@ -165,22 +165,20 @@ def test_an_upload_that_breaks_off_is_made_again(pod: Delivering, options: S3Sto
 
 def test_another_runs_prefix_is_out_of_reach(pod: Delivering, options: S3Store) -> None:
     signed = opened(options, "another", seconds=60)
-    pod.told({**signed, "prefix": options.keys(RUN)})
+    pod.configured({**signed, "prefix": options.keys(RUN)})
     code, _, err = pod.bare.run()
     assert code == 125
-    said = pod.said()
-    assert isinstance(said, Undelivered)
-    assert "403" in said.reason
+    reason = pod.undelivered()
+    assert "403" in reason
     for secret in (signed["fields"]["policy"], signed["fields"]["x-amz-signature"]):
         assert secret not in err + pod.message
 
 
 def test_a_policy_that_has_ended_is_told(pod: Delivering, options: S3Store) -> None:
-    pod.told(opened(options, seconds=-5))
+    pod.configured(opened(options, seconds=-5))
     assert pod.bare.run()[0] == 125
-    said = pod.said()
-    assert isinstance(said, Undelivered)
-    assert "expired" in said.reason.lower()
+    reason = pod.undelivered()
+    assert "expired" in reason.lower()
 
 
 def test_tls_with_an_authority_of_its_own(
@@ -189,15 +187,14 @@ def test_tls_with_an_authority_of_its_own(
     secure = S3Store(BUCKET, options.prefix, s3.tls_endpoint, "us-east-1")
     signed = opened(secure, seconds=60)
     assert signed["ca"] is None
-    pod.told(signed)
+    pod.configured(signed)
     assert pod.bare.run()[0] == 125
-    said = pod.said()
-    assert isinstance(said, Undelivered)
-    assert "is not trusted" in said.reason
+    reason = pod.undelivered()
+    assert "is not trusted" in reason
     with pytest.raises(ClusterError, match="CERTIFICATE_VERIFY_FAILED"):
         fetch(secure, pod, None)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(s3.ca_file))
-    pod.told(opened(secure, seconds=60))
+    pod.configured(opened(secure, seconds=60))
     assert pod.bare.run() == (0, "", "")
     assert fetch(replace(secure), pod, stored(pod))
     assert len(pod.value()) == 3_000_000
@@ -208,7 +205,7 @@ def test_one_client_for_all_elements(pod: Delivering, options: S3Store, s3: S3) 
     with Front(s3.endpoint.removeprefix("http://")) as front:
         shared = replace(options, endpoint=f"http://{front.address}")
         for element in range(count):
-            pod.told({**shared.open(RUN, IMAGE, 0), "url": f"{s3.endpoint}/{BUCKET}"})
+            pod.configured({**shared.open(RUN, IMAGE, 0), "url": f"{s3.endpoint}/{BUCKET}"})
             assert pod.bare.run(element) == (0, "", "")
         assert front.requests == 0
         for element in range(count):

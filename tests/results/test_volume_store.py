@@ -16,12 +16,12 @@ import pytest
 from clustrix_containers.errors import ClusterError, ResultError
 from clustrix_containers.results import delivery
 from clustrix_containers.results import volume as store
-from clustrix_containers.results.delivery import Stored, Undelivered
+from clustrix_containers.results.delivery import Stored
 from tests.bare_worker import RUN, interpreters
 from tests.clusters.daemon import wait_until
 from tests.clusters.faults.late import LateView
 from tests.clusters.faults.volume import Volume
-from tests.delivered import GIVER, Delivering
+from tests.delivered import DELIVER_SCRIPT, Delivering
 
 SIZE = 1_000_000
 LARGE = f"import os\ndef f(): return os.urandom({SIZE})"
@@ -45,23 +45,23 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pod(tmp_path: Path, place: Path) -> Delivering:
-    return Delivering.of(tmp_path / "p", sys.executable, LARGE).told(config(place))
+    return Delivering.of(tmp_path / "p", sys.executable, LARGE).configured(config(place))
 
 
 def stored(pod: Delivering) -> Stored:
-    said = pod.said()
-    assert isinstance(said, Stored), said
-    return said
+    parsed = pod.parsed_message()
+    assert isinstance(parsed, Stored), parsed
+    return parsed
 
 
-def fetch(place: Path, pod: Delivering, said: Stored | None) -> bool:
-    return store.fetch(place, pod.expected(), said)
+def fetch(place: Path, pod: Delivering, parsed: Stored | None) -> bool:
+    return store.fetch(place, pod.expected(), parsed)
 
 
 def read(pod: Delivering, place: Path, mark: str, sign: Path) -> None:
     """What a pod with the volume sends, put into the client's directory."""
     done = subprocess.run(
-        [pod.bare.python, GIVER, "read", place, "0", "0", mark, sign],
+        [pod.bare.python, DELIVER_SCRIPT, "read", place, "0", "0", mark, sign],
         capture_output=True,
         check=True,
     )
@@ -81,13 +81,13 @@ def names(place: Path) -> list[str]:
 
 @pytest.mark.parametrize("python", interpreters())
 def test_a_result_goes_over_a_volume(tmp_path: Path, place: Path, python: str) -> None:
-    pod = Delivering.of(tmp_path / "p", python, LARGE).told(config(place))
+    pod = Delivering.of(tmp_path / "p", python, LARGE).configured(config(place))
     assert not fetch(place, pod, None)
     assert pod.bare.run() == (0, "", "")
-    said = stored(pod)
-    assert said.kind == "volume"
-    assert names(place) == sorted(filter(None, [said.mark, said.result]))
-    assert fetch(place, pod, said)
+    parsed = stored(pod)
+    assert parsed.kind == "volume"
+    assert names(place) == sorted(filter(None, [parsed.mark, parsed.result]))
+    assert fetch(place, pod, parsed)
     assert len(pod.value()) == SIZE
 
 
@@ -95,7 +95,7 @@ def test_a_result_goes_over_a_volume(tmp_path: Path, place: Path, python: str) -
 def test_a_pod_reads_it_for_a_client_that_does_not_see_it(
     tmp_path: Path, place: Path, python: str
 ) -> None:
-    pod = Delivering.of(tmp_path / "p", python, LARGE).told(config(place))
+    pod = Delivering.of(tmp_path / "p", python, LARGE).configured(config(place))
     sign = tmp_path / "sign"
     for name in ("-", "0.0.0123456789abcdef.mark"):
         with pytest.raises(delivery.Absent):
@@ -111,7 +111,9 @@ def test_a_pod_reads_it_for_a_client_that_does_not_see_it(
 
 
 def test_what_is_not_large_does_not_go_there(tmp_path: Path, place: Path) -> None:
-    pod = Delivering.of(tmp_path / "p", sys.executable, "def f(): return 1").told(config(place))
+    pod = Delivering.of(tmp_path / "p", sys.executable, "def f(): return 1").configured(
+        config(place)
+    )
     assert pod.bare.run() == (0, "", "")
     pod.put()
     assert pod.value() == 1
@@ -132,9 +134,9 @@ def test_two_containers_of_one_element_do_not_meet(place: Path, pod: Delivering)
 def test_without_a_message_what_succeeded_counts_and_then_the_oldest(
     tmp_path: Path, place: Path
 ) -> None:
-    failing = Delivering.of(tmp_path / "a", sys.executable, FAILS).told(config(place))
+    failing = Delivering.of(tmp_path / "a", sys.executable, FAILS).configured(config(place))
     assert failing.bare.run()[0] == 1
-    pod = Delivering.of(tmp_path / "b", sys.executable, LARGE).told(config(place))
+    pod = Delivering.of(tmp_path / "b", sys.executable, LARGE).configured(config(place))
     pod.bare.run()
     first = stored(pod)
     again(pod)
@@ -149,28 +151,28 @@ def test_without_a_message_what_succeeded_counts_and_then_the_oldest(
 
 def test_what_is_not_the_runs_is_not_taken(place: Path, pod: Delivering) -> None:
     pod.bare.run()
-    said = stored(pod)
-    mark = (place / said.mark).read_bytes()
-    (place / said.mark).write_bytes(mark.replace(b'"ok"', b'"died"'))
-    for told in (said, None):
+    parsed = stored(pod)
+    mark = (place / parsed.mark).read_bytes()
+    (place / parsed.mark).write_bytes(mark.replace(b'"ok"', b'"died"'))
+    for known in (parsed, None):
         with pytest.raises(ResultError, match="not written by this run's worker"):
-            fetch(place, pod, told)
-    (place / said.mark).write_bytes(mark)
-    result = place / str(said.result)
+            fetch(place, pod, known)
+    (place / parsed.mark).write_bytes(mark)
+    result = place / str(parsed.result)
     result.write_bytes(result.read_bytes()[:-1] + b"x")
     with pytest.raises(ResultError, match="did not arrive as its worker wrote it"):
-        fetch(place, pod, said)
+        fetch(place, pod, parsed)
     result.unlink()
-    assert not fetch(place, pod, said)
+    assert not fetch(place, pod, parsed)
     with pytest.raises(delivery.Absent):
-        read(pod, place, said.mark, place.parent / "sign")
+        read(pod, place, parsed.mark, place.parent / "sign")
     result.symlink_to("/etc/passwd")
     with pytest.raises(ClusterError, match="cannot be read"):
-        fetch(place, pod, said)
+        fetch(place, pod, parsed)
     result.unlink()
     os.mkfifo(result)
     with pytest.raises(ResultError):
-        fetch(place, pod, said)
+        fetch(place, pod, parsed)
     assert names(pod.mine / "results") == []
 
 
@@ -181,7 +183,7 @@ def test_it_is_as_open_as_the_directory_that_it_lies_in(place: Path, pod: Delive
     root = place.parent.parent
     (root / "open").mkdir()
     (root / "open").chmod(0o777)
-    pod.told(config(root / "open" / RUN)).bare.run()
+    pod.configured(config(root / "open" / RUN)).bare.run()
     assert (root / "open" / RUN).stat().st_mode & 0o777 == 0o777
     assert {path.stat().st_mode & 0o777 for path in (root / "open" / RUN).iterdir()} == {0o644}
 
@@ -189,15 +191,14 @@ def test_it_is_as_open_as_the_directory_that_it_lies_in(place: Path, pod: Delive
 def test_a_file_where_a_directory_should_be(place: Path, pod: Delivering) -> None:
     place.parent.write_text("")
     assert pod.bare.run()[0] == 125
-    said = pod.said()
-    assert isinstance(said, Undelivered)
-    assert said.reason == "the volume claim results cannot store the result: Not a directory"
+    reason = pod.undelivered()
+    assert reason == "the volume claim results cannot store the result: Not a directory"
 
 
 def test_how_a_call_failed_is_told_though_the_volume_is_not_there(
     tmp_path: Path, place: Path
 ) -> None:
-    pod = Delivering.of(tmp_path / "p", sys.executable, FAILS).told(config(place))
+    pod = Delivering.of(tmp_path / "p", sys.executable, FAILS).configured(config(place))
     place.parent.write_text("")
     assert pod.bare.run()[0] == 1
     pod.put()
@@ -207,14 +208,14 @@ def test_how_a_call_failed_is_told_though_the_volume_is_not_there(
 
 @pytest.mark.parametrize("words", [(), ("read", "x"), ("wait", "x"), ("give",)])
 def test_how_the_program_is_used(words: tuple[str, ...]) -> None:
-    done = subprocess.run([sys.executable, GIVER, *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, DELIVER_SCRIPT, *words], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "usage: deliver.py" in done.stderr
 
 
 def test_a_reader_lives_while_it_is_used_and_ends_when_it_is_told(tmp_path: Path) -> None:
     sign = tmp_path / "sign"
-    command = [sys.executable, GIVER, "wait", sign]
+    command = [sys.executable, DELIVER_SCRIPT, "wait", sign]
     assert subprocess.run([*command, "0.5"]).returncode == 0
     sign.unlink()
     with subprocess.Popen([*command, "1000"]) as process:
@@ -244,11 +245,10 @@ def disk(own: Path) -> Iterator[Volume]:
 def test_a_full_volume(disk: Volume, pod: Delivering) -> None:
     place = disk.path / RUN
     disk.fill(leave=SIZE // 2)
-    pod.told(config(place, tries=2))
+    pod.configured(config(place, tries=2))
     assert pod.bare.run()[0] == 125
-    said = pod.said()
-    assert isinstance(said, Undelivered)
-    assert said.reason == (
+    reason = pod.undelivered()
+    assert reason == (
         "the volume claim results cannot store the result: No space left on device (tried 2 times)"
     )
     assert names(place) == []
@@ -258,7 +258,7 @@ def test_a_full_volume(disk: Volume, pod: Delivering) -> None:
 def test_a_full_volume_that_is_emptied(disk: Volume, pod: Delivering) -> None:
     place = disk.path / RUN
     disk.fill(leave=SIZE // 2)
-    pod.told(config(place))
+    pod.configured(config(place))
     with pod.bare.start() as process:
         assert wait_until(place.exists, 30)
         disk.free()
@@ -279,7 +279,7 @@ def test_files_that_show_late(own: Path, place: Path, pod: Delivering) -> None:
         assert not fetch(seen, pod, stored(pod))
         assert not fetch(seen, pod, None)
         # The container, too, may be where what others made shows late.
-        pod.told(config(seen))
+        pod.configured(config(seen))
         with pod.bare.start(attempt=1) as process:
             assert wait_until((pod.bare.root / "results/0.1.mark").exists, 30)
             view.show_after(0)

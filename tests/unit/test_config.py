@@ -119,9 +119,8 @@ class TestReading:
         big = found.target()
         assert (big.name, big.type, big.line) == ("big", "local", 6)
         assert big.options == {"runtime": "docker", "env": {"DEEP": "yes"}}
-        assert big.where("runtime") == (file, 8)
-        assert big.where("env.DEEP") == (file, 10)
-        assert big.where("absent") == (file, 6)
+        for key, line in (("runtime", 8), ("env.DEEP", 10), ("absent", 6)):
+            assert (big.error(key, "no").path, big.error(key, "no").line) == (str(file), line)
         error = big.error("runtime", "no docker here", "Start it.")
         assert str(error) == f"{file}:8: target 'big': no docker here\n  Start it."
         assert (error.line, error.key, error.path) == (8, "runtime", str(file))

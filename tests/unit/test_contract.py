@@ -23,7 +23,7 @@ def test_the_worker_agrees_with_the_contract() -> None:
 
 
 def test_what_delivers_agrees_with_the_contract() -> None:
-    for name in ("INLINE", "STORED", "FAILED", "NOTHING", "MESSAGE_LIMIT", "PACKED_LIMIT"):
+    for name in ("INLINE", "STORED", "FAILED", "NO_OUTCOME", "MESSAGE_LIMIT", "PACKED_LIMIT"):
         assert getattr(deliver, name) == getattr(contract, name), name
     assert deliver.ARTIFACT == contract.RESULT_ARTIFACT
-    assert Path(contract.GIVER).name == Path(deliver.__file__).name
+    assert Path(contract.DELIVER_SCRIPT).name == Path(deliver.__file__).name

@@ -66,7 +66,7 @@ class Reader:
         place = str(self._store.directory(MOUNT_PATH, self._run))
         words = [
             PYTHON,
-            contract.GIVER,
+            contract.DELIVER_SCRIPT,
             "read",
             place,
             str(expected.element),
@@ -212,7 +212,7 @@ def manifest_of(
         "name": manifest.CONTAINER,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
-        "command": [PYTHON, contract.GIVER, "wait", SIGN, str(IDLE)],
+        "command": [PYTHON, contract.DELIVER_SCRIPT, "wait", SIGN, str(IDLE)],
         "resources": {
             "requests": {"cpu": "50m", "memory": "64Mi"},
             "limits": {"cpu": "1", "memory": "256Mi"},

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.worker.contract import GIVEN_UP
+from clustrix_containers.worker.contract import CANCELLED_MESSAGE
 
 from .api import PAGE, Api
 from .views import IMAGE_REASONS, JobView, PodView, newest, within
@@ -96,7 +96,7 @@ def status_of(
     has been without pods for so long that the reason is of interest.
     """
     for pod in pods:
-        if pod.message == GIVEN_UP:
+        if pod.message == CANCELLED_MESSAGE:
             return Status(State.CANCELLED, message="cancelled")
         if pod.exit_code == 0 or (pod.phase == "Succeeded" and pod.exit_code is None):
             return Status(State.SUCCEEDED, exit_code=0)

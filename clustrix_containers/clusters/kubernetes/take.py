@@ -57,7 +57,7 @@ def receive(giver: Command, pod: str, expected: Expected) -> None:
     try:
         delivery.receive(giver.output(SILENCE), expected)
     except (BrokenOff, delivery.StreamEnded) as error:
-        if giver.stderr.startswith(contract.NOTHING):
+        if giver.stderr.startswith(contract.NO_OUTCOME):
             raise ClusterError(f"the pod {pod} gives no result: {giver.stderr}") from error
         raise ClusterError(
             f"reading the result from the pod {pod} broke off: {giver.stderr or error}",
@@ -94,13 +94,13 @@ class Taker:
         """
         python = self._interpreter(pod)
         place = (contract.RESULTS, str(expected.element), str(expected.attempt))
-        words = (python, contract.GIVER, "give", *place)
+        words = (python, contract.DELIVER_SCRIPT, "give", *place)
         with command(self._api, pod.name, words) as giver:
             receive(giver, pod.name, expected)
             confirmed = giver.finish(b"taken\n", FAREWELL)
         if not confirmed:
             with self._lock:
-                self._put(_Release(pod.name, (python, contract.GIVER, "taken", *place), 1))
+                self._put(_Release(pod.name, (python, contract.DELIVER_SCRIPT, "taken", *place), 1))
 
     def close(self) -> None:
         """Wait for pods that are still to be released, for :data:`AT_EXIT` seconds at most."""

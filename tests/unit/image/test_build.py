@@ -20,11 +20,11 @@ from clustrix_containers.capture.bundle import Bundle, Distribution, Entry, File
 from clustrix_containers.errors import ImageError
 from clustrix_containers.image import layers as packages
 from clustrix_containers.image.base import LABEL_GLIBC, LIBRARIES, as_base
-from clustrix_containers.image.build import MOST_LAYERS, build, call_layer, with_call
+from clustrix_containers.image.build import MAX_LAYERS, build, call_layer
 from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Image, Layer, sha256
 from clustrix_containers.oci.reading import read_files
 from clustrix_containers.packages.lock import Package
-from clustrix_containers.worker.contract import LABEL_COUNT, LABEL_FUNCTION, LAYER_KIND, LAYER_TITLE
+from clustrix_containers.worker.contract import LABEL_FUNCTION, LAYER_KIND, LAYER_TITLE
 from tests.validation import validate
 
 from .making import MINOR, bundle, lock, make_wheel, package
@@ -66,7 +66,7 @@ def test_it_runs(base: Image, tmp_path: Path, cache: Path, run_in: Callable[...,
         },
     )
     image = build(bundle(), lock(package(made, cache)), base, cache=cache)
-    image = with_call(image, [b"1", b"22"], cache=cache)
+    image = image.append(call_layer([b"1", b"22"], cache=cache)[0])
     validate(image)
     assert kinds(image) == [
         "base", "bytecode", "wheel", "bytecode", "runtime", "code", "call",
@@ -160,7 +160,7 @@ def test_a_one_line_edit_changes_the_code_layer_only(tmp_path: Path, cache: Path
 
 
 def test_large_wheels_have_layers_of_their_own(tmp_path: Path, cache: Path) -> None:
-    count = packages.MOST + 2
+    count = packages.MAX_LARGE + 2
     sizes = [packages.LARGE + 5000 * n for n in range(count)]
     made = [package(wheel(tmp_path, f"large{n}", size), cache) for n, size in enumerate(sizes)]
     made += [package(wheel(tmp_path, f"small{n}"), cache) for n in range(3)]
@@ -198,8 +198,8 @@ def test_what_cannot_be_built(tmp_path: Path, cache: Path) -> None:
         build(bundle(), replace(lock(), python="3.7"), REMOTE, cache=cache)
     with pytest.raises(ImageError, match="where the base image has its Python"):
         build(bundle(), lock(), Image(), cache=cache)
-    crowd = replace(REMOTE, layers=REMOTE.layers * (MOST_LAYERS - 1))
-    with pytest.raises(ImageError, match=str(MOST_LAYERS)):
+    crowd = replace(REMOTE, layers=REMOTE.layers * (MAX_LAYERS - 1))
+    with pytest.raises(ImageError, match=str(MAX_LAYERS)):
         build(bundle(), lock(), crowd, cache=cache)
 
 
@@ -210,7 +210,9 @@ def test_a_lock_from_another_machine(
     locked = lock(package(path, tmp_path / "another machine's cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    with pytest.raises(ImageError, match=r"one-1\.0-py3-none-any\.whl of the lock is not on this"):
+    with pytest.raises(
+        ImageError, match=r"one-1\.0-py3-none-any\.whl of the lock cannot be downloaded"
+    ):
         build(bundle(), locked, REMOTE, cache=cache)
     monkeypatch.setenv("PIP_FIND_LINKS", path.parent.as_uri())
     image = build(bundle(), locked, REMOTE, cache=cache)
@@ -251,10 +253,11 @@ SCRIPT = """
 import sys, pathlib
 from tests.unit.image.making import bundle, lock, package
 from tests.unit.image.test_build import REMOTE
-from clustrix_containers.image.build import build, with_call
+from clustrix_containers.image.build import build, call_layer
 cache = pathlib.Path(sys.argv[1])
 locked = lock(*(package(pathlib.Path(path), cache) for path in sys.argv[2:]))
-print(with_call(build(bundle(), locked, REMOTE, cache=cache), [b"call"], cache=cache).digest)
+layer, _ = call_layer([b"call"], cache=cache)
+print(build(bundle(), locked, REMOTE, cache=cache).append(layer).digest)
 """
 
 
@@ -291,10 +294,11 @@ def read_call(layer: Layer) -> list[bytes]:
 
 def test_calls(cache: Path) -> None:
     calls = [b"", b"one", bytes(range(256)) * 10]
-    image = with_call(build(bundle(), lock(), REMOTE, cache=cache), iter(calls), cache=cache)
+    layer, count = call_layer(iter(calls), cache=cache)
+    image = build(bundle(), lock(), REMOTE, cache=cache).append(layer)
     validate(image)
     assert read_call(image.layers[-1]) == calls
-    assert image.settings["Labels"][LABEL_COUNT] == "3"
+    assert count == 3
     assert image.settings["Labels"][LABEL_FUNCTION] == "f"
 
 

@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
     state: Server
 
     def do_GET(self) -> None:
-        self.state.requests.append(f"{self.path} {self.headers.get('Range', '')}".strip())
+        self.state.requests.append(self.path)
         if self.state.password and self.headers.get("Authorization") != self.state.password:
             self.respond(401, b"")
             return
@@ -97,8 +97,7 @@ class Handler(BaseHTTPRequestHandler):
             self.respond(200, json.dumps(page).encode())
         elif kind == "files" and path.is_file():
             data = path.read_bytes()
-            begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
-            self.respond(206 if begin else 200, data[begin:], half=fault == 0)
+            self.respond(200, data, half=fault == 0)
         else:
             self.respond(404, b"")
 
@@ -151,7 +150,7 @@ def test_the_wheel_it_came_from(index: Path, tmp_path: Path, cache: Path) -> Non
     assert wheelhouse.wheel_path(cache, pin.sha256, wheel.name).read_bytes() == wheel.read_bytes()
     assert seen
     shutil.rmtree(index)
-    assert locate([distribution], cache=cache) == found, "nobody is asked a second time"
+    assert locate([distribution], cache=cache) == found, "no second query"
     assert not list((cache / "tmp").iterdir())
 
 
@@ -177,9 +176,7 @@ def test_another_build_is_not_used(index: Path, tmp_path: Path, cache: Path) -> 
     assert locate([distribution], cache=cache, fetch=False) == located, "it is remembered"
 
 
-def test_what_the_index_lacks_is_not_asked_for_again(
-    index: Path, tmp_path: Path, cache: Path
-) -> None:
+def test_missing_wheels_are_not_searched_again(index: Path, tmp_path: Path, cache: Path) -> None:
     wheel = make_wheel(index, "pkg", FILES)
     other = make_wheel(index, "other", {"other.py": b""})
     both = [install(wheel, tmp_path / "site"), install(other, tmp_path / "site")]
@@ -310,21 +307,20 @@ def test_over_http(server: Server, tmp_path: Path, cache: Path) -> None:
     assert wheel.url == f"{server.url.removesuffix('simple')}files/{wheel.filename}"
     reason = "the package index has no wheel of it for this Python and machine"
     assert located.reasons == {"other": reason}
-    asked = len(server.requests)
+    before = len(server.requests)
     assert locate([*installed, lacking], cache=cache) == located
-    assert len(server.requests) == asked, "what is known asks nobody"
+    assert len(server.requests) == before, "no query for what is known"
 
 
 @pytest.mark.parametrize("faults", [[503, 500], [0], [0, 503]])
-def test_what_is_transient_is_tried_again(
+def test_transient_failures_are_retried(
     faults: list[int], server: Server, tmp_path: Path, cache: Path
 ) -> None:
     wheel = make_wheel(server.folder, "pkg", {**FILES, "pkg/big": os.urandom(1 << 20)})
     server.fail = {f"/files/{wheel.name}": list(faults), "/simple/pkg/": [502]}
     located = locate([install(wheel, tmp_path / "site")], cache=cache)
     assert located.wheels["pkg"].sha256 == hashlib.sha256(wheel.read_bytes()).hexdigest()
-    resumed = [path for path in server.requests if "bytes=" in path]
-    assert bool(resumed) == (0 in faults)
+    assert server.requests.count(f"/files/{wheel.name}") == len(faults) + 1
 
 
 def test_retries_are_bounded(server: Server, tmp_path: Path, cache: Path) -> None:
@@ -367,7 +363,7 @@ def test_the_wheels_of_a_lock(server: Server, tmp_path: Path, cache: Path) -> No
     path = wheelhouse.wheel_path(cache, sha256, wheel.name)
     assert path.read_bytes() == wheel.read_bytes()
     other = Package("pkg", "1.0", Wheel(wheel.name, "0" * 64, 1), None)
-    with pytest.raises(ImageError, match=r"cannot be downloaded: .* does not have the sha256"):
+    with pytest.raises(ImageError, match=r"cannot be downloaded: Hash mismatch for .*0000"):
         obtain([other], cache=cache)
     assert not list((cache / "tmp").iterdir())
 

@@ -16,7 +16,7 @@ from installer.sources import WheelFile as WheelSource
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.model import Image, Layer
 from clustrix_containers.oci.unpack import unpack
-from clustrix_containers.packages.wheels import parse_record, wheel_layer, wheels_layer
+from clustrix_containers.packages.wheels import parse_record, wheels_layer
 from tests.validation import validate
 
 from .making import MINOR, make_wheel, tree
@@ -41,7 +41,8 @@ EVERYTHING = {
 
 
 def layer_of(path: Path, cache: Path) -> Layer:
-    made = wheel_layer(path, hashlib.sha256(path.read_bytes()).hexdigest(), MINOR, cache=cache)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    made = wheels_layer([(path, sha256)], MINOR, cache=cache)
     validate(Image((made,)))
     return made
 
@@ -114,8 +115,8 @@ def test_one_digest_in_any_process(tmp_path: Path, cache: Path) -> None:
     path = make_wheel(tmp_path, "pkg", EVERYTHING)
     here = layer_of(path, cache).digest
     script = (
-        "import sys,pathlib;from clustrix_containers.packages.wheels import wheel_layer\n"
-        "print(wheel_layer(pathlib.Path(sys.argv[1]),'0'*64,sys.argv[2],"
+        "import sys,pathlib;from clustrix_containers.packages.wheels import wheels_layer\n"
+        "print(wheels_layer([(pathlib.Path(sys.argv[1]),'0'*64)],sys.argv[2],"
         "cache=pathlib.Path(sys.argv[3])).digest)"
     )
     command = [sys.executable, "-c", script, str(path), MINOR, str(tmp_path / "other")]
@@ -130,7 +131,7 @@ def test_made_once(tmp_path: Path, cache: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(b"gone")
     sha256 = hashlib.sha256(content).hexdigest()
-    assert wheel_layer(path, sha256, MINOR, cache=cache) == made
+    assert wheels_layer([(path, sha256)], MINOR, cache=cache) == made
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "touched", "record"])

@@ -1,4 +1,4 @@
-"""What the user hands is obeyed: requirements.txt and pylock.toml."""
+"""Requirements files of the user: requirements.txt and pylock.toml."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def hand(root: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
         *modules: str,
         name: str = "requirements.txt",
         optional: bool = False,
-        **wishes: object,
+        **options: object,
     ) -> Resolution:
         file = tmp_path / name
         file.write_text(text)
         imports = [Import(module, "run.py:1", optional=optional) for module in modules]
-        return resolve(imports, requirements=file, path=[str(root)], **wishes)  # type: ignore[arg-type]
+        return resolve(imports, requirements=file, path=[str(root)], **options)  # type: ignore[arg-type]
 
     return hand
 
@@ -55,11 +55,11 @@ class TestRequirements:
     def test_what_it_names_goes_in_with_its_requirements(self, hand) -> None:
         resolution = hand("# what we need\n\npandas >= 3  # the frame\n", "numpy")
         assert names(resolution) == ["numpy", "pandas"]
-        assert resolution.why("numpy") == (
-            "requirements.txt:3 names pandas>=3",
+        assert resolution.distributions[0].reasons == (
+            "run.py:1 imports numpy",
             "pandas 3.1 requires numpy>=2",
         )
-        assert resolution.distributions[0].reasons[0] == "run.py:1 imports numpy"
+        assert resolution.distributions[1].reasons == ("requirements.txt:3 names pandas>=3",)
 
     def test_forms_of_lines(self, hand) -> None:
         text = (
@@ -97,11 +97,11 @@ class TestRequirements:
             ("scipy", r"requirements\.txt:1 names scipy, which is not installed"),
         ],
     )
-    def test_what_is_wrong_is_named_with_its_line(self, hand, text: str, message: str) -> None:
+    def test_errors_name_the_line(self, hand, text: str, message: str) -> None:
         with pytest.raises(DependencyError, match=message):
             hand(text)
 
-    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(DependencyError, match="cannot read"):
             resolve([], requirements=tmp_path / "absent.txt", path=[])
 
@@ -138,9 +138,9 @@ class TestPylock:
         )
         assert names(resolution) == ["numpy", "pandas"]
         assert resolution.hashes["pandas"] == (f"sha256:{HASH}",)
-        assert resolution.why("pandas") == ("run.py:1 imports pandas",)
+        assert resolution.distributions[1].reasons[0] == "run.py:1 imports pandas"
 
-    def test_extras_and_groups_that_nobody_asked_for(self, hand) -> None:
+    def test_extras_and_groups_that_were_not_requested(self, hand) -> None:
         text = (
             PYLOCK + entry("numpy", "2.3.4") + entry("absent", "1", "'test' in dependency_groups")
         )

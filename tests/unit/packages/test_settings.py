@@ -106,17 +106,3 @@ def test_uv_files(name: str, home: Path) -> None:
     assert found.indexes == ("https://x/simple", "https://user/simple")
     assert found.find_links == (str(home / "project/../flat"), str(home / "project/wheels"))
     assert settings(home).indexes == (PYPI,), "UV_NO_CONFIG"
-
-
-def test_sources_of_poetry_and_pdm(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOKEN", "t0")
-    (home / "project/pyproject.toml").write_text(
-        '[[tool.poetry.source]]\nname = "corp-x"\nurl = "https://p/simple"\n'
-        '[[tool.pdm.source]]\nname = "d"\nurl = "https://u:${TOKEN}@d/simple"\n'
-        '[[tool.pdm.source]]\nname = "l"\nurl = "https://l/list"\ntype = "find_links"\n'
-    )
-    found = settings(
-        home, POETRY_HTTP_BASIC_CORP_X_USERNAME="a", POETRY_HTTP_BASIC_CORP_X_PASSWORD="b"
-    )
-    assert found.indexes == (PYPI, "https://a:b@p/simple", "https://u:t0@d/simple")
-    assert found.find_links == ("https://l/list",)

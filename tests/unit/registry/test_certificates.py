@@ -12,7 +12,7 @@ import pytest
 from clustrix_containers.errors import ConfigError, RegistryError
 from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.registry import Remote
-from clustrix_containers.registry.auth import find_trust
+from clustrix_containers.registry.auth import Trust, find_trust
 from clustrix_containers.registry.transport import Transport
 from tests.clusters.certificates import Authority
 from tests.faults import FaultServer
@@ -47,7 +47,7 @@ def test_the_users_own_directory_comes_first_and_an_empty_one_is_skipped(own: Pa
     directory = own / "docker" / "certs.d" / host
     assert trust.authorities == (directory / "a.crt", directory / "b.crt")
     assert trust.client == (directory / "me.cert", directory / "me.key")
-    assert find_trust("registry.example.org").empty
+    assert find_trust("registry.example.org") == Trust()
     put(own / "config" / "docker" / "certs.d" / host, c_crt="")
     assert [it.name for it in find_trust(host).authorities] == ["c.crt"]
 

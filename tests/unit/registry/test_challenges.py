@@ -12,32 +12,43 @@ from clustrix_containers.registry.auth import is_loopback, parse_challenges
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        ('Basic realm="a b"', [("basic", {"realm": "a b"})]),
+        ('Basic realm="a b"', {"basic": {"realm": "a b"}}),
         (
             'Bearer realm="https://a/t",service="s, t",scope="repository:x:pull,push"',
-            [
-                (
-                    "bearer",
-                    {"realm": "https://a/t", "service": "s, t", "scope": "repository:x:pull,push"},
-                )
-            ],
+            {
+                "bearer": {
+                    "realm": "https://a/t",
+                    "service": "s, t",
+                    "scope": "repository:x:pull,push",
+                }
+            },
         ),
         (
             'Negotiate, Basic realm=x , BEARER  realm = "q\\"uote"',
-            [("negotiate", {}), ("basic", {"realm": "x"}), ("bearer", {"realm": 'q"uote'})],
+            {"negotiate": {}, "basic": {"realm": "x"}, "bearer": {"realm": 'q"uote'}},
         ),
-        ("", []),
-        ('="', []),
+        (
+            'NTLM TlRM==, Bearer realm="a", error="b"',
+            {"ntlm": {"tlrm": "="}, "bearer": {"realm": "a", "error": "b"}},
+        ),
+        ('Bearer realm="first", Bearer realm="second"', {"bearer": {"realm": "first"}}),
+        ('realm="of no scheme"', {}),
+        ("", {}),
+        ('="', {}),
     ],
 )
-def test_challenges_are_read(header: str, expected: list[tuple[str, dict[str, str]]]) -> None:
-    assert [(it.scheme, dict(it.parameters)) for it in parse_challenges(header)] == expected
+def test_challenges_are_read(header: str, expected: dict[str, dict[str, str]]) -> None:
+    assert parse_challenges([header]) == expected
+
+
+def test_several_headers_are_one_list() -> None:
+    assert list(parse_challenges(["Negotiate", "Basic realm=x"])) == ["negotiate", "basic"]
 
 
 @given(st.text())
 def test_any_header_is_read_or_ignored(header: str) -> None:
-    for challenge in parse_challenges(header):
-        assert challenge.scheme == challenge.scheme.lower()
+    for scheme in parse_challenges([header]):
+        assert scheme == scheme.lower()
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,14 @@ from clustrix_containers.remote import shell
 
 
 def test_a_missing_program_is_an_error() -> None:
-    with pytest.raises(ClusterError, match="'no-such-program' is not installed") as caught:
-        shell.run(["no-such-program"], hint="apt install it")
-    assert caught.value.hint == "apt install it"
+    with pytest.raises(ClusterError, match="'no-such-program' is not installed"):
+        shell.run(["no-such-program"])
 
 
 def test_a_program_that_may_not_run_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("")
     with pytest.raises(ClusterError, match=r"cannot start the program .*Permission denied"):
-        shell.run([tmp_path / "x"])
+        shell.run([str(tmp_path / "x")])
 
 
 def test_a_program_that_does_not_end_is_ended() -> None:

@@ -18,7 +18,7 @@ from clustrix_containers.results.delivery import Inline, Stored, Undelivered
 from clustrix_containers.worker import contract
 from tests.bare_worker import interpreters
 from tests.clusters.daemon import wait_until
-from tests.delivered import GIVER, Delivering
+from tests.delivered import DELIVER_SCRIPT, Delivering
 from tests.front import Front, answer, answer_early, hang_up, say_nothing
 
 SECRET = "s3cr3t-of-this-run"
@@ -60,60 +60,59 @@ def answers(port: int) -> bool:
 
 
 def test_a_small_value_travels_in_the_message(tmp_path: Path, python: str) -> None:
-    pod = Delivering.of(tmp_path / NAME, python, "def f(): return {'a': [1, 2.5, 'ü']}").told(None)
+    pod = Delivering.of(tmp_path / NAME, python, "def f(): return {'a': [1, 2.5, 'ü']}")
     assert pod.bare.run() == (0, "", "")
-    assert isinstance(pod.said(), Inline)
+    assert isinstance(pod.parsed_message(), Inline)
     pod.put()
     assert pod.value() == {"a": [1, 2.5, "ü"]}
 
 
 def test_an_element_that_was_given_up_does_not_begin(tmp_path: Path, python: str) -> None:
-    pod = Delivering.of(tmp_path / NAME, python, "def f(): return 1").told(None)
+    pod = Delivering.of(tmp_path / NAME, python, "def f(): return 1")
     run = pod.bare.root / "run"
     (run / "cancelled-1").touch()
     assert pod.bare.run()[0] == 0
-    assert isinstance(pod.said(), Inline)
+    assert isinstance(pod.parsed_message(), Inline)
     (run / "cancelled-0").touch()
     pod.message_file.unlink()
     marks = sorted((pod.bare.root / "results").iterdir())
     assert pod.bare.run() == (0, "", "clustrix worker: element 0 was cancelled\n")
-    assert pod.message == contract.GIVEN_UP
+    assert pod.message == contract.CANCELLED_MESSAGE
     assert sorted((pod.bare.root / "results").iterdir()) == marks
 
 
 def test_what_shrinks_enough_travels_in_the_message(tmp_path: Path) -> None:
-    pod = Delivering.of(tmp_path, sys.executable, "def f(): return b'z' * 200_000").told(None)
+    pod = Delivering.of(tmp_path, sys.executable, "def f(): return b'z' * 200_000")
     assert pod.bare.run() == (0, "", "")
     pod.put()
     assert pod.value() == b"z" * 200_000
 
 
 def test_the_limit_is_kept_to_the_byte(tmp_path: Path) -> None:
-    pod = Delivering.of(tmp_path, sys.executable, "def f(): return 1").told(None)
+    pod = Delivering.of(tmp_path, sys.executable, "def f(): return 1")
     assert pod.bare.run()[0] == 0
     size = len(pod.message)
-    pod.told(None, limit=size)
+    pod.configured(None, limit=size)
     assert pod.bare.run()[0] == 0
-    pod.told(None, limit=size - 1)
+    pod.configured(None, limit=size - 1)
     code, _, err = pod.bare.run()
     assert code == 125
     assert "no store" in err
-    assert isinstance(pod.said(), Undelivered)
+    assert isinstance(pod.parsed_message(), Undelivered)
 
 
 def test_a_large_value_without_a_store_is_undelivered(tmp_path: Path, python: str) -> None:
-    pod = Delivering.of(tmp_path, python, LARGE).told(None)
+    pod = Delivering.of(tmp_path, python, LARGE)
     code, _, err = pod.bare.run()
     assert code == 125
-    said = pod.said()
-    assert isinstance(said, Undelivered)
-    assert said.reason.startswith("the result has 100")
-    assert "no store" in said.reason
-    assert said.reason in err
+    reason = pod.undelivered()
+    assert reason.startswith("the result has 100")
+    assert "no store" in reason
+    assert reason in err
 
 
 def test_the_users_own_exception_travels_in_the_message(tmp_path: Path, python: str) -> None:
-    pod = Delivering.of(tmp_path, python, "def f(): raise KeyError('ü')").told(None)
+    pod = Delivering.of(tmp_path, python, "def f(): raise KeyError('ü')")
     assert pod.bare.run()[0] == 1
     pod.put()
     with pytest.raises(KeyError, match="ü"):
@@ -137,7 +136,7 @@ def test_a_long_traceback_is_cut_and_the_exception_stays_the_users_own(
     tmp_path: Path, python: str
 ) -> None:
     code = RECURSION.format(raised="LookupError('the reason')")
-    pod = Delivering.of(tmp_path, python, code).told(None)
+    pod = Delivering.of(tmp_path, python, code)
     code, _, err = pod.bare.run()
     assert (code, err) == (1, "")
     assert len(pod.bare.outcome().mark.traceback) > 20_000
@@ -154,7 +153,7 @@ def test_an_exception_that_is_large_itself_is_told_in_words(tmp_path: Path, pyth
     code = RECURSION.format(
         raised="LookupError('the reason', random.getrandbits(640_000).to_bytes(80_000, 'big'))"
     )
-    pod = Delivering.of(tmp_path, python, code).told(None)
+    pod = Delivering.of(tmp_path, python, code)
     assert pod.bare.run()[0] == 1
     assert pod.bare.outcome().mark.size > 80_000
     pod.put()
@@ -169,7 +168,7 @@ def test_words_that_do_not_shrink_are_cut_too(tmp_path: Path) -> None:
         "import random\n"
         "def f(): raise LookupError(''.join(chr(random.randrange(0x4e00, 0x9fff)) for _ in range(60_000)))"
     )
-    pod = Delivering.of(tmp_path, sys.executable, code).told(None)
+    pod = Delivering.of(tmp_path, sys.executable, code)
     assert pod.bare.run()[0] == 1
     pod.put()
     with pytest.raises(JobError, match="raised LookupError"):
@@ -179,7 +178,7 @@ def test_words_that_do_not_shrink_are_cut_too(tmp_path: Path) -> None:
 def test_a_death_is_told_though_the_store_is_down(tmp_path: Path, free_port: int) -> None:
     code = "import os, random\ndef f(): raise LookupError(''.join(map(str, range(100_000))))"
     store = {"kind": "s3", "url": f"http://127.0.0.1:{free_port}/b", "fields": {}, "prefix": "p/"}
-    pod = Delivering.of(tmp_path, sys.executable, code).told({**store, "tries": 1})
+    pod = Delivering.of(tmp_path, sys.executable, code).configured({**store, "tries": 1})
     code, _, err = pod.bare.run()
     assert code == 1
     assert "Connection refused" in err
@@ -196,7 +195,7 @@ def holding(
     tmp_path: Path, python: str, free_port: int
 ) -> Iterator[tuple[Delivering, subprocess.Popen[str], int]]:
     pod = Delivering.of(tmp_path / NAME, python, LARGE)
-    pod.told({"kind": "hold", "port": free_port, "seconds": 60})
+    pod.configured({"kind": "hold", "port": free_port, "seconds": 60})
     with pod.bare.start() as process:
         assert wait_until(lambda: answers(free_port), 30)
         yield pod, process, free_port
@@ -211,7 +210,9 @@ def test_what_is_held_is_given_and_then_let_go(
     assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 0
     assert not answers(port)
-    assert pod.said() == Stored("hold", pod.said().mark, pod.said().result)  # type: ignore[union-attr]
+    assert pod.parsed_message() == Stored(
+        "hold", pod.parsed_message().mark, pod.parsed_message().result
+    )  # type: ignore[union-attr]
     assert len(pod.value()) == 100_000
     assert not [path for path in (pod.mine / "results").iterdir() if path.name.startswith(".")]
 
@@ -226,13 +227,13 @@ def test_who_is_told_to_end_while_holding_ends(
     assert time.monotonic() - begun < 10
     assert process.returncode == 125
     assert "stopped before the client took the result" in err
-    assert pod.said() == Undelivered("stopped before the client took the result")
+    assert pod.parsed_message() == Undelivered("stopped before the client took the result")
     assert not answers(port)
 
 
 def test_who_leaves_before_the_end_has_not_taken_it(tmp_path: Path, free_port: int) -> None:
     pod = Delivering.of(tmp_path, sys.executable, LARGE.replace("100_000", "10_000_000"))
-    pod.told({"kind": "hold", "port": free_port, "seconds": 60})
+    pod.configured({"kind": "hold", "port": free_port, "seconds": 60})
     with pod.bare.start() as process:
         assert wait_until(lambda: answers(free_port), 30)
         with pod.give() as taker:
@@ -267,12 +268,18 @@ def test_a_hold_ends_when_a_word_that_was_lost_is_said_again(
 
 @pytest.mark.parametrize("read", [0, 100_000_000])
 def test_who_gives_does_not_wait_for_ever(tmp_path: Path, python: str, read: int) -> None:
-    pod = Delivering.of(tmp_path, python, LARGE.replace("100_000", "1_000_000")).told(None)
+    pod = Delivering.of(tmp_path, python, LARGE.replace("100_000", "1_000_000"))
     pod.bare.run()
     program = "import sys; sys.path.insert(0, sys.argv.pop(1)); import deliver; deliver.READ_TIMEOUT = 1; "
     words = ("give", str(pod.bare.root / "results"), "0", "0")
     with subprocess.Popen(
-        [python, "-c", f"{program} sys.exit(deliver.main(sys.argv[1:]))", GIVER.parent, *words],
+        [
+            python,
+            "-c",
+            f"{program} sys.exit(deliver.main(sys.argv[1:]))",
+            DELIVER_SCRIPT.parent,
+            *words,
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -285,15 +292,15 @@ def test_who_gives_does_not_wait_for_ever(tmp_path: Path, python: str, read: int
 
 def test_holding_has_an_end(tmp_path: Path, free_port: int) -> None:
     pod = Delivering.of(tmp_path, sys.executable, LARGE)
-    pod.told({"kind": "hold", "port": free_port, "seconds": 0.5})
+    pod.configured({"kind": "hold", "port": free_port, "seconds": 0.5})
     code, _, _ = pod.bare.run()
     assert code == 125
-    assert pod.said() == Undelivered("the client did not take the result within 0.5 s")
+    assert pod.parsed_message() == Undelivered("the client did not take the result within 0.5 s")
 
 
 def test_its_time_is_not_over_while_it_is_being_taken(tmp_path: Path, free_port: int) -> None:
     pod = Delivering.of(tmp_path, sys.executable, LARGE.replace("100_000", "30_000_000"))
-    pod.told({"kind": "hold", "port": free_port, "seconds": 3})
+    pod.configured({"kind": "hold", "port": free_port, "seconds": 3})
     with pod.bare.start() as process:
         assert wait_until(lambda: answers(free_port), 30)
         begun = time.monotonic()
@@ -306,19 +313,18 @@ def test_its_time_is_not_over_while_it_is_being_taken(tmp_path: Path, free_port:
             taker.stdout.close()
             taker.stdin.close()
         assert process.wait(60) == 125
-    assert pod.said() == Undelivered("the client did not take the result within 3 s")
+    assert pod.parsed_message() == Undelivered("the client did not take the result within 3 s")
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as server:
         port = server.getsockname()[1]
         pod = Delivering.of(tmp_path, sys.executable, LARGE)
-        pod.told({"kind": "hold", "port": port, "seconds": 60})
+        pod.configured({"kind": "hold", "port": port, "seconds": 60})
         assert pod.bare.run()[0] == 125
-    said = pod.said()
-    assert isinstance(said, Undelivered)
-    assert said.reason.startswith("cannot listen for the client: ")
-    assert "Address already in use" in said.reason
+    reason = pod.undelivered()
+    assert reason.startswith("cannot listen for the client: ")
+    assert "Address already in use" in reason
 
 
 def test_there_is_nothing_to_give_before_the_end(tmp_path: Path, python: str) -> None:
@@ -351,15 +357,14 @@ both = pytest.mark.parametrize("store", [s3_store, registry_store])
 
 
 def refused(root: Path, store: dict[str, Any], code: str = LARGE) -> str:
-    """Why the outcome was not delivered; nothing secret is in what was said."""
-    pod = Delivering.of(root, sys.executable, code).told(store)
+    """Why the outcome was not delivered; nothing secret is in the message."""
+    pod = Delivering.of(root, sys.executable, code).configured(store)
     status, out, err = pod.bare.run()
-    said = pod.said()
-    assert isinstance(said, Undelivered)
+    reason = pod.undelivered()
     assert (status, out) == (125, "")
-    assert err == f"clustrix worker: the outcome was not delivered: {said.reason}\n"
+    assert err == f"clustrix worker: the outcome was not delivered: {reason}\n"
     assert SECRET not in err + pod.message
-    return said.reason
+    return reason
 
 
 @both
@@ -386,8 +391,8 @@ def test_a_refusal_is_told_at_once_without_what_it_quotes(
     with Front("", act(403, body)) as front:
         reason = refused(tmp_path, store(front.address), code)
         assert front.requests == 1
-    said = "rejected the result: 403 AccessDenied: not with […]"
-    assert reason == f"{front.address} {said}"
+    expected = "rejected the result: 403 AccessDenied: not with […]"
+    assert reason == f"{front.address} {expected}"
 
 
 def test_a_registrys_words_are_told(tmp_path: Path) -> None:
@@ -433,7 +438,7 @@ def test_what_is_no_http_is_told_without_its_words(tmp_path: Path, store: Store)
 def test_who_is_told_to_end_stops_trying(tmp_path: Path, free_port: int) -> None:
     pod = Delivering.of(tmp_path, sys.executable, LARGE)
     with Front("", answer(503, b"", "Retry-After: 19")) as front:
-        pod.told(s3_store(front.address))
+        pod.configured(s3_store(front.address))
         with pod.bare.start() as process:
             assert wait_until(lambda: front.requests > 0, 30)
             process.send_signal(signal.SIGTERM)
@@ -442,7 +447,7 @@ def test_who_is_told_to_end_stops_trying(tmp_path: Path, free_port: int) -> None
             assert time.monotonic() - begun < 15
     assert process.returncode == 125
     assert "stopped before the next try" in err
-    assert isinstance(pod.said(), Undelivered)
+    assert isinstance(pod.parsed_message(), Undelivered)
 
 
 @pytest.mark.parametrize(
@@ -473,7 +478,7 @@ def test_long_reasons_are_cut_between_characters(tmp_path: Path) -> None:
     pod = Delivering.of(tmp_path, sys.executable, LARGE)
     with Front("", answer(400, "ü€😀".encode() * 200)) as front:
         for limit in range(60, 72):
-            pod.told(s3_store(front.address), limit=limit)
+            pod.configured(s3_store(front.address), limit=limit)
             assert pod.bare.run()[0] == 125
             data = pod.message_file.read_bytes()
             assert limit - 4 <= len(data) <= limit

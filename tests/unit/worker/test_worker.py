@@ -55,7 +55,7 @@ def importable(here: Bare, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out waiting"
         time.sleep(0.01)
     return value
 

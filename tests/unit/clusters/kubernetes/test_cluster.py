@@ -50,7 +50,7 @@ def task(pod: Delivering) -> Task:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Delivering:
-    bare = Delivering.of(tmp_path / "p", sys.executable, "def f(): return 7").told(None)
+    bare = Delivering.of(tmp_path / "p", sys.executable, "def f(): return 7").configured(None)
     assert bare.bare.run() == (0, "", "")
     return bare
 

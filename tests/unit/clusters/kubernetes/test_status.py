@@ -11,7 +11,7 @@ import pytest
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters.kubernetes.status import Events, status_of
 from clustrix_containers.clusters.kubernetes.views import JobView, PodView
-from clustrix_containers.worker.contract import GIVEN_UP
+from clustrix_containers.worker.contract import CANCELLED_MESSAGE
 from tests.unit.clusters.kubernetes.scripted import Response, api_server
 
 JOB = JobView("r", 0, 0, "j1", "r-0", 1, False, False)
@@ -69,7 +69,7 @@ def test_neither_job_nor_pod_is_absent_and_not_failed(cluster: Cluster) -> None:
         ({}, State.RUNNING, Cause.NONE, "on the node node1"),
         ({"exit_code": 0}, State.SUCCEEDED, Cause.NONE, ""),
         ({"ready": True}, State.SUCCEEDED, Cause.NONE, "its result waits in the pod"),
-        ({"message": GIVEN_UP}, State.CANCELLED, Cause.NONE, "cancelled"),
+        ({"message": CANCELLED_MESSAGE}, State.CANCELLED, Cause.NONE, "cancelled"),
         ({"exit_code": 1}, State.RUNNING, Cause.NONE, "its container has ended"),
         ({"exit_code": 1, "phase": "Failed"}, State.FAILED, Cause.DIED, "ended with code 1"),
         ({"exit_code": 137, "phase": "Failed"}, State.FAILED, Cause.DIED, "ended with signal 9"),
