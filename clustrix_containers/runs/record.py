@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,7 +109,7 @@ class Run:
         )
 
 
-_COLUMNS: list[str] = re.findall(r"^    (\w+) [A-Z]", _CREATE, re.MULTILINE)
+_COLUMNS = "id created name image count target type details state updated".split()
 _DETAILS = tuple(item.name for item in fields(Run) if item.name not in _COLUMNS)
 
 
