@@ -109,7 +109,18 @@ class Run:
         )
 
 
-_COLUMNS = ["id", "created", "name", "image", "count", "target", "type", "details", "state", "updated"]
+_COLUMNS = [
+    "id",
+    "created",
+    "name",
+    "image",
+    "count",
+    "target",
+    "type",
+    "details",
+    "state",
+    "updated",
+]
 _DETAILS = tuple(item.name for item in fields(Run) if item.name not in _COLUMNS)
 
 
