@@ -19,7 +19,8 @@ class MinimalCluster:
     poll_interval = (0.02, 0.5)
 
     def check_options(self, options):
-        raise ClusterError("it has no options at the call", option=next(iter(options)))
+        for option in options:
+            raise ClusterError(f"no such option: {option!r}", option=option)
 
     def check(self):
         return []
