@@ -35,16 +35,16 @@ class MinimalCluster:
         return f"{len(task.elements)} processes of {task.image}\n"
 
     def submit(self, task):
-        for element in task.elements:
-            place = Path(task.directory, "minimal", f"{element}.{task.attempt}")
+        for index in task.elements:
+            place = Path(task.directory, "minimal", f"{index}.{task.attempt}")
             if not place.exists():  # the same run and attempt again starts nothing
                 place.mkdir(parents=True)
                 (place / "log").touch(0o600)
-                facts = asdict(task) | {"elements": [element], "directory": str(task.directory)}
-                command = [sys.executable, Path(__file__).with_name("element.py"), place]
-                process = subprocess.Popen([*command, json.dumps(facts)], start_new_session=True)
-                process.returncode = 0  # it outlives its client, who never waits for it
-                (place / "pid").write_text(str(process.pid))
+                facts = asdict(task) | {"elements": [index], "directory": str(task.directory)}
+                element = [sys.executable, Path(__file__).with_name("element.py"), place]
+                # It outlives its client and is nobody's child.
+                detach = ["sh", "-c", '"$@" & echo $! > "$0"', place / "pid"]
+                subprocess.run([*detach, *element, json.dumps(facts)], start_new_session=True)
         return [Handle(task.run, task.attempt, it, str(task.directory)) for it in task.elements]
 
     def states(self, handles):
