@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 
 def divide(x: int) -> float:
@@ -135,3 +136,12 @@ def imports_what_is_not_there():
 
     name = "".join(["pyt", "est"])
     return importlib.import_module(name).__name__
+
+
+def reads_marker() -> str:
+    return Path("/etc/from-the-dockerfile").read_text()
+
+
+def random_bytes(seconds, size):
+    time.sleep(seconds)
+    return os.urandom(size)

@@ -12,7 +12,6 @@ import pytest
 
 import clustrix_containers as cx
 from clustrix_containers.errors import DependencyError
-from tests.cases import helper, work
 
 from .conftest import ROOT
 
@@ -226,10 +225,6 @@ def test_a_table_on_a_terminal_and_tabs_in_a_pipe(home: Path) -> None:
     assert b"\t" in piped
 
 
-def reads_marker() -> str:
-    return Path("/etc/from-the-dockerfile").read_text()
-
-
 def test_a_function_runs_on_a_base_that_a_dockerfile_makes(
     home: Path, docker_host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,5 +244,5 @@ def test_a_function_runs_on_a_base_that_a_dockerfile_makes(
     config = home / "clustrix.yml"
     config.write_text("targets:\n  local: {type: local, runtime: sandbox}\n")
     monkeypatch.setenv("CLUSTRIX_CONFIG", str(config))
-    function = cx.function(reads_marker, base=str(dockerfile))
+    function = cx.function(work.reads_marker, base=str(dockerfile))
     assert function.submit().result(60) == "made by a Dockerfile"

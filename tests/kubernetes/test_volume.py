@@ -116,14 +116,7 @@ def test_large_results_are_read_by_one_pod_that_goes_again(
 def test_who_deletes_the_pod_that_reads_gets_another_one(
     on: str, own_kubernetes: Kubernetes, namespace: str
 ) -> None:
-    def later(seconds: float) -> bytes:
-        import os
-        import time
-
-        time.sleep(seconds)
-        return os.urandom(LARGE)
-
-    array = cx.function(later).map([0, 8], on=on)
+    array = cx.function(work.random_bytes).map([0, 8], [LARGE] * 2, on=on)
     assert len(array[0].result(120)) == LARGE
     first = readers(own_kubernetes, namespace)
     with batch(own_kubernetes.access) as api:
