@@ -12,6 +12,7 @@ import pytest
 
 import clustrix_containers as cx
 from clustrix_containers.errors import DependencyError
+from tests.cases import helper, work
 
 from .conftest import ROOT
 
