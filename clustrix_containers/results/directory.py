@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import hmac
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,19 +21,8 @@ from clustrix_containers.storage.locks import locked
 
 from .outcome import MARK_LIMIT, Expected, Mark, Outcome, parse_mark
 
-_MARK = re.compile(r"(\d+)\.(\d+)\.mark")
-
 OpenResult = Callable[[Mark], Iterable[bytes]]
 """The result's bytes in pieces, for a verified mark that has a result."""
-
-
-def marked(directory: Path, attempt: int) -> Iterator[int]:
-    """Elements that have a mark (not verified yet), by listing: ``exists`` lies on shared file systems."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(directory / "results") as entries:
-        for entry in entries:
-            match = _MARK.fullmatch(entry.name)
-            if match and int(match[2]) == attempt:
-                yield int(match[1])
 
 
 def arrive(expected: Expected, data: bytes, open_result: OpenResult) -> Mark:

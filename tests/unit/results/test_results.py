@@ -19,7 +19,7 @@ from clustrix_containers.errors import (
     TimeLimitExceeded,
     WorkerDied,
 )
-from clustrix_containers.results.directory import collect, marked
+from clustrix_containers.results.directory import collect
 from clustrix_containers.results.outcome import load, open_result, without_mark
 from tests.bare_worker import KEY, RUN, Bare, unpickle, write_calls, write_code
 
@@ -37,12 +37,6 @@ def done(tmp_path: Path) -> Bare:
 def change(bare: Bare, **fields: Any) -> None:
     path = bare.root / "results/0.0.mark"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
-def test_marks_are_found_by_listing(done: Bare) -> None:
-    assert sorted(marked(done.root, 0)) == [0, 2]
-    assert list(marked(done.root, 1)) == []
-    assert list(marked(done.root / "nowhere", 0)) == []
 
 
 def test_no_mark_is_no_outcome(done: Bare) -> None:
