@@ -17,7 +17,7 @@ from .options import Options
 if TYPE_CHECKING:
     from clustrix_containers.oci.model import Image
     from clustrix_containers.runs.explain import Explanation
-    from clustrix_containers.runs.watched import WatchedRun
+    from clustrix_containers.runs.watching.watched import WatchedRun
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,7 +112,7 @@ class Function(Generic[P, R]):
         """
         _check_outside()
         from clustrix_containers.clusters import staging
-        from clustrix_containers.oci.progress import shown
+        from clustrix_containers.remote.progress import shown
         from clustrix_containers.runs import plan
 
         with shown() as progress:
@@ -125,7 +125,7 @@ class Function(Generic[P, R]):
         """Push the function's image to ``repository``; gives ``repository@sha256:…``."""
         image = self.build()
         from clustrix_containers.clusters import staging
-        from clustrix_containers.oci.progress import shown
+        from clustrix_containers.remote.progress import shown
 
         with shown() as progress:
             return staging.to_registry(image, repository, progress=progress)
@@ -134,7 +134,7 @@ class Function(Generic[P, R]):
         """What goes into the image, and why. Print it."""
         _check_outside()
         from clustrix_containers.clusters import staging
-        from clustrix_containers.oci.progress import shown
+        from clustrix_containers.remote.progress import shown
         from clustrix_containers.runs import plan
         from clustrix_containers.runs.explain import explanation
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 from .status import State, Status
 
 if TYPE_CHECKING:
-    from clustrix_containers.runs.watched import WatchedRun
+    from clustrix_containers.runs.watching.watched import WatchedRun
 
 
 class Job(concurrent.futures.Future[Any]):

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from clustrix_containers.capture.pickling import unpicklable
+from clustrix_containers.capture.source import datafiles, program
+from clustrix_containers.capture.source.imports import ImportWalk
+from clustrix_containers.capture.source.modules import Finder, Module, absolute
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.oci.model import Platform
 from clustrix_containers.worker import contract
 
-from . import datafiles, program, unpicklable
 from .bundle import Bundle, Entry
-from .imports import ImportWalk
-from .modules import Finder, Module, absolute
 from .secrets import find_secret, secret_error
 
 _FUNCTION = "the function"
@@ -164,7 +165,7 @@ def _entry_lines(found: _Located, walk: ImportWalk) -> None:
 
 def _by_value(target: Any, walk: ImportWalk, allow_secrets: bool) -> tuple[bytes, set[str]]:
     """The normalised pickle, and the modules it refers to; its source goes into ``walk``."""
-    from . import reduction
+    from clustrix_containers.capture.pickling import reduction
 
     filenames = program.FilenameMap()
     try:

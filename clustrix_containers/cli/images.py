@@ -11,7 +11,7 @@ from typing import Any
 from clustrix_containers.clusters import staging
 from clustrix_containers.config import file as config
 from clustrix_containers.errors import ConfigError
-from clustrix_containers.oci.progress import shown
+from clustrix_containers.remote.progress import shown
 
 from . import output
 from .functions import function_of, takes_function, takes_options
@@ -61,7 +61,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from clustrix_containers.runs import images
+    from clustrix_containers.runs.attach import find_image
 
     repository = arguments.repository or config.load().registry
     if not repository:
@@ -73,7 +73,7 @@ def _push(arguments: argparse.Namespace) -> int:
         arguments.function = arguments.what
         reference = function_of(arguments).push(repository)
     else:
-        image = images.find(arguments.what)
+        image = find_image(arguments.what)
         with shown() as progress:
             reference = staging.to_registry(image, repository, progress=progress)
     sys.stdout.write(f"{reference}\n")

@@ -24,8 +24,8 @@ from clustrix_containers.clusters import staging
 from clustrix_containers.errors import ClusterError, Error
 from clustrix_containers.runs.attach import target_of
 from clustrix_containers.runs.destination import open_target, resolve
-from clustrix_containers.runs.handles import unpack
 from clustrix_containers.runs.record import Run, Seen, open_record
+from clustrix_containers.runs.record.handles import unpack
 
 from . import output
 

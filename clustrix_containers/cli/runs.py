@@ -18,7 +18,7 @@ from clustrix_containers.errors import (
     UntrustedResultError,
 )
 from clustrix_containers.runs.attach import attach
-from clustrix_containers.runs.watched import WatchedRun
+from clustrix_containers.runs.watching.watched import WatchedRun
 
 from . import output
 

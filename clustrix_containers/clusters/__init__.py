@@ -22,7 +22,7 @@ from .task import Capabilities, DiscoveredRun, Fetched, Handle, Task
 if TYPE_CHECKING:
     # A supervisor of the local target imports this package: it starts for each run.
     from clustrix_containers.oci.model import Image
-    from clustrix_containers.oci.progress import Progress
+    from clustrix_containers.remote.progress import Progress
 
 GROUP = "clustrix_containers.clusters"
 _BUILT_IN = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clustrix_containers.config.paths import paths
 from clustrix_containers.oci.model import Descriptor, Image, Reference
-from clustrix_containers.oci.progress import Progress, silent
+from clustrix_containers.remote.progress import Progress, silent
 
 if TYPE_CHECKING:
     from clustrix_containers.registry.layout import Layout

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from clustrix_containers.containers.sandbox import namespaces
 from clustrix_containers.remote import shell
 from clustrix_containers.worker import contract
 
-from . import namespaces
 from .container import Container, ContainerSpec, Mount, ProcessContainer
 
 PROGRAMS = ("apptainer", "singularity")

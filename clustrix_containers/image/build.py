@@ -16,10 +16,10 @@ from clustrix_containers.capture.bundle import Bundle, Distribution, bundle_file
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import IN_MEMORY, Entry, write_layer
 from clustrix_containers.oci.model import Image, Layer
-from clustrix_containers.oci.progress import Progress
 from clustrix_containers.oci.reading import read_files
 from clustrix_containers.oci.store import Spool
 from clustrix_containers.packages.lock import Lock
+from clustrix_containers.remote.progress import Progress
 from clustrix_containers.worker.contract import (
     CALL,
     CODE,

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from clustrix_containers.capture.bundle import Distribution
+from clustrix_containers.image.base.libraries import base_abi, check_libraries, check_wheel
 from clustrix_containers.oci.archive import Entry
 from clustrix_containers.oci.model import Image, Layer
-from clustrix_containers.oci.progress import Progress, silent
 from clustrix_containers.oci.store import cache_key, recall, remember
 from clustrix_containers.packages.installed import Installed
 from clustrix_containers.packages.lock import Lock, Package
-from clustrix_containers.packages.wheelhouse import obtain, wheel_path
-from clustrix_containers.packages.wheels import site_packages, wheel_entries, wheels_layer
+from clustrix_containers.packages.wheels.wheel import site_packages, wheel_entries, wheels_layer
+from clustrix_containers.packages.wheels.wheelhouse import obtain, wheel_path
+from clustrix_containers.remote.progress import Progress, silent
 
 from .bytecode import bytecode_layer, sources
-from .libraries import base_abi, check_libraries, check_wheel
 from .trees import find_installed, fingerprint, packed_files, tree_entries, trees_layer
 
 LARGE = 1 << 20

@@ -20,7 +20,7 @@ from clustrix_containers.oci.archive import Entry, directory, link, write_layer
 from clustrix_containers.oci.model import Layer, canonical
 from clustrix_containers.oci.store import cache_key, recall, remember
 from clustrix_containers.packages.lock import Component, Lock
-from clustrix_containers.packages.wheels import site_packages
+from clustrix_containers.packages.wheels.wheel import site_packages
 from clustrix_containers.worker.contract import (
     CALL,
     CODE,

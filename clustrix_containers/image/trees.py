@@ -19,7 +19,7 @@ from clustrix_containers.oci.model import Layer
 from clustrix_containers.oci.store import cache_key
 from clustrix_containers.packages.installed import Installed, search_path
 from clustrix_containers.packages.lock import INSTALLER_FILES
-from clustrix_containers.packages.wheels import (
+from clustrix_containers.packages.wheels.wheel import (
     INSTALLER,
     packed_layer,
     record_entry,

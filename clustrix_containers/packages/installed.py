@@ -22,8 +22,7 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from clustrix_containers.capture.bundle import Distribution
-
-from .wheels import RecordRow, parse_record
+from clustrix_containers.packages.wheels.wheel import RecordRow, parse_record
 
 _SUFFIXES = (b".py", b".so", b".pyc")
 _REQUIRES_SECTION = re.compile(r"\[(?P<extra>[^:\]]*)(?::(?P<marker>.*))?\]\s*\Z")

@@ -30,12 +30,12 @@ from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.errors import DependencyError, ImageError
 from clustrix_containers.oci.model import Platform
 from clustrix_containers.oci.model import sha256 as digest_of
+from clustrix_containers.packages.wheels.wheel import script_entries
 from clustrix_containers.storage import atomic
 from clustrix_containers.worker.contract import VENV
 
 from .installed import Installed
 from .requirements import toml
-from .wheels import script_entries
 
 _TOOL = "clustrix-containers"
 _VERSION = 1

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 
 from clustrix_containers.capture.bundle import Distribution, Import, Note
 from clustrix_containers.errors import DependencyError
+from clustrix_containers.packages.wheels.wheel import same_version
 
 from .closure import OWN, Closure, LeftOut, conda_problem, left_out
 from .installed import Installed, search_path
@@ -31,7 +32,6 @@ from .requirements import (
     satisfies,
     without_marker,
 )
-from .wheels import same_version
 
 __all__ = ["LeftOut", "Resolution", "check_environment", "resolve", "suggest"]
 

@@ -18,11 +18,11 @@ from urllib.parse import quote
 from clustrix_containers.errors import DigestMismatch, RegistryError
 from clustrix_containers.oci.model import Descriptor, Image, Layer, Reference
 from clustrix_containers.oci.reading import open_blob
+from clustrix_containers.registry.http.responses import Request, Response, check_stored
+from clustrix_containers.registry.http.transport import RangeReader, Transport
 from clustrix_containers.worker import contract
 
 from .blobs import ProgressCallback, Readable, check_size
-from .responses import Request, Response, check_stored
-from .transport import RangeReader, Transport
 
 _WORKERS = 6
 _SMALL = 64 << 10

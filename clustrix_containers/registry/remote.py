@@ -30,15 +30,15 @@ from clustrix_containers.oci.model import (
     Reference,
     sha256,
 )
+from clustrix_containers.registry.http.auth import Lookup
+from clustrix_containers.registry.http.responses import BLOB_UNKNOWN, Request, check_stored
+from clustrix_containers.registry.http.transport import RangeReader, ScopedToken, Transport
 from clustrix_containers.remote.retry import Retry
 from clustrix_containers.storage import atomic
 
-from .auth import Lookup
 from .blobs import BLOCK, ProgressCallback, disk_errors, verified
 from .manifests import config_of, digest_tag, resolve
 from .push import Limits, Push, Uploads
-from .responses import BLOB_UNKNOWN, Request, check_stored
-from .transport import RangeReader, ScopedToken, Transport
 
 if TYPE_CHECKING:
     import urllib3

@@ -1,16 +1,24 @@
-"""The handle of a run again, in any process: from this user's record, or from its cluster."""
+"""Runs and images of earlier, found again in any process: by run id, by digest."""
 
 from __future__ import annotations
 
-from clustrix_containers.api.jobs import Job, JobArray
-from clustrix_containers.config import file as configuration
-from clustrix_containers.errors import ClusterError
+import json
+import re
+from pathlib import Path
+from types import ModuleType
 
-from . import images
+from clustrix_containers.api.jobs import Job, JobArray
+from clustrix_containers.clusters import staging
+from clustrix_containers.config import file as configuration
+from clustrix_containers.config.paths import paths
+from clustrix_containers.errors import ClusterError
+from clustrix_containers.oci.model import Image, Reference
+from clustrix_containers.runs.watching.watched import WatchedRun
+from clustrix_containers.worker.contract import ENTRY
+
 from .destination import open_target
-from .handles import pack, unpack
 from .record import Record, Run, open_record
-from .watched import WatchedRun
+from .record.handles import pack, unpack
 
 
 def attach(run_id: str, *, on: str | None = None, watch: bool = True) -> WatchedRun:
@@ -27,7 +35,7 @@ def attach(run_id: str, *, on: str | None = None, watch: bool = True) -> Watched
         cluster,
         unpack(run.handles, run.id),
         record,
-        lambda: images.load_main(run.image, run.main),
+        lambda: load_main(run.image, run.main),
         trust=record.built(run.image),
     )
     if watch:
@@ -43,6 +51,40 @@ def handle(run: WatchedRun) -> Job | JobArray:
 def target_of(run: Run) -> configuration.Target:
     """The target that a run went to, as it was configured then."""
     return configuration.Target(run.target, run.type, run.target_options)
+
+
+def find_image(text: str) -> Image:
+    """An image by digest (or its start) in the layout, or by reference from its registry."""
+    from clustrix_containers.registry import Remote, fetch_layers
+
+    layout = staging.layout()
+    bare = text.removeprefix("sha256:")
+    if re.fullmatch(r"[0-9a-f]{6,64}", bare):
+        found = layout.find(f"sha256:{bare}")
+        if len(found) == 1:
+            return layout.image(found[0])
+        if found:
+            raise ClusterError(f"{text!r} is the start of {len(found)} images: {', '.join(found)}")
+        raise ClusterError(
+            f"no image {text} here",
+            hint="Give a reference with its registry: registry/repository@sha256:…",
+        )
+    reference = Reference.parse(text)
+    image = Remote(reference).image(reference.digest or reference.tag or "latest")
+    layout.push(image, fetch=fetch_layers(paths().cache / "blobs" / "sha256"))
+    return layout.image(image.digest)
+
+
+def load_main(digest: str, main: str | None) -> ModuleType:
+    """The script that a run's types belong to: this process's own, or that of the image's code."""
+    from clustrix_containers.capture import pickling
+    from clustrix_containers.image import build as builder
+
+    def source() -> bytes:
+        files = builder.read_code(staging.layout().image(digest))
+        return files[json.loads(files[ENTRY])["script"]]
+
+    return pickling.script_module(Path(main) if main else None, source)
 
 
 def _known(run_id: str, on: str | None, record: Record) -> Run:

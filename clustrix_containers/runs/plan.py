@@ -14,8 +14,8 @@ from clustrix_containers.config import file as configuration
 from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import DependencyError, ImageError
 from clustrix_containers.oci.model import Image, Reference
-from clustrix_containers.oci.progress import Progress, silent
 from clustrix_containers.packages.lock import Lock, Wheel
+from clustrix_containers.remote.progress import Progress, silent
 from clustrix_containers.worker.contract import package_version
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def _plan(
     progress: Progress,
 ) -> ImagePlan:
     from clustrix_containers.image import runtime
-    from clustrix_containers.packages import lock, wheelhouse
+    from clustrix_containers.packages import lock
+    from clustrix_containers.packages.wheels import wheelhouse
 
     bundle, resolution = _needs(function, options, references)
     base = find_base(options.base, python=options.python)
@@ -139,8 +140,9 @@ def _needs(
 
 def _check_packages(locked: Lock, needed: Collection[Distribution]) -> None:
     """DependencyError unless what is locked is what is installed, with the same files."""
-    from clustrix_containers.packages import lock, wheelhouse
+    from clustrix_containers.packages import lock
     from clustrix_containers.packages.installed import Installed, search_path
+    from clustrix_containers.packages.wheels import wheelhouse
 
     cache = paths().cache
     wheelhouse.obtain(locked.packages, cache=cache)
@@ -193,7 +195,7 @@ def find_base(base: str | None, *, python: str | None = None) -> Image:
     digest on a train.
     """
     from clustrix_containers.image import base as bases
-    from clustrix_containers.image import dockerfile, interpreter
+    from clustrix_containers.image.base import dockerfile, interpreter
 
     cache = paths().cache
     if base is None:

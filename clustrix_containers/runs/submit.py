@@ -15,14 +15,14 @@ from clustrix_containers.api.options import Options
 from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.oci.model import Image
-from clustrix_containers.oci.progress import shown
+from clustrix_containers.remote.progress import shown
+from clustrix_containers.runs.watching.watched import WatchedRun
 from clustrix_containers.worker.contract import LABEL_ARRAY, LABEL_COUNT, LABEL_FUNCTION
 
-from . import images
 from . import plan as planning
+from .attach import find_image, load_main
 from .destination import Destination, resolve
 from .record import Run, open_record
-from .watched import WatchedRun
 
 _log = logging.getLogger("clustrix_containers")
 
@@ -56,7 +56,7 @@ def rerun(digest: str, options: Options, *, trust: bool) -> WatchedRun:
     a digest. Results of an image that this record did not build stay bytes unless ``trust``.
     """
     destination = resolve(options)
-    image = images.find(digest)
+    image = find_image(digest)
     labels = image.settings.get("Labels") or {}
     again = _Calls(
         image,
@@ -139,7 +139,7 @@ def _start(
     run = record.update(run.id, more=handles, state="submitted", how=how)
 
     def main() -> ModuleType:
-        return images.load_main(run.image, run.main)
+        return load_main(run.image, run.main)
 
     by_element = {handle.element: handle for handle in handles}
     watched = WatchedRun(run, cluster, by_element, record, main, trust=trust)

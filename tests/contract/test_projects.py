@@ -230,7 +230,7 @@ def test_a_function_runs_on_a_base_that_a_dockerfile_makes(
     home: Path, docker_host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clustrix_containers.containers import docker
-    from clustrix_containers.image import interpreter
+    from clustrix_containers.image.base import interpreter
 
     monkeypatch.setenv("DOCKER_HOST", docker_host)
     with docker.connect() as client:

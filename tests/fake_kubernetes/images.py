@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clustrix_containers.containers import rootfs
+from clustrix_containers.containers.sandbox import rootfs
 from clustrix_containers.oci.model import Image
 from tests.fake_kubernetes.container import Mount
 

@@ -21,7 +21,7 @@ from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters.local import LocalCluster, journal
 from clustrix_containers.clusters.local.attempt import AttemptSpec
 from clustrix_containers.clusters.task import Handle
-from clustrix_containers.containers import limits
+from clustrix_containers.containers.sandbox import limits
 from clustrix_containers.errors import (
     ClusterError,
     Error,
@@ -32,7 +32,6 @@ from clustrix_containers.errors import (
     WorkerDied,
 )
 from clustrix_containers.oci.model import Image
-from clustrix_containers.results.directory import marked
 from clustrix_containers.results.outcome import without_mark
 
 from .conftest import Bench, wait_for
@@ -88,6 +87,11 @@ def nothing_left(bench: Bench) -> bool:
     return not mine and directory not in Path("/proc/mounts").read_text() and not groups
 
 
+def marked(task: Any) -> list[int]:
+    """Elements whose first attempt has a completion mark."""
+    return sorted(int(path.name.split(".")[0]) for path in task.directory.glob("results/*.0.mark"))
+
+
 def supervisor(handles: Any) -> int:
     control = Path(handles[0].id) / "local/0"
     wait_for(lambda: journal.has_started(control))
@@ -111,7 +115,7 @@ def test_only_some_elements(bench: Bench) -> None:
 
     task = replace(bench.task("def f(x): return x", [(i,) for i in range(9)]), elements=(7, 2))
     assert {s.state for s in bench.run(task)} == {State.SUCCEEDED}
-    assert sorted(marked(task.directory, 0)) == [2, 7]
+    assert marked(task) == [2, 7]
 
 
 def test_an_image_without_our_annotations(bench: Bench) -> None:
@@ -358,7 +362,7 @@ def test_the_memory_limit(bench: Bench, limits: str) -> None:
     assert within.state is State.SUCCEEDED
     assert (over.state, over.cause) == (State.FAILED, Cause.MEMORY_LIMIT)
     assert "its memory limit of 96 MiB" in over.message
-    if 1 in set(marked(task.directory, 0)):
+    if 1 in marked(task):
         with pytest.raises(MemoryLimitExceeded, match="96 MiB"):
             bench.value(task, 1, over)
     assert type(without_mark(over, run="x", element=1)) is MemoryLimitExceeded
@@ -418,7 +422,7 @@ def test_cancel_ends_the_whole_tree(bench: Bench) -> None:
     bench.wait(handles)
     wait_for(lambda: nothing_left(bench))
     assert not any(name in command for name in names for command in commands())
-    assert list(marked(task.directory, 0)) == []
+    assert marked(task) == []
 
 
 def test_a_killed_supervisor_takes_its_containers_along_and_is_reported(bench: Bench) -> None:

@@ -58,12 +58,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(sys.argv[0]).parent))
 from model import render
 from clustrix_containers.capture.callables import capture
-from clustrix_containers.image.interpreter import packed
+from clustrix_containers.image.base.interpreter import packed
 from clustrix_containers.image.build import build
 from clustrix_containers.image.runtime import cloudpickle_component, runtime
 from clustrix_containers.packages.lock import lock
 from clustrix_containers.packages.resolution import resolve
-from clustrix_containers.packages.wheelhouse import locate
+from clustrix_containers.packages.wheels.wheelhouse import locate
 
 cache, bases = Path(sys.argv[1]), Path(sys.argv[2])
 bundle = capture(render)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.image import interpreter
+from clustrix_containers.image.base import interpreter
 from clustrix_containers.oci.archive import Entry, write_layer
 from clustrix_containers.oci.model import Image
 from clustrix_containers.registry import Remote

@@ -16,8 +16,9 @@ import pytest
 
 from clustrix_containers.oci.model import Descriptor
 from clustrix_containers.registry import Remote
-from clustrix_containers.results import delivery, directory, registry
-from clustrix_containers.results.s3 import S3Store
+from clustrix_containers.results import delivery, directory
+from clustrix_containers.results.stores import registry
+from clustrix_containers.results.stores.s3 import S3Store
 from tests.bare_worker import KEY, RUN, WORKER, interpreters
 from tests.clusters.registry.cluster import Service
 from tests.clusters.s3.cluster import BUCKET, S3
@@ -49,8 +50,8 @@ from pathlib import Path
 from clustrix_containers.results import delivery, volume
 from clustrix_containers.results.directory import collect
 from clustrix_containers.results.outcome import Expected
-from clustrix_containers.results.registry import RegistryStore
-from clustrix_containers.results.s3 import S3Store
+from clustrix_containers.results.stores.registry import RegistryStore
+from clustrix_containers.results.stores.s3 import S3Store
 from tests.bare_worker import KEY, RUN
 message, mine = delivery.read(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 expected = Expected(mine, RUN, 0, 0, KEY)

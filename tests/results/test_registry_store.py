@@ -17,9 +17,9 @@ from clustrix_containers.credentials.registry import Credential
 from clustrix_containers.errors import ClusterError, RegistryError, ResultLost
 from clustrix_containers.oci.model import Descriptor
 from clustrix_containers.registry import Remote
-from clustrix_containers.results import registry as store
 from clustrix_containers.results.delivery import Stored
-from clustrix_containers.results.registry import RegistryStore
+from clustrix_containers.results.stores import registry as store
+from clustrix_containers.results.stores.registry import RegistryStore
 from tests.bare_worker import RUN, interpreters
 from tests.clusters.registry.cluster import Service
 from tests.delivered import Delivering

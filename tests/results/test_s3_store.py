@@ -15,7 +15,7 @@ import pytest
 
 from clustrix_containers.errors import ClusterError, ConfigError, ResultError, ResultLost
 from clustrix_containers.results.delivery import Stored
-from clustrix_containers.results.s3 import S3Store
+from clustrix_containers.results.stores.s3 import S3Store
 from tests.bare_worker import RUN, interpreters
 from tests.clusters.s3.cluster import BUCKET, S3
 from tests.delivered import Delivering

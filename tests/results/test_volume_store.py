@@ -15,8 +15,8 @@ import pytest
 
 from clustrix_containers.errors import ClusterError, ResultError
 from clustrix_containers.results import delivery
-from clustrix_containers.results import volume as store
 from clustrix_containers.results.delivery import Stored
+from clustrix_containers.results.stores import volume as store
 from tests.bare_worker import RUN, interpreters
 from tests.clusters.daemon import wait_until
 from tests.clusters.faults.late import LateView

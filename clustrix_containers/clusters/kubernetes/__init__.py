@@ -17,23 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters import Notify, staging
+from clustrix_containers.clusters.kubernetes.pods.status import Events, status_of
+from clustrix_containers.clusters.kubernetes.pods.views import JobView, PodView, newest
+from clustrix_containers.clusters.kubernetes.pods.watch import Watcher
 from clustrix_containers.clusters.task import Capabilities, DiscoveredRun, Fetched, Handle, Task
 from clustrix_containers.errors import ClusterError, Error
 
 from .api import Api, connect
 from .settings import Settings, check
-from .status import Events, status_of
-from .views import JobView, PodView, newest
-from .watch import Watcher
 
 if TYPE_CHECKING:
+    from clustrix_containers.clusters.kubernetes.results.reader import Reader
+    from clustrix_containers.clusters.kubernetes.results.take import Taker
     from clustrix_containers.oci.model import Image
-    from clustrix_containers.oci.progress import Progress
+    from clustrix_containers.remote.progress import Progress
     from clustrix_containers.results.delivery import Stored
     from clustrix_containers.results.outcome import Expected
-
-    from .reader import Reader
-    from .take import Taker
 
 NAMED_GRACE, UNNAMED_GRACE = 75.0, 15.0
 """Seconds for which a file on a volume may show up late: one that a pod has named, and any."""
@@ -264,10 +263,9 @@ class KubernetesCluster:
             return dict(zip(handles, pool.map(fetch, handles), strict=True))
 
     def _fetch(self, task: Task, handle: Handle) -> Fetched:
+        from clustrix_containers.clusters.kubernetes.results import take
         from clustrix_containers.results import delivery, directory
         from clustrix_containers.results.outcome import Expected
-
-        from . import take
 
         at = self._connected
         key = (task.directory / "key").read_bytes()
@@ -330,7 +328,7 @@ class KubernetesCluster:
     def logs(
         self, handles: Sequence[Handle], *, follow: bool = False
     ) -> Iterator[tuple[Handle, bytes]]:
-        from . import logs
+        from clustrix_containers.clusters.kubernetes.pods import logs
 
         at = self._connected
         for handle in handles:
@@ -375,7 +373,7 @@ class _Connection:
     """All that lives as long as this process talks to the cluster: closed when it exits."""
 
     def __init__(self, api: Api, settings: Settings) -> None:
-        from .take import Taker
+        from clustrix_containers.clusters.kubernetes.results.take import Taker
 
         self.api, self.settings = api, settings
         self.events = Events(api)
@@ -388,7 +386,7 @@ class _Connection:
 
     def reader(self, image: str, run: str) -> Reader:
         """The one reader of a run in this process."""
-        from .reader import Reader
+        from clustrix_containers.clusters.kubernetes.results.reader import Reader
 
         assert self.settings.volume is not None
         with self._lock:

@@ -18,7 +18,7 @@ from typing import Any
 from clustrix_containers.api.options import Resources
 from clustrix_containers.clusters.task import Task
 from clustrix_containers.containers.environment import outer_limit, worker_environment
-from clustrix_containers.results.volume import MOUNT_PATH
+from clustrix_containers.results.stores.volume import MOUNT_PATH
 from clustrix_containers.worker import contract
 
 from .api import Server

@@ -9,7 +9,7 @@ from typing import Any
 from clustrix_containers.api.quantities import parse_duration
 from clustrix_containers.errors import ClusterError, ConfigError
 from clustrix_containers.results.stores import ResultStore, parse_results
-from clustrix_containers.results.volume import VolumeStore
+from clustrix_containers.results.stores.volume import VolumeStore
 
 HELD = ("auto", "hold")
 """``results`` of a target whose containers hold what does not fit into a termination message."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clustrix_containers.api.options import Resources
+from clustrix_containers.clusters.kubernetes.pods.views import view_job, view_pod
 from clustrix_containers.clusters.task import DiscoveredRun, Handle, Task
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.storage import atomic
@@ -19,7 +20,6 @@ from . import manifest
 from .api import Api
 from .doctor import check_claim, check_queue
 from .settings import Settings
-from .views import view_job, view_pod
 
 PARALLEL = 8
 MAX_OWNERS = 2

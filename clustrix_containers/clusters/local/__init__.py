@@ -30,7 +30,7 @@ from .attempt import AttemptSpec, control_directory, log_file
 if TYPE_CHECKING:
     from clustrix_containers.containers.runtimes import Availability
     from clustrix_containers.oci.model import Image
-    from clustrix_containers.oci.progress import Progress
+    from clustrix_containers.remote.progress import Progress
 
 START_TIMEOUT = 60.0
 
@@ -221,7 +221,7 @@ class LocalCluster:
 
     def prune_cache(self, older_than: float) -> None:
         """Remove unpacked images that were not used lately."""
-        from clustrix_containers.containers import rootfs
+        from clustrix_containers.containers.sandbox import rootfs
 
         rootfs.prune(self.unpacked, older_than)
 

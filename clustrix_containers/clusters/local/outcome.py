@@ -105,7 +105,7 @@ def orphaned(spec: AttemptSpec, reader: journal.Reader, element: int) -> Status:
 
 def clean_up(spec: AttemptSpec) -> None:
     """Remove what the kernel does not: cgroups, an engine's containers, scratch directories."""
-    from clustrix_containers.containers import limits
+    from clustrix_containers.containers.sandbox import limits
 
     shutil.rmtree(spec.control / "scratch", ignore_errors=True)
     if spec.runtime == "docker":

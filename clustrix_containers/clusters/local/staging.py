@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from clustrix_containers.clusters.task import Task
 from clustrix_containers.config.paths import paths
-from clustrix_containers.containers import rootfs, sandbox
+from clustrix_containers.containers import sandbox
 from clustrix_containers.containers.container import ContainerSpec, Mount
 from clustrix_containers.containers.environment import container_environment
 from clustrix_containers.containers.runtimes import Availability
+from clustrix_containers.containers.sandbox import rootfs
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.oci.model import Image
 from clustrix_containers.registry import Layout

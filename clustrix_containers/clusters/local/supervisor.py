@@ -20,10 +20,10 @@ from pathlib import Path
 from types import FrameType
 
 from clustrix_containers.api.status import Status
-from clustrix_containers.containers import limits
 from clustrix_containers.containers.container import Container, ContainerSpec
 from clustrix_containers.containers.environment import outer_limit, worker_environment
 from clustrix_containers.containers.runtimes import open_runtime
+from clustrix_containers.containers.sandbox import limits
 
 from . import journal
 from .attempt import LABEL_ATTEMPT, LABEL_ELEMENT, LABEL_RUN, AttemptSpec

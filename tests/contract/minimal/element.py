@@ -9,10 +9,10 @@ from pathlib import Path
 
 from clustrix_containers.clusters import staging
 from clustrix_containers.config.paths import paths
-from clustrix_containers.containers import limits, rootfs
 from clustrix_containers.containers.container import ContainerSpec, Mount
 from clustrix_containers.containers.environment import container_environment, worker_environment
 from clustrix_containers.containers.runtimes import choose, open_runtime
+from clustrix_containers.containers.sandbox import limits, rootfs
 from clustrix_containers.worker import contract
 
 NOBODY = 65534

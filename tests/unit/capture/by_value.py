@@ -18,8 +18,8 @@ from typing import Any
 
 import cloudpickle.cloudpickle
 
-from clustrix_containers.capture import reduction
 from clustrix_containers.capture.callables import capture
+from clustrix_containers.capture.pickling import reduction
 
 from . import container
 from .test_callables import KINDS

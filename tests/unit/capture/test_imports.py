@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustrix_containers.capture import datafiles, syntax
 from clustrix_containers.capture.callables import capture
-from clustrix_containers.capture.modules import Finder
+from clustrix_containers.capture.source import datafiles, syntax
+from clustrix_containers.capture.source.modules import Finder
 from clustrix_containers.errors import CaptureError, DependencyError
 from clustrix_containers.oci.model import Platform
 

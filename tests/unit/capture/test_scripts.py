@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from clustrix_containers.capture import program
 from clustrix_containers.capture.callables import capture
 from clustrix_containers.capture.pickling import dump_call, load, load_script
+from clustrix_containers.capture.source import program
 from clustrix_containers.worker import contract
 
 from . import container

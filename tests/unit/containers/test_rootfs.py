@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.containers import rootfs
+from clustrix_containers.containers.sandbox import rootfs
 from clustrix_containers.errors import Error, ImageError
 from clustrix_containers.oci import model as oci
 from clustrix_containers.oci.model import Descriptor, Image, Layer

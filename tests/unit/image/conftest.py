@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.image.interpreter import packed
+from clustrix_containers.image.base.interpreter import packed
 from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.unpack import unpack
 

@@ -16,7 +16,7 @@ from clustrix_containers.capture.bundle import Bundle, Entry, File
 from clustrix_containers.image.runtime import cloudpickle_component, runtime
 from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Layer, sha256
 from clustrix_containers.packages.lock import Lock, Package, Wheel
-from clustrix_containers.packages.wheelhouse import add_wheel
+from clustrix_containers.packages.wheels.wheelhouse import add_wheel
 
 MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from clustrix_containers.capture.elf import read_architecture, read_elf
 from clustrix_containers.errors import ImageError
 from clustrix_containers.image.base import LABEL_GLIBC, LABEL_INTERPRETER, from_registry
+from clustrix_containers.image.base.interpreter import packed
+from clustrix_containers.image.base.libraries import check_wheel, find_libraries
 from clustrix_containers.image.build import build
-from clustrix_containers.image.interpreter import packed
-from clustrix_containers.image.libraries import check_wheel, find_libraries
-from clustrix_containers.oci.elf import read_architecture, read_elf
 from clustrix_containers.oci.model import (
     DOCKER_LAYER,
     DOCKER_MANIFEST,

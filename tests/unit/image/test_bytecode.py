@@ -10,7 +10,7 @@ from clustrix_containers.image.bytecode import bytecode_layer, compiled, sources
 from clustrix_containers.oci.archive import Entry
 from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.unpack import unpack
-from clustrix_containers.packages.wheels import wheel_entries
+from clustrix_containers.packages.wheels.wheel import wheel_entries
 from tests.validation import validate
 
 from .making import MINOR, make_wheel
@@ -75,7 +75,7 @@ def test_the_same_bytes_in_any_process(tmp_path: Path) -> None:
     script = (
         "import sys,pathlib,hashlib\n"
         "from clustrix_containers.image.bytecode import compiled, sources\n"
-        "from clustrix_containers.packages.wheels import wheel_entries\n"
+        "from clustrix_containers.packages.wheels.wheel import wheel_entries\n"
         "import json, typing, dataclasses, email.message, logging.config\n"
         f"(wheel,) = pathlib.Path(sys.argv[1]).glob('*.whl')\n"
         f"found = compiled(sources(wheel_entries(wheel, {MINOR!r}), {SITE!r}))\n"

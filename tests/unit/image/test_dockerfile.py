@@ -10,8 +10,8 @@ import pytest
 
 from clustrix_containers.errors import ImageError
 from clustrix_containers.image.base import LABEL_GLIBC, LABEL_INTERPRETER
+from clustrix_containers.image.base.dockerfile import from_dockerfile
 from clustrix_containers.image.build import build
-from clustrix_containers.image.dockerfile import from_dockerfile
 from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.unpack import unpack
 from clustrix_containers.worker.contract import LABEL_PYTHON

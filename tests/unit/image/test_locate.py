@@ -19,9 +19,9 @@ from installer.sources import WheelFile
 
 from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.errors import ImageError
-from clustrix_containers.packages import wheelhouse
 from clustrix_containers.packages.lock import Package, Wheel
-from clustrix_containers.packages.wheelhouse import locate, obtain
+from clustrix_containers.packages.wheels import wheelhouse
+from clustrix_containers.packages.wheels.wheelhouse import locate, obtain
 
 from .making import make_wheel
 

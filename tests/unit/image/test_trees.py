@@ -12,7 +12,7 @@ from clustrix_containers.image.trees import find_installed, tree_entries, trees_
 from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.unpack import unpack
 from clustrix_containers.packages.installed import Installed
-from clustrix_containers.packages.wheels import parse_record
+from clustrix_containers.packages.wheels.wheel import parse_record
 from tests.validation import validate
 
 from .making import MINOR, make_wheel, tree

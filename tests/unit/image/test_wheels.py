@@ -16,7 +16,7 @@ from installer.sources import WheelFile as WheelSource
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.model import Image, Layer
 from clustrix_containers.oci.unpack import unpack
-from clustrix_containers.packages.wheels import parse_record, wheels_layer
+from clustrix_containers.packages.wheels.wheel import parse_record, wheels_layer
 from tests.validation import validate
 
 from .making import MINOR, make_wheel, tree
@@ -115,7 +115,7 @@ def test_one_digest_in_any_process(tmp_path: Path, cache: Path) -> None:
     path = make_wheel(tmp_path, "pkg", EVERYTHING)
     here = layer_of(path, cache).digest
     script = (
-        "import sys,pathlib;from clustrix_containers.packages.wheels import wheels_layer\n"
+        "import sys,pathlib;from clustrix_containers.packages.wheels.wheel import wheels_layer\n"
         "print(wheels_layer([(pathlib.Path(sys.argv[1]),'0'*64)],sys.argv[2],"
         "cache=pathlib.Path(sys.argv[3])).digest)"
     )

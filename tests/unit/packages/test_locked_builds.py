@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.image.interpreter import packed
+from clustrix_containers.image.base.interpreter import packed
 from clustrix_containers.packages import lock as locking
 from tests.unit.image.making import make_wheel
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.packages.settings import PYPI, index_settings
+from clustrix_containers.packages.wheels.settings import PYPI, index_settings
 
 
 @pytest.fixture

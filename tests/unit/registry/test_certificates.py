@@ -12,8 +12,8 @@ import pytest
 from clustrix_containers.errors import ConfigError, RegistryError
 from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.registry import Remote
-from clustrix_containers.registry.auth import Trust, find_trust
-from clustrix_containers.registry.transport import Transport
+from clustrix_containers.registry.http.auth import Trust, find_trust
+from clustrix_containers.registry.http.transport import Transport
 from tests.clusters.certificates import Authority
 from tests.faults import FaultServer
 

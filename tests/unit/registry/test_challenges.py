@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clustrix_containers.registry.auth import is_loopback, parse_challenges
+from clustrix_containers.registry.http.auth import is_loopback, parse_challenges
 
 
 @pytest.mark.parametrize(

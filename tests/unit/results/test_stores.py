@@ -7,10 +7,10 @@ import re
 import pytest
 
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.results.registry import RegistryStore
-from clustrix_containers.results.s3 import S3Store
 from clustrix_containers.results.stores import parse_results
-from clustrix_containers.results.volume import VolumeStore
+from clustrix_containers.results.stores.registry import RegistryStore
+from clustrix_containers.results.stores.s3 import S3Store
+from clustrix_containers.results.stores.volume import VolumeStore
 
 HELD = ("auto", "hold")
 

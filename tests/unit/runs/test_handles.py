@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clustrix_containers.clusters.task import Handle
-from clustrix_containers.runs.handles import pack, unpack
+from clustrix_containers.runs.record.handles import pack, unpack
 
 
 @pytest.mark.parametrize(

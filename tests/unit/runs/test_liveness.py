@@ -7,7 +7,7 @@ import pytest
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters.task import Fetched, Handle
 from clustrix_containers.errors import ClusterError, Error, ResultError
-from clustrix_containers.runs.liveness import (
+from clustrix_containers.runs.watching.liveness import (
     ABSENT_GRACE,
     ABSENT_POLLS,
     MARK_GRACE,

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from clustrix_containers.runs.poller import Ticker
+from clustrix_containers.runs.watching.poller import Ticker
 
 LONG = 1000.0
 RUN: Any = "a run"

@@ -14,8 +14,8 @@ from clustrix_containers.api.options import Resources
 from clustrix_containers.api.status import State
 from clustrix_containers.clusters.task import Handle
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.runs.handles import unpack
 from clustrix_containers.runs.record import Record, Run, Seen
+from clustrix_containers.runs.record.handles import unpack
 
 ROOT = Path(__file__).resolve().parents[3]
 

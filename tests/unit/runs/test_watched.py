@@ -15,9 +15,9 @@ import pytest
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters.task import Fetched, Handle, Task
 from clustrix_containers.errors import ClusterError, ResultError, ResultLost, WorkerDied
-from clustrix_containers.runs.handles import unpack
 from clustrix_containers.runs.record import Record, Run
-from clustrix_containers.runs.watched import WatchedRun
+from clustrix_containers.runs.record.handles import unpack
+from clustrix_containers.runs.watching.watched import WatchedRun
 
 from .scripted import ScriptedCluster, unreachable, write_outcome
 

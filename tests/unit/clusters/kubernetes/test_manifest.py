@@ -11,14 +11,15 @@ import pytest
 import yaml
 
 from clustrix_containers.api.options import Resources
-from clustrix_containers.clusters.kubernetes import KubernetesCluster, doctor, manifest, reader
+from clustrix_containers.clusters.kubernetes import KubernetesCluster, doctor, manifest
 from clustrix_containers.clusters.kubernetes.api import Server
 from clustrix_containers.clusters.kubernetes.manifest import merge
+from clustrix_containers.clusters.kubernetes.pods.views import within
+from clustrix_containers.clusters.kubernetes.results import reader
 from clustrix_containers.clusters.kubernetes.settings import CALL_OPTIONS, Settings
-from clustrix_containers.clusters.kubernetes.views import within
 from clustrix_containers.clusters.task import Task
 from clustrix_containers.errors import ClusterError
-from clustrix_containers.results.volume import VolumeStore
+from clustrix_containers.results.stores.volume import VolumeStore
 
 ROOT = Path(__file__).parents[4]
 NEW, OLD = Server(1, 36), Server(1, 20)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from clustrix_containers.api.status import Cause, State, Status
-from clustrix_containers.clusters.kubernetes.status import Events, status_of
-from clustrix_containers.clusters.kubernetes.views import JobView, PodView
+from clustrix_containers.clusters.kubernetes.pods.status import Events, status_of
+from clustrix_containers.clusters.kubernetes.pods.views import JobView, PodView
 from clustrix_containers.worker.contract import CANCELLED_MESSAGE
 from tests.unit.clusters.kubernetes.scripted import Response, api_server
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.clusters.kubernetes import stream
 from clustrix_containers.clusters.kubernetes.api import connect
+from clustrix_containers.clusters.kubernetes.results import stream
 from clustrix_containers.errors import ClusterError
 from tests.unit.clusters.kubernetes.scripted import kubeconfig
 

@@ -1,0 +1,1 @@
+"""Results on their way from pods to the client."""

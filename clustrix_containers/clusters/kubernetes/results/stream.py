@@ -1,0 +1,198 @@
+"""A command in a pod and its three streams, over a WebSocket none of whose waits is endless.
+
+``kubernetes.stream`` connects without any timeout: it would wait forever for an API server that
+accepts and is silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from clustrix_containers.clusters.kubernetes.api import DENIED, PERMISSION_HINT, Api, error_message
+from clustrix_containers.clusters.kubernetes.manifest import CONTAINER
+from clustrix_containers.errors import ClusterError
+
+if TYPE_CHECKING:
+    from websocket import WebSocket
+
+STDIN, STDOUT, STDERR, ERROR = 0, 1, 2, 3
+CONNECT = 10.0
+"""Seconds for each of: the connection, TLS, and each piece of the response to the upgrade."""
+MAX_STDERR = 4096
+EXEC = "exec"
+
+
+class BrokenOff(Exception):
+    """A connection that ended, or was silent for too long, before the command ended."""
+
+
+class Command:
+    """A command that runs in a pod. ``stderr`` is the beginning of its standard error.
+
+    ``succeeded`` is known once its output has ended.
+    """
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self.stderr = ""
+        self.succeeded: bool | None = None
+
+    def output(self, silence: float, within: float = float("inf")) -> Iterator[bytes]:
+        """Its standard output in pieces, to its end; :class:`BrokenOff` if that does not come.
+
+        ``silence`` and ``within``: seconds without a byte, and in all.
+        """
+        from websocket import ABNF, WebSocketException
+
+        end = time.monotonic() + within
+        while True:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise BrokenOff(f"it took more than {within:g} s")
+            # The client's own reading waits for the socket, also for what TLS has read from it
+            # already: so frames are read here.
+            # https://kubernetes.io/docs/reference/using-api/ names the channels.
+            try:
+                self._socket.settimeout(min(silence, left))
+                code, frame = self._socket.recv_data_frame(True)
+            except (WebSocketException, OSError) as error:
+                raise BrokenOff(str(error)) from error
+            if code == ABNF.OPCODE_CLOSE:
+                return
+            if code not in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) or len(frame.data) < 2:
+                continue
+            channel, data = frame.data[0], frame.data[1:]
+            if channel == STDOUT:
+                yield data
+            elif channel == STDERR:
+                self.stderr = (self.stderr + data.decode("utf-8", "replace"))[:MAX_STDERR]
+            elif channel == ERROR:
+                self._end(data)
+
+    def finish(self, line: bytes, within: float) -> bool:
+        """Write to its standard input and wait for its end; whether it then succeeded.
+
+        Takes ``within`` seconds at most, and raises nothing.
+        """
+        from websocket import ABNF, WebSocketException
+
+        with contextlib.suppress(OSError, WebSocketException, BrokenOff):
+            self._socket.settimeout(within)
+            self._socket.send(bytes([STDIN]) + line, ABNF.OPCODE_BINARY)
+            for _ in self.output(within, within):
+                pass
+        return self.succeeded is True
+
+    def _end(self, data: bytes) -> None:
+        try:
+            status = json.loads(data)
+            self.succeeded = status["status"] == "Success"
+        except (ValueError, KeyError, TypeError):
+            self.succeeded = False
+        if not self.succeeded:
+            text = data.decode("utf-8", "replace")
+            self.stderr = (self.stderr + text)[:MAX_STDERR] if not self.stderr else self.stderr
+
+
+@contextlib.contextmanager
+def command(
+    api: Api, pod: str, words: Sequence[str], *, patience: float = CONNECT
+) -> Iterator[Command]:
+    """Run a command in a pod of ours.
+
+    ``ClusterError`` if it cannot be started; ``temporary`` says whether that may pass.
+    """
+    connection = _connect(api, pod, words, patience)
+    # The client forgets the socket of a connection that the other side has closed. And no closing
+    # handshake: the other side may be gone.
+    raw = connection.sock
+    assert raw is not None
+    with contextlib.closing(raw):
+        yield Command(connection)
+
+
+def _connect(api: Api, pod: str, words: Sequence[str], patience: float) -> WebSocket:
+    from functools import partial
+
+    from kubernetes.client import ApiClient, CoreV1Api
+    from websocket import WebSocketBadStatusException, WebSocketException
+
+    # A client of its own, whose requests are WebSockets: others use ours at the same time.
+    client = ApiClient(api.client.configuration)
+    client.request = partial(_open, api.client.configuration, patience)
+    try:
+        made: WebSocket = CoreV1Api(client).connect_get_namespaced_pod_exec(
+            pod,
+            api.namespace,
+            container=CONTAINER,
+            command=list(words),
+            stdin=True,
+            stdout=True,
+            stderr=True,
+            tty=False,
+            _preload_content=False,
+        )
+    except WebSocketBadStatusException as error:
+        raise _refused(api, pod, error) from error
+    except (WebSocketException, OSError) as error:
+        raise ClusterError(f"{api.where} does not respond: {error}", temporary=True) from error
+    api.denied.pop(EXEC, None)
+    return made
+
+
+def _open(configuration: Any, patience: float, _method: str, url: str, **options: Any) -> Any:
+    """What ``kubernetes.stream.ws_client`` does, with an end to each of its waits."""
+    from kubernetes.stream import ws_client
+    from websocket import WebSocket as Connection
+
+    headers = options.get("headers") or {}
+    address = ws_client.get_websocket_url(url, options.get("query_params"))
+    sent = ["sec-websocket-protocol: v4.channel.k8s.io"]
+    if "authorization" in headers:
+        sent.append(f"authorization: {headers['authorization']}")
+    settings: dict[str, Any] = {"header": sent, "timeout": patience}
+    if configuration.proxy or configuration.proxy_headers:
+        settings = ws_client.websocket_proxycare(settings, configuration, address, headers)
+    made: Any = Connection(sslopt=_tls(configuration), skip_utf8_validation=True)
+    made.connect(address, **settings)
+    return made
+
+
+def _tls(configuration: Any) -> dict[str, Any]:
+    import ssl
+
+    found: dict[str, Any] = {"cert_reqs": ssl.CERT_NONE}
+    if configuration.verify_ssl:
+        found = {"cert_reqs": ssl.CERT_REQUIRED}
+        if configuration.ssl_ca_cert:
+            found["ca_certs"] = configuration.ssl_ca_cert
+        if configuration.assert_hostname is not None:
+            found["check_hostname"] = configuration.assert_hostname
+    more = {
+        "certfile": configuration.cert_file,
+        "keyfile": configuration.key_file,
+        "server_hostname": configuration.tls_server_name,
+    }
+    return found | {name: value for name, value in more.items() if value}
+
+
+def _refused(api: Api, pod: str, error: Any) -> ClusterError:
+    status = int(error.status_code)
+    body = getattr(error, "resp_body", None) or b""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
+    denied = status in (401, 403)
+    temporary = True
+    if denied:
+        # An API server that has just started does not know yet who may do what.
+        temporary = time.monotonic() - api.denied.setdefault(EXEC, time.monotonic()) < DENIED
+    return ClusterError(
+        f"{api.where} refuses to run a command in the pod {pod}: {status}"
+        f" {error_message(body, text)}".rstrip(),
+        hint=PERMISSION_HINT if denied else None,
+        temporary=temporary,
+        status=status,
+    )

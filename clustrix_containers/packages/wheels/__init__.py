@@ -1,0 +1,1 @@
+"""Wheels of the distributions: found in an index, and made into layers."""

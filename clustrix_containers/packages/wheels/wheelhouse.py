@@ -1,0 +1,344 @@
+"""The wheels that installed distributions came from: found once, kept by content.
+
+::
+
+    CACHE/wheels/<sha256>/<filename>    wheel files
+    CACHE/located/<key>.json            which of them a distribution came from, or why none is known
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from packaging.utils import canonicalize_name
+
+from clustrix_containers.capture.bundle import Distribution
+from clustrix_containers.errors import DependencyError, ImageError
+from clustrix_containers.oci.model import canonical
+from clustrix_containers.oci.store import cache_key
+from clustrix_containers.packages.installed import Installed
+from clustrix_containers.packages.lock import Package, Wheel
+from clustrix_containers.remote.progress import Progress, silent
+from clustrix_containers.storage import atomic
+
+from .wheel import RecordRow, WheelFile, same_version, split_filename
+
+if TYPE_CHECKING:
+    from .index import Link, PackageIndexes
+
+RETRY_AFTER = 24 * 3600.0
+"""Seconds for which the indexes are not searched again for a wheel that they do not have."""
+
+RETRY_OFFLINE_AFTER = 3600.0
+"""Seconds for which they are not searched again when one did not respond."""
+
+DOWNLOADS = 8
+"""Wheels that are searched and downloaded side by side."""
+
+MAX_CANDIDATES = 4
+"""Wheels of one version that are downloaded and compared, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """``wheels`` by distribution name; for the others the ``reasons`` why there is none.
+
+    What has no wheel is packed from its installed files.
+    """
+
+    wheels: dict[str, Wheel]
+    reasons: dict[str, str]
+
+
+def wheel_path(cache: Path, sha256: str, filename: str) -> Path:
+    """The place of a wheel file in the cache."""
+    return cache / "wheels" / sha256 / filename
+
+
+def locate(
+    distributions: Sequence[Distribution],
+    *,
+    cache: Path,
+    fetch: bool = True,
+    progress: Progress | None = None,
+) -> Located:
+    """The wheel that each distribution was installed from, where one can be found.
+
+    A wheel stands for an installed distribution only where its RECORD has the hashes of the
+    installed RECORD, and those are the installed files'. It comes from the cache, else
+    (``fetch``) from the indexes that the user has configured. Outcomes are remembered (that
+    there is none for a day), so later calls read one small file per distribution. Never raises
+    because a wheel is missing; ImageError: a malformed RECORD.
+    """
+    outcomes: dict[str, Wheel | str] = {}
+    missing: dict[str, Installed] = {}
+    for distribution in distributions:
+        installed = Installed.of(distribution)
+        outcome: Wheel | str | None = _not_from_a_wheel(installed)
+        if outcome is None and (outcome := _recall(cache, key := _key(installed))) is None:
+            missing[key] = installed
+        else:
+            outcomes[installed.name] = outcome
+    if missing:
+        outcomes |= _search(missing, cache, fetch, progress or silent)
+    return Located(
+        {name: found for name, found in outcomes.items() if isinstance(found, Wheel)},
+        {name: found for name, found in outcomes.items() if isinstance(found, str)},
+    )
+
+
+def obtain(packages: Iterable[Package], *, cache: Path) -> None:
+    """Bring the wheels of a lock into the cache; ImageError names one that cannot be downloaded."""
+    missing = [
+        package
+        for package in packages
+        if (wheel := package.wheel) is not None
+        and not wheel_path(cache, wheel.sha256, wheel.filename).is_file()
+    ]
+    if not missing:
+        return
+    with _downloading(cache) as (indexes, folder), ThreadPoolExecutor(DOWNLOADS) as pool:
+        for reason in pool.map(lambda package: _obtain(package, indexes, folder, cache), missing):
+            if reason is not None:
+                raise ImageError(
+                    reason, hint="Lock again, or build where its index can be reached."
+                )
+
+
+def add_wheel(path: Path, *, cache: Path, url: str | None = None) -> Wheel:
+    """Copy a wheel file into the cache. ImageError if it is not a wheel."""
+    WheelFile.open(path)
+    sha256, size = _sha256(path), path.stat().st_size
+    final = wheel_path(cache, sha256, path.name)
+    if not final.is_file() or final.stat().st_size != size:
+        with path.open("rb") as source, atomic.replacing(final) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    return Wheel(path.name, sha256, size, url)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def difference(path: Path, rows: Mapping[str, RecordRow]) -> str | None:
+    """The first file of a wheel that an installed RECORD does not have with the same hash.
+
+    ``None``: the wheel is what was installed.
+    """
+    try:
+        wheel = WheelFile.open(path)
+    except ImageError as error:
+        return error.message
+    data = wheel.info.removesuffix(".dist-info") + ".data/"
+    own = {f"{wheel.info}/{name}" for name in ("RECORD", "RECORD.jws", "RECORD.p7s", "INSTALLER")}
+    for name in wheel.members:
+        if name in own or "__pycache__" in name:
+            continue
+        target = name
+        if name.startswith(data):
+            # Scripts are rewritten, and where data and headers go differs between installers.
+            scheme, _, target = name[len(data) :].partition("/")
+            if scheme not in ("purelib", "platlib"):
+                continue
+        row, installed = wheel.record.get(name), rows.get(target)
+        if row is None or installed is None or not row.hash or installed.hash != row.hash:
+            return target
+    return None
+
+
+def _not_from_a_wheel(installed: Installed) -> str | None:
+    """Why no index can have the very build that is installed; ``None`` if one can."""
+    if installed.info.suffix != ".dist-info" or not installed.recorded:
+        return "it has no RECORD of its files and their hashes"
+    origin = installed.direct_url
+    url = _without_credentials(str(origin.get("url", "")))
+    if "vcs_info" in origin:
+        vcs = origin["vcs_info"]
+        commit = str(vcs.get("commit_id", ""))[:12]
+        return f"it was built from {vcs.get('vcs', 'vcs')}+{url}@{commit}"
+    if "dir_info" in origin:
+        return f"it was {'installed as editable' if installed.editable else 'built'} from {url}"
+    if "archive_info" in origin and not urlsplit(url).path.endswith(".whl"):
+        return f"it was built from {url}"
+    return None
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _key(installed: Installed) -> str:
+    # Its path and time too, since installed files are compared with their RECORD only once.
+    path = installed.info / "RECORD"
+    sha256 = hashlib.sha256(installed.record).hexdigest()
+    place = [str(path), path.stat().st_mtime_ns]
+    return cache_key("located", installed.name, installed.path_version, sha256, place)
+
+
+def _recall(cache: Path, key: str) -> Wheel | str | None:
+    """The wheel, or the reason why there is none; ``None`` if neither is known or still valid."""
+    try:
+        value: Any = json.loads((cache / "located" / f"{key}.json").read_bytes())
+        if "filename" not in value:
+            return str(value["reason"]) if time.time() < value["until"] else None
+        wheel = Wheel(**value)
+        size = wheel_path(cache, wheel.sha256, wheel.filename).stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return wheel if size == wheel.size else None
+
+
+def _search(
+    missing: Mapping[str, Installed], cache: Path, fetch: bool, progress: Progress
+) -> dict[str, Wheel | str]:
+    """The wheel of each distribution, or why there is none, by name. They are remembered by key."""
+    outcomes: dict[str, Wheel | str] = {}
+
+    def settle(key: str, outcome: Wheel | str, valid: float = RETRY_AFTER) -> None:
+        outcomes[missing[key].name] = outcome
+        value: Any = {"reason": outcome, "until": time.time() + valid}
+        if isinstance(outcome, Wheel):
+            value = asdict(outcome)
+        atomic.write(cache / "located" / f"{key}.json", canonical(value))
+
+    stored = sorted((cache / "wheels").glob("*/*.whl"))
+    absent: list[str] = []
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        found = pool.map(lambda item: _from_cache(item, stored, cache), missing.values())
+        for key, outcome in zip(missing, found, strict=True):
+            if outcome is not None:
+                settle(key, outcome)
+            elif fetch:
+                absent.append(key)
+            else:
+                outcomes[missing[key].name] = "its wheel is not in the cache"
+    if not absent:
+        return outcomes
+    with _downloading(cache) as (indexes, folder), ThreadPoolExecutor(DOWNLOADS) as pool:
+        futures = {
+            pool.submit(_from_indexes, missing[key], indexes, folder, cache): key for key in absent
+        }
+        progress("fetching wheels", 0, len(futures))
+        for done, future in enumerate(as_completed(futures), 1):
+            valid = RETRY_OFFLINE_AFTER if indexes.failures else RETRY_AFTER
+            settle(futures[future], future.result(), valid)
+            progress("fetching wheels", done, len(futures))
+    return outcomes
+
+
+def _from_cache(installed: Installed, stored: Sequence[Path], cache: Path) -> Wheel | str | None:
+    changed = _changed_file(installed)
+    if changed is not None:
+        return f"its installed files were changed: {changed}"
+    for path in stored:
+        name, version = split_filename(path.name)
+        if canonicalize_name(name) != installed.name:
+            continue
+        if same_version(version, installed.version) and not difference(path, installed.rows):
+            return add_wheel(path, cache=cache)
+    return None
+
+
+def _changed_file(installed: Installed) -> str | None:
+    """The first file that differs from its RECORD row; files that were deleted do not count."""
+    for name, row in installed.rows.items():
+        if name.startswith(("..", "/")) or name.endswith(".pyc") or row.sha256 is None:
+            continue
+        with suppress(OSError):
+            if _sha256(installed.root / name) != row.sha256:
+                return name
+    return None
+
+
+@contextmanager
+def _downloading(cache: Path) -> Iterator[tuple[PackageIndexes, Path]]:
+    """The user's indexes, and a directory for what is downloaded."""
+    from .index import PackageIndexes
+    from .settings import index_settings
+
+    (cache / "tmp").mkdir(parents=True, exist_ok=True)
+    with (
+        PackageIndexes(index_settings()) as indexes,
+        tempfile.TemporaryDirectory(prefix="wheels-", dir=cache / "tmp") as folder,
+    ):
+        yield indexes, Path(folder)
+
+
+def _from_indexes(
+    installed: Installed, indexes: PackageIndexes, folder: Path, cache: Path
+) -> Wheel | str:
+    """The wheel, or why there is none."""
+    from .index import Link, usable
+
+    reason = ""
+    links = usable(indexes.wheels(installed.name, installed.version), _tags(installed))
+    if url := installed.direct_url.get("url"):
+        # It was installed by the URL or path of its wheel.
+        links.insert(0, Link(str(url), hashes=installed.direct_url["archive_info"].get("hashes")))
+    for link in links[:MAX_CANDIDATES]:
+        try:
+            path = indexes.download(link, folder)
+            differing = difference(path, installed.rows)
+            if differing is None:
+                origin = None if link.is_file else _without_credentials(link.url_without_fragment)
+                return add_wheel(path, cache=cache, url=origin)
+        except (DependencyError, ImageError, OSError) as error:  # noqa: PERF203 - few candidates
+            reason = f"{link.filename} cannot be downloaded: {getattr(error, 'message', error)}"
+        else:
+            # The first candidate is the likeliest, so its difference is the one to report.
+            reason = reason or f"the installed files differ from {link.filename}: {differing}"
+        finally:
+            (folder / link.filename).unlink(missing_ok=True)
+    return reason or indexes.why_none()
+
+
+def _tags(installed: Installed) -> frozenset[str]:
+    """The tags of the wheel that it was installed from."""
+    try:
+        text = (installed.info / "WHEEL").read_text("utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    return frozenset(re.findall(r"^Tag:\s*(\S+)", text, re.M))
+
+
+def _obtain(package: Package, indexes: PackageIndexes, folder: Path, cache: Path) -> str | None:
+    """Download the very file of a lock; why that is not possible."""
+    from .index import Link
+
+    wheel = package.wheel
+    assert wheel is not None
+
+    def links() -> Iterator[Link]:
+        if wheel.url:
+            yield Link(wheel.url, hashes={"sha256": wheel.sha256})
+        for link in indexes.wheels(package.name, package.version):
+            if link.filename == wheel.filename:
+                yield Link(link.normalized, hashes={"sha256": wheel.sha256})
+
+    reason = ""
+    for link in links():
+        try:
+            add_wheel(indexes.download(link, folder), cache=cache)
+        except (DependencyError, ImageError, OSError) as error:  # noqa: PERF203 - few candidates
+            reason = getattr(error, "message", str(error))
+        else:
+            return None
+    reason = reason or indexes.why_none()
+    return f"the wheel {wheel.filename} of the lock cannot be downloaded: {reason}"
