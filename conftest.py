@@ -1,5 +1,11 @@
 """The plugins of the whole suite: pytest wants them named in the outermost conftest."""
 
+from hypothesis import settings
+
+# Examples run beside clusters: how long one takes says nothing.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
+
 pytest_plugins = [
     "tests.clusters.plugin",
     "tests.clusters.registry.fixtures",

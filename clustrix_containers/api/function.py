@@ -111,37 +111,23 @@ class Function(Generic[P, R]):
         layers of that stay where they are until the image runs here.
         """
         _check_outside()
-        from clustrix_containers.clusters import staging
-        from clustrix_containers.remote.progress import shown
-        from clustrix_containers.runs import plan
+        from clustrix_containers.runs import images
 
-        with shown() as progress:
-            planned = plan.plan(self.__clustrix_function__, self._options, progress=progress)
-            image = plan.build(planned, progress=progress)
-            staging.to_layout_if_complete(image)
-        return image
+        return images.build(self.__clustrix_function__, self._options)
 
     def push(self, repository: str) -> str:
         """Push the function's image to ``repository``; gives ``repository@sha256:…``."""
         image = self.build()
-        from clustrix_containers.clusters import staging
-        from clustrix_containers.remote.progress import shown
+        from clustrix_containers.runs import images
 
-        with shown() as progress:
-            return staging.to_registry(image, repository, progress=progress)
+        return images.push(image, repository)
 
     def explain(self) -> Explanation:
         """What goes into the image, and why. Print it."""
         _check_outside()
-        from clustrix_containers.clusters import staging
-        from clustrix_containers.remote.progress import shown
-        from clustrix_containers.runs import plan
-        from clustrix_containers.runs.explain import explanation
+        from clustrix_containers.runs import images
 
-        with shown() as progress:
-            planned = plan.plan(self.__clustrix_function__, self._options, progress=progress)
-            image = plan.build(planned, progress=progress)
-            return explanation(self._name, planned, image, staging.layout().has)
+        return images.explain(self.__clustrix_function__, self._options, self._name)
 
     def _submit(
         self,
@@ -197,9 +183,9 @@ def function(target: Callable[..., Any] | None = None, /, **options: Any) -> Any
 def image_directory() -> str:
     """The OCI image layout directory with this user's images, which skopeo and umoci read."""
     _check_outside()
-    from clustrix_containers.clusters import staging
+    from clustrix_containers.runs import images
 
-    return str(staging.layout().directory)
+    return str(images.directory())
 
 
 def attach(run_id: str, *, on: str | None = None) -> Job | JobArray:

@@ -119,4 +119,4 @@ def _unknown(name: str, known: Collection[str]) -> ConfigError:
 
     close = difflib.get_close_matches(name, known, 1)
     hint = f"Did you mean {close[0]!r}?" if close else f"Options are: {', '.join(sorted(known))}."
-    return ConfigError(f"there is no option {name!r}", hint=hint, key=name)
+    return ConfigError(f"unknown option {name!r}", hint=hint, key=name)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clustrix_containers.api.quantities import parse_duration, parse_size
@@ -221,7 +221,6 @@ class TestReading:
         with pytest.raises(ConfigError, match=r"clustrix\.yml"):
             load()
 
-    @settings(deadline=None)
     @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
                         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
                             st.sampled_from(["default", "targets", "type", "resources", "memory", "a"]), inner, max_size=3)))  # fmt: skip

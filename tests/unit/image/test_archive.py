@@ -49,7 +49,7 @@ def blob(made: Layer) -> bytes:
     return made.blob if isinstance(made.blob, bytes) else Path(str(made.blob)).read_bytes()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(files, st.sampled_from(FORMS))
 def test_what_is_written_is_what_tarfile_reads(content: dict[str, bytes], form: Form) -> None:
     with tempfile.TemporaryDirectory() as folder:

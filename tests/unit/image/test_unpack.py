@@ -128,7 +128,7 @@ entries = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.lists(entries, max_size=8), min_size=1, max_size=3))
 def test_nothing_is_ever_written_outside(
     layers: list[list[tuple[str, bytes, str, int]]],

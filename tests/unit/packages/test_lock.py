@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from packaging.pylock import Pylock
 
@@ -90,14 +90,12 @@ locks = st.builds(
 
 
 class TestText:
-    @settings(deadline=None)
     @given(locks)
     def test_what_is_written_is_read(self, lock: Lock) -> None:
         text = locking.dumps(lock)
         assert locking.loads(text) == lock
         assert locking.dumps(locking.loads(text)) == text
 
-    @settings(deadline=None)
     @given(locks)
     def test_it_is_a_valid_pylock(self, lock: Lock) -> None:
         toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
