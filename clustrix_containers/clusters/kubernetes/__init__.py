@@ -38,6 +38,8 @@ NAMED_GRACE, UNNAMED_GRACE = 75.0, 15.0
 """Seconds for which a file on a volume may show up late: one that a pod has named, and any."""
 SLOW = 3.0
 """Seconds without pods after which the reason for a Job having none is of interest."""
+ENDING = 60.0
+"""Seconds, besides its grace, that a pod has to end once its Job has: its node may be gone."""
 FETCHES = 8
 """How many elements' outcomes are fetched at the same time."""
 
@@ -190,6 +192,8 @@ class KubernetesCluster:
         try:
             for run in {it.run for it in late}:
                 at.watcher.refresh(run)
+            for handle in late:
+                _end_left_over(at, handle)
         except ClusterError as error:
             unknown = Status(State.UNKNOWN, message=error.message)
             return {**found, **dict.fromkeys(late, unknown)}
@@ -200,8 +204,9 @@ class KubernetesCluster:
     ) -> tuple[dict[Handle, Status], Mapping[Handle, float]]:
         """The statuses; and which of them only the Job reports, and no pod confirms.
 
-        Then the watch of pods is behind that of Jobs, or the pod is gone.
+        Then the watch of pods is behind that of Jobs, or the pod is gone, or does not end.
         """
+        now = time.monotonic()
         found: dict[Handle, Status] = {}
         unconfirmed: dict[Handle, float] = {}
         for handle in handles:
@@ -215,9 +220,14 @@ class KubernetesCluster:
                 patient=self._stuck_for(pods) < at.settings.pull_grace,
                 slow=self._podless_for(job, pods) >= SLOW,
             )
-            if job and status.state.terminal and not any(pod.ended or pod.ready for pod in pods):
-                since = self._unconfirmed_since.setdefault(handle, job.seen_at)
-                if at.watcher.listed(handle.run) <= since:
+            last = newest(pods)
+            failed = status.state is State.FAILED and status.cause is not Cause.REFUSED
+            lives = failed and last is not None and last.may_run
+            unseen = job is not None and not any(pod.ended or pod.ready for pod in pods)
+            if lives or (unseen and status.state.terminal):
+                since = self._unconfirmed_since.setdefault(handle, job.seen_at if job else now)
+                ending = lives and now - since < at.settings.grace + ENDING
+                if ending or at.watcher.listed(handle.run) <= since:
                     unconfirmed[handle] = since
                     status = Status(State.RUNNING, message="has ended; its pod is still awaited")
             else:
@@ -402,6 +412,18 @@ class _Connection:
         self.taker.close()
         for reader in list(self._readers.values()):
             reader.delete(timeout=3.0)
+
+
+def _end_left_over(at: _Connection, handle: Handle) -> None:
+    """Delete a pod that its failed Job has left: one that was just made when the deadline passed.
+
+    The Job's controller (of 1.20) does not know it yet then, and looks at the Job no more.
+    """
+    job = at.watcher.job(handle.run, handle.attempt, handle.element)
+    for pod in at.watcher.pods(handle.run, handle.attempt, handle.element):
+        if job is not None and job.condition == "Failed" and not (pod.ended or pod.deleted):
+            delete = at.api.core.delete_namespaced_pod
+            at.api.call("delete a pod", delete, pod.name, at.api.namespace, none=(404,))
 
 
 def _refuse_alike(found: dict[Handle, Status], watcher: Watcher) -> None:

@@ -113,16 +113,18 @@ def status_of(
         return Status(State.RUNNING, message="its container has ended")
     if last.ended:
         return _ended(job, last, element, len(ended), events)
+    if last.deleted and (job is None or job.deleted):
+        return DELETED
+    if job is not None and job.condition == "Failed":
+        # What was to replace a pod was given up with the Job: that pod's end is the reason.
+        before = newest(ended)
+        return (
+            _job_failed(job) if before is None else _ended(job, before, element, len(ended), events)
+        )
     replaced = newest([pod for pod in pods if pod is not last and (pod.ended or pod.deleted)])
     again = "" if replaced is None else f" (again: {_failure(replaced, events).message})"
     if last.started:
         return Status(State.RUNNING, message=f"on the node {last.node}{again}")
-    before = newest(ended)
-    if job is not None and job.condition == "Failed":
-        # What was to replace a pod was given up with the Job: that pod's end is the reason.
-        return (
-            _job_failed(job) if before is None else _ended(job, before, element, len(ended), events)
-        )
     status = _waiting(last, events, patient)
     return replace(status, message=f"{status.message}{again}")
 

@@ -73,6 +73,11 @@ class PodView:
         return over or self.gone
 
     @property
+    def may_run(self) -> bool:
+        """Whether it runs, or will unless somebody deletes it."""
+        return not self.ended and (self.started or not self.deleted)
+
+    @property
     def stuck(self) -> bool:
         """Whether its node cannot start it, and tries again."""
         return not self.started and self.reason in IMAGE_REASONS + _CONFIG_REASONS
@@ -314,10 +319,11 @@ class Views(Generic[V]):
             self._by_run = found
 
     def add(self, listing: Callable[[], Iterable[V]]) -> None:
-        """Put what ``listing`` gives, but not over what has changed in the meantime."""
+        """Put what ``listing`` gives, but not over what has changed, or was filled, in the meantime."""
         changed: set[str] = set()
         with self._lock:
             self._recording.append(changed)
+            before = self._by_run
         views: list[V] = []
         try:
             views = list(listing())
@@ -325,7 +331,7 @@ class Views(Generic[V]):
             with self._lock:
                 self._recording.remove(changed)
                 for view in views:
-                    if view.uid not in changed:
+                    if view.uid not in changed and self._by_run is before:
                         self._put(self._by_run, view)
 
     def _record(self, view: V) -> None:
