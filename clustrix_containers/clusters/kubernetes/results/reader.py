@@ -210,26 +210,21 @@ def manifest_of(
         READS: name,
     }
     container = {
-        "name": manifest.CONTAINER,
         "image": image,
-        "imagePullPolicy": "IfNotPresent",
         "command": [PYTHON, contract.DELIVER_SCRIPT, "wait", SIGN, str(IDLE)],
         "resources": {
             "requests": {"cpu": "50m", "memory": "64Mi"},
             "limits": {"cpu": "1", "memory": "256Mi"},
         },
-        "securityContext": manifest.CONTAINER_SECURITY,
-        "volumeMounts": [
-            {"name": manifest.CLAIM, "mountPath": MOUNT_PATH, "readOnly": True},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-        ],
     }
-    volumes = [manifest.claimed(store.claim), {"name": "tmp", "emptyDir": {}}]
+    mounts = [
+        manifest.claimed(store.claim, read_only=True),
+        manifest.mounted("tmp", "/tmp", emptyDir={}),  # noqa: S108
+    ]
     spec = {
         "backoffLimit": 0,
         "activeDeadlineSeconds": MAX_AGE,
         "ttlSecondsAfterFinished": 60,
-        "template": manifest.template(settings, server, labels, container, volumes),
+        "template": manifest.template(settings, server, labels, container, mounts),
     }
-    metadata = {"name": name, "namespace": settings.namespace, "labels": labels}
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+    return manifest.job(spec, name=name, namespace=settings.namespace, labels=labels)
