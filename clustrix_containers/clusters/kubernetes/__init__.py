@@ -11,19 +11,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters import Notify, staging
 from clustrix_containers.clusters.kubernetes.pods.status import Events, status_of
-from clustrix_containers.clusters.kubernetes.pods.views import JobView, PodView, newest
+from clustrix_containers.clusters.kubernetes.pods.views import PodView, newest
 from clustrix_containers.clusters.kubernetes.pods.watch import Watcher
 from clustrix_containers.clusters.task import Capabilities, DiscoveredRun, Fetched, Handle, Task
 from clustrix_containers.errors import ClusterError, Error
 
-from .api import Api, connect
+from .api import Api, connect, each
 from .settings import Settings, check
 
 if TYPE_CHECKING:
@@ -40,8 +39,6 @@ SLOW = 3.0
 """Seconds without pods after which the reason for a Job having none is of interest."""
 ENDING = 60.0
 """Seconds, besides its grace, that a pod has to end once its Job has: its node may be gone."""
-FETCHES = 8
-"""How many elements' outcomes are fetched at the same time."""
 
 
 class KubernetesCluster:
@@ -78,27 +75,14 @@ class KubernetesCluster:
         gpu_resource: str = "nvidia.com/gpu",
         user: int | str = 65532,
     ) -> None:
-        self._kubeconfig = Path(kubeconfig) if kubeconfig is not None else None
-        self._context, self._namespace = context, namespace
         options = {
-            "pull_secret": pull_secret,
-            "results": results,
-            "hold": hold,
-            "ttl": ttl,
-            "deadline": deadline,
-            "pull_grace": pull_grace,
-            "grace": grace,
-            "queue": queue,
-            "service_account": service_account,
-            "priority_class": priority_class,
-            "node_selector": node_selector,
-            "tolerations": tolerations,
-            "affinity": affinity,
-            "pod_template": pod_template,
-            "gpu_resource": gpu_resource,
-            "user": user,
+            name: value
+            for name, value in locals().items()
+            if name not in ("self", "kubeconfig", "context", "namespace")
         }
         self._checked = check(options)
+        self._kubeconfig = Path(kubeconfig) if kubeconfig is not None else None
+        self._context, self._namespace = context, namespace
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
         self._stuck_since: dict[str, float] = {}
@@ -140,9 +124,9 @@ class KubernetesCluster:
 
         try:
             at = self._connected
+            return findings(at.api, at.settings, describe(at.settings))
         except ClusterError as error:
             return [("API server", False, str(error))]
-        return findings(at.api, at.settings, describe(at.settings))
 
     def stage(self, image: Image, *, repository: str | None, progress: Progress) -> str:
         assert repository is not None  # capabilities.images is registry
@@ -183,20 +167,18 @@ class KubernetesCluster:
     def states(self, handles: Sequence[Handle]) -> Mapping[Handle, Status]:
         """Sends no request: the watch knows. UNKNOWN if it has been silent for long."""
         at = self._connected
+        found: dict[Handle, Status] = {}
+        late = handles
         try:
             at.watcher.ensure()
-        except ClusterError as error:
-            return dict.fromkeys(handles, Status(State.UNKNOWN, message=error.message))
-        found, unconfirmed = self._statuses(at, handles)
-        late = [it for it, since in unconfirmed.items() if at.watcher.has_caught_up(since)]
-        try:
+            found, unconfirmed = self._statuses(at, handles)
+            late = [it for it, since in unconfirmed.items() if at.watcher.has_caught_up(since)]
             for run in {it.run for it in late}:
                 at.watcher.refresh(run)
             for handle in late:
                 _end_left_over(at, handle)
         except ClusterError as error:
-            unknown = Status(State.UNKNOWN, message=error.message)
-            return {**found, **dict.fromkeys(late, unknown)}
+            return {**found, **dict.fromkeys(late, Status(State.UNKNOWN, message=error.message))}
         return {**found, **self._statuses(at, late)[0]}
 
     def _statuses(
@@ -212,13 +194,16 @@ class KubernetesCluster:
         for handle in handles:
             pods = at.watcher.pods(handle.run, handle.attempt, handle.element)
             job = at.watcher.job(handle.run, handle.attempt, handle.element)
+            stuck = [_since(self._stuck_since, pod.uid, pod.stuck) for pod in pods]
+            waits = job is not None and not pods and not job.suspended
+            podless = _since(self._podless_since, job.uid if job else "", waits)
             status = status_of(
                 job,
                 pods,
                 handle.element,
                 at.events,
-                patient=self._stuck_for(pods) < at.settings.pull_grace,
-                slow=self._podless_for(job, pods) >= SLOW,
+                patient=max(stuck, default=0.0) < at.settings.pull_grace,
+                slow=podless >= SLOW,
             )
             last = newest(pods)
             failed = status.state is State.FAILED and status.cause is not Cause.REFUSED
@@ -236,25 +221,6 @@ class KubernetesCluster:
         _refuse_alike(found, at.watcher)
         return found, unconfirmed
 
-    def _stuck_for(self, pods: Sequence[PodView]) -> float:
-        """For how many seconds any of these pods cannot start, as seen here."""
-        now = time.monotonic()
-        for pod in pods:
-            if not pod.stuck:
-                self._stuck_since.pop(pod.uid, None)
-        stuck = [now - self._stuck_since.setdefault(pod.uid, now) for pod in pods if pod.stuck]
-        return max(stuck, default=0.0)
-
-    def _podless_for(self, job: JobView | None, pods: Sequence[PodView]) -> float:
-        """For how many seconds a Job that may run has no pods, as seen here."""
-        if job is None:
-            return 0.0
-        if pods or job.suspended:
-            self._podless_since.pop(job.uid, None)
-            return 0.0
-        now = time.monotonic()
-        return now - self._podless_since.setdefault(job.uid, now)
-
     def fetch(self, task: Task, handles: Sequence[Handle]) -> Mapping[Handle, Fetched]:
         """From termination messages, pods that hold a result, and stores: a few side by side."""
 
@@ -267,10 +233,7 @@ class KubernetesCluster:
                 text = f"the outcome of element {handle.element} cannot be stored here: {error}"
                 return Fetched(error=ClusterError(text, temporary=True))
 
-        if len(handles) <= 1:
-            return {handle: fetch(handle) for handle in handles}
-        with ThreadPoolExecutor(min(FETCHES, len(handles))) as pool:
-            return dict(zip(handles, pool.map(fetch, handles), strict=True))
+        return dict(zip(handles, each(fetch, handles), strict=True))
 
     def _fetch(self, task: Task, handle: Handle) -> Fetched:
         from clustrix_containers.clusters.kubernetes.results import take
@@ -414,6 +377,15 @@ class _Connection:
             reader.delete(timeout=3.0)
 
 
+def _since(times: dict[str, float], uid: str, holds: bool) -> float:
+    """For how many seconds something holds for an object, as seen here."""
+    if not holds:
+        times.pop(uid, None)
+        return 0.0
+    now = time.monotonic()
+    return now - times.setdefault(uid, now)
+
+
 def _end_left_over(at: _Connection, handle: Handle) -> None:
     """Delete a pod that its failed Job has left: one that was just made when the deadline passed.
 
@@ -422,8 +394,7 @@ def _end_left_over(at: _Connection, handle: Handle) -> None:
     job = at.watcher.job(handle.run, handle.attempt, handle.element)
     for pod in at.watcher.pods(handle.run, handle.attempt, handle.element):
         if job is not None and job.condition == "Failed" and not (pod.ended or pod.deleted):
-            delete = at.api.core.delete_namespaced_pod
-            at.api.call("delete a pod", delete, pod.name, at.api.namespace, none=(404,))
+            at.api.delete_pod(pod.name)
 
 
 def _refuse_alike(found: dict[Handle, Status], watcher: Watcher) -> None:

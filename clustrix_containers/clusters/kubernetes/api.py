@@ -7,10 +7,11 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.remote.retry import Retry
@@ -18,8 +19,13 @@ from clustrix_containers.remote.retry import Retry
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, BatchV1Api, CoreV1Api
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 OLDEST = (1, 19)
 PAGE = 500
+PARALLEL = 8
+"""How many requests that belong together are sent at the same time."""
 CONNECT, READ = 10.0, 60.0
 PATIENCE = 60.0
 """Seconds for which a request is retried whose failure may pass."""
@@ -160,25 +166,34 @@ class Api:
                 time.sleep(delay)
 
     def pages(
-        self, action: str, function: Callable[..., Any], selector: str, **options: Any
+        self, action: str, function: Callable[..., Any], selector: str
     ) -> Iterator[dict[str, Any]]:
         """The pages of a list of the namespace's objects."""
-        token: str | None = None
+        more: dict[str, Any] = {"label_selector": selector, "limit": PAGE}
         while True:
-            more: dict[str, Any] = {"_continue": token} if token else {}
-            page: dict[str, Any] = self.call(
-                action,
-                function,
-                self.namespace,
-                label_selector=selector,
-                limit=PAGE,
-                **more,
-                **options,
-            )
+            page: dict[str, Any] = self.call(action, function, self.namespace, **more)
             yield page
-            token = page["metadata"].get("continue")
-            if not token:
+            more["_continue"] = page["metadata"].get("continue")
+            if not more["_continue"]:
                 return
+
+    def items(
+        self, action: str, function: Callable[..., Any], selector: str
+    ) -> Iterator[dict[str, Any]]:
+        """The namespace's objects that match."""
+        return (item for page in self.pages(action, function, selector) for item in page["items"])
+
+    def delete_pod(self, name: str) -> None:
+        delete = self.core.delete_namespaced_pod
+        self.call("delete a pod", delete, name, self.namespace, none=(404,))
+
+
+def each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """``function`` of each item, a few at a time; the first error ends it."""
+    if len(items) <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(PARALLEL, len(items))) as pool:
+        return list(pool.map(function, items))
 
 
 def _decoded(response: Any) -> Any:

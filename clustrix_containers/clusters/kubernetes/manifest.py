@@ -224,8 +224,7 @@ def _template(
         "image": task.image,
         # A value is text to Kubernetes but for $(NAME), which $$ escapes.
         "env": [
-            {"name": name, "value": value.replace("$", "$$")}
-            for name, value in environment.items()
+            {"name": name, "value": value.replace("$", "$$")} for name, value in environment.items()
         ],
         "resources": _resources(task.resources, settings),
         "terminationMessagePath": MESSAGE_PATH,
@@ -305,7 +304,7 @@ def template(
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": math.ceil(settings.grace) + 5,
         "securityContext": security,
-        "containers": [common | container],
+        "containers": [{**common, **container}],
         "volumes": [volume for volume, _ in mounts],
         **more,
     }

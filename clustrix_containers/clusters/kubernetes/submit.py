@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from clustrix_containers.errors import ClusterError
 from clustrix_containers.storage import atomic
 
 from . import manifest
-from .api import Api
+from .api import Api, each
 from .doctor import check_claim, check_queue
 from .settings import Settings
 
-PARALLEL = 8
 MAX_OWNERS = 2
 MAX_SELECTED = 50
 """Elements up to which their pods are selected by name, and not all of the run's."""
@@ -147,8 +145,7 @@ def _complete(api: Api, run: str, first: dict[str, Any], secret: Mapping[str, An
     chosen = manifest.selector(run, attempt=0)
     there = {
         int(job["metadata"]["labels"][manifest.LABEL_ELEMENT]): job
-        for page in api.pages("list Jobs", api.batch.list_namespaced_job, chosen)
-        for job in page["items"]
+        for job in api.items("list Jobs", api.batch.list_namespaced_job, chosen)
     }
     missing = [element for element in range(count) if element not in there]
     new = [manifest.like(first, element) for element in missing]
@@ -271,13 +268,9 @@ def _give_up(api: Api, run: str, elements: Collection[int]) -> None:
     chosen = manifest.selector(run, attempt=0)
     if api.server.labels_indexes and len(elements) <= MAX_SELECTED:
         chosen += f",{manifest.INDEX} in ({','.join(map(str, sorted(elements)))})"
-    pods = [
-        view_pod(item)
-        for page in api.pages("list pods", api.core.list_namespaced_pod, chosen)
-        for item in page["items"]
-    ]
+    pods = map(view_pod, api.items("list pods", api.core.list_namespaced_pod, chosen))
     live = [pod.name for pod in pods if pod.element in elements and not pod.final]
-    each(lambda name: _delete_pod(api, name), live)
+    each(api.delete_pod, live)
 
 
 def _delete_job(api: Api, name: str) -> None:
@@ -286,16 +279,3 @@ def _delete_job(api: Api, name: str) -> None:
     api.call(
         "delete a Job", delete, name, api.namespace, none=(404,), propagation_policy=background
     )
-
-
-def _delete_pod(api: Api, name: str) -> None:
-    delete = api.core.delete_namespaced_pod
-    api.call("delete a pod", delete, name, api.namespace, none=(404,))
-
-
-def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """``function`` of each item, a few at a time; the first error ends it."""
-    if len(items) <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(PARALLEL, len(items))) as pool:
-        return list(pool.map(function, items))

@@ -50,7 +50,6 @@ class PodView:
     """Whether it no longer exists: this is how it was last seen."""
     started: bool = False
     exit_code: int | None = None
-    signal: int | None = None
     message: str | None = None
     trimmed: bool = False
     """Whether its message is not kept here: the pod itself has it."""
@@ -123,7 +122,8 @@ class JobView:
 
 def view_pod(pod: Mapping[str, Any]) -> PodView:
     """The view of a pod as the API gives it."""
-    metadata, status, container = pod["metadata"], pod.get("status", {}), _container(pod)
+    metadata, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status", {})
+    container = _ours(spec.get("containers", ())) or {}
     labels = metadata.get("labels", {})
     element = labels.get(LABEL_ELEMENT, labels.get(INDEX))
     if element is None:
@@ -136,7 +136,7 @@ def view_pod(pod: Mapping[str, Any]) -> PodView:
         element=int(element) if element is not None else 0,
         uid=metadata["uid"],
         name=metadata["name"],
-        node=_same(pod.get("spec", {}).get("nodeName", "")),
+        node=_same(spec.get("nodeName", "")),
         phase=_same(status.get("phase", "Pending")),
         created=_seconds(metadata.get("creationTimestamp")),
         # One that does not hold results is Ready as soon as it runs.
@@ -147,9 +147,8 @@ def view_pod(pod: Mapping[str, Any]) -> PodView:
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
         memory=_same(container.get("resources", {}).get("limits", {}).get("memory", "")),
     )
-    containers = [it for it in status.get("containerStatuses", ()) if it["name"] == CONTAINER]
-    if containers:
-        return _with_container(view, containers[0].get("state", {}))
+    if (own := _ours(status.get("containerStatuses", ()))) is not None:
+        return _with_container(view, own.get("state", {}))
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         return replace(view, reason="Unschedulable", detail=scheduled.get("message", ""))
@@ -161,9 +160,8 @@ def _same(text: str) -> str:
     return sys.intern(str(text))
 
 
-def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = [it for it in pod.get("spec", {}).get("containers", ()) if it["name"] == CONTAINER]
-    return found[0] if found else {}
+def _ours(containers: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((it for it in containers if it["name"] == CONTAINER), None)
 
 
 def _with_container(view: PodView, state: Mapping[str, Any]) -> PodView:
@@ -172,7 +170,6 @@ def _with_container(view: PodView, state: Mapping[str, Any]) -> PodView:
             view,
             started=True,
             exit_code=ended["exitCode"],
-            signal=ended.get("signal"),
             reason=_same(ended.get("reason", "")),
             message=ended.get("message"),
         )
@@ -221,27 +218,23 @@ def view_job(job: Mapping[str, Any]) -> JobView:
 
 def within(indexes: str, index: int) -> bool:
     """Whether an index is in ``"1,3-5,7"``, as a Job's status writes them."""
-    firsts, lasts = _ranges(indexes)
-    place = bisect_right(firsts, index) - 1
-    return place >= 0 and index <= lasts[place]
+    ranges = _ranges(indexes)
+    place = bisect_right(ranges, index, key=lambda it: it.start) - 1
+    return place >= 0 and index in ranges[place]
 
 
 @functools.lru_cache(16)
-def _ranges(indexes: str) -> tuple[Sequence[int], Sequence[int]]:
-    """The first and the last index of each part, which are in ascending order."""
+def _ranges(indexes: str) -> Sequence[range]:
+    """The parts of ``indexes``, which are in ascending order."""
     parts = [part.partition("-") for part in indexes.split(",") if part]
-    firsts = [int(first) for first, _, _ in parts]
-    return firsts, [int(last or first) for first, _, last in parts]
+    return [range(int(first), int(last or first) + 1) for first, _, last in parts]
 
 
 def newly_ended(before: JobView, later: JobView) -> set[int]:
     """The elements that have ended between two views of a Job, and some that had before."""
     found: set[int] = set()
     for old, new in ((before.completed, later.completed), (before.failed, later.failed)):
-        if old != new:
-            for part in set(new.split(",")) - set(old.split(",")):
-                first, _, last = part.partition("-")
-                found.update(range(int(first), int(last or first) + 1) if part else ())
+        found.update(*set(_ranges(new)).difference(_ranges(old)))
     return found
 
 

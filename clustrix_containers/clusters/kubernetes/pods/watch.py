@@ -77,9 +77,8 @@ class Watcher:
         """
         self._used = time.monotonic()
         # In this order: at first, pods are known that are newer than what the Jobs report.
-        for kind in (self._jobs, self._pods):
-            kind.ensure()
-            kind.wait()
+        self._jobs.ensure()
+        self._pods.ensure()
 
     def job(self, run: str, attempt: int, element: int) -> JobView | None:
         """The Job that runs an element."""
@@ -168,8 +167,6 @@ class _Kind(abc.ABC, Generic[V]):
                     target=self._run, name=f"clustrix-watch-{self._name}", daemon=True
                 )
                 self._thread.start()
-
-    def wait(self) -> None:
         ready = self._ready.wait(STALE)
         if self._error is not None:
             raise self._error
@@ -273,8 +270,6 @@ class _Kind(abc.ABC, Generic[V]):
 class _Pods(_Kind[PodView]):
     def kept(self, view: PodView) -> PodView:
         """Without the worker's message, if it has been used already or nobody waits for it."""
-        if not (view.message or "").startswith(WORKER_MESSAGES):
-            return view
         before = self.views.same(view)
         needed = self._watcher.has_subscribers(view.run) and not (before and before.trimmed)
         return view if needed else trimmed(view)

@@ -149,11 +149,8 @@ class Reader:
 
     def _look(self) -> PodView | None:
         chosen = f"{READS}={self._job['metadata']['name']}"
-        found = [
-            view_pod(pod)
-            for page in self._api.pages("list pods", self._api.core.list_namespaced_pod, chosen)
-            for pod in page["items"]
-        ]
+        listing = self._api.core.list_namespaced_pod
+        found = map(view_pod, self._api.items("list pods", listing, chosen))
         return max(found, key=lambda pod: pod.created, default=None)
 
     def _is_over(self, pod: PodView | None) -> bool:
