@@ -101,9 +101,7 @@ class Api:
     batch: BatchV1Api
     where: str
     namespace: str
-    denied: dict[str, float] = field(default_factory=dict)
-    """Since when (monotonic) the server has denied something that :meth:`call` does not do."""
-    _allowed: set[str] = field(default_factory=set)
+    allowed: set[str] = field(default_factory=set)
     """The client's functions that the server has allowed before."""
     _server: Server | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -131,6 +129,7 @@ class Api:
         *arguments: Any,
         none: tuple[int, ...] = (),
         stream: bool = False,
+        patience: float = PATIENCE,
         **options: Any,
     ) -> Any:
         """The JSON that a function of the client gives, retried while that may help.
@@ -146,7 +145,7 @@ class Api:
         while True:
             try:
                 response = function(*arguments, _preload_content=False, **options)
-                self._allowed.add(name)
+                self.allowed.add(name)
                 return response if stream else _decoded(response)
             except Exception as error:  # noqa: PERF203
                 problem = _problem(error, f"cannot {action} at {self.where}")
@@ -154,8 +153,8 @@ class Api:
                     raise
                 if problem.fields["status"] in none:
                     return None
-                limit = PATIENCE
-                if problem.fields["denied"] and name in self._allowed:
+                limit = patience
+                if problem.fields["denied"] and name in self.allowed:
                     # An API server that has just started does not know yet who may do what.
                     limit, problem.fields["temporary"] = DENIED, True
                 failures += 1

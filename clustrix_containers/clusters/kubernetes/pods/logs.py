@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from clustrix_containers.clusters.kubernetes.api import Api, lines
 from clustrix_containers.clusters.kubernetes.manifest import CONTAINER
@@ -70,7 +71,7 @@ class _Position:
 
 
 def _read(api: Api, pod: PodView, seen: _Position, stay: bool) -> Iterator[bytes]:
-    options = {"container": CONTAINER, "timestamps": True, "follow": stay}
+    options: dict[str, Any] = {"container": CONTAINER, "timestamps": True, "follow": stay}
     if seen.stamp:
         # Whole seconds, and the line itself once more: what was read before is dropped here.
         options["since_seconds"] = _age(seen.stamp)

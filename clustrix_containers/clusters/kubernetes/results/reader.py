@@ -65,18 +65,12 @@ class Reader:
         ``ClusterError`` (``temporary``) while the pod has not started, or if the read broke off.
         """
         place = str(self._store.directory(MOUNT_PATH, self._run))
-        words = [
-            PYTHON,
-            contract.DELIVER_SCRIPT,
-            "read",
-            place,
-            str(expected.element),
-            str(expected.attempt),
-        ]
-        words += [stored.mark if stored is not None else "-", SIGN]
-        with self._pod() as pod, command(self._api, pod, words) as giver:
+        mark = stored.mark if stored is not None else "-"
+        chosen = (str(expected.element), str(expected.attempt), mark, SIGN)
+        words = (PYTHON, contract.DELIVER_SCRIPT, "read", place, *chosen)
+        with self._pod() as pod, command(self._api, pod, words) as process:
             try:
-                take.receive(giver, pod, expected)
+                take.receive(process, pod, expected)
             except delivery.Absent:
                 return False
         return True
