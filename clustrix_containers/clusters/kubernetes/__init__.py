@@ -394,7 +394,7 @@ def _end_left_over(at: _Connection, handle: Handle) -> None:
     job = at.watcher.job(handle.run, handle.attempt, handle.element)
     for pod in at.watcher.pods(handle.run, handle.attempt, handle.element):
         if job is not None and job.condition == "Failed" and not (pod.ended or pod.deleted):
-            at.api.delete_pod(pod.name)
+            at.api.delete("pod", pod.name)
 
 
 def _refuse_alike(found: dict[Handle, Status], watcher: Watcher) -> None:

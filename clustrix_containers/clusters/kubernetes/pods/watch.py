@@ -42,8 +42,8 @@ class Watcher:
         self.lock = threading.RLock()
         self._subscribers: dict[str, list[Notify]] = {}
         self._used = 0.0
-        self._pods = _Pods(self, "pods", api.core.list_namespaced_pod, view_pod)
-        self._jobs = _Jobs(self, "Jobs", api.batch.list_namespaced_job, view_job)
+        self._pods = _Pods(self, "pod", view_pod)
+        self._jobs = _Jobs(self, "job", view_job)
 
     def subscribe(self, run: str, notify: Notify) -> Callable[[], None]:
         """Call ``notify`` whenever anything of a run has changed, until what is returned is called.
@@ -111,9 +111,7 @@ class Watcher:
 
     def reread(self, pod: PodView) -> PodView:
         """A trimmed view, whole again; as it is if the pod no longer exists."""
-        api = self.api
-        read = api.core.read_namespaced_pod
-        found = api.call("read a pod", read, pod.name, api.namespace, none=(404,))
+        found = self.api.read("pod", pod.name)
         return pod if found is None else view_pod(found)
 
     def refresh(self, run: str) -> None:
@@ -135,14 +133,8 @@ class Watcher:
 class _Kind(abc.ABC, Generic[V]):
     """The watch of one kind of object: list, then watch from there; list again on 410."""
 
-    def __init__(
-        self,
-        watcher: Watcher,
-        name: str,
-        listing: Callable[..., Any],
-        view: Callable[[Mapping[str, Any]], V],
-    ) -> None:
-        self._watcher, self._name, self._listing = watcher, name, listing
+    def __init__(self, watcher: Watcher, name: str, view: Callable[[Mapping[str, Any]], V]) -> None:
+        self._watcher, self._name = watcher, name
         self._view: Callable[[Mapping[str, Any]], V] = view
         self.views: Views[V] = Views()
         self._listings: dict[str, float] = {}
@@ -173,7 +165,7 @@ class _Kind(abc.ABC, Generic[V]):
         now, broken = time.monotonic(), self._broken
         silent = now - self._seen_at > WATCH_SECONDS + STALE
         if not ready or silent or (broken is not None and now - broken > STALE):
-            text = f"the API server does not respond to a watch of {self._name}"
+            text = f"the API server does not respond to a watch of {self._name}s"
             raise ClusterError(text, temporary=True)
 
     def _run(self) -> None:
@@ -224,7 +216,7 @@ class _Kind(abc.ABC, Generic[V]):
         """The views of all objects, and the resource version of that."""
         views: list[V] = []
         version = ""
-        for page in self._watcher.api.pages(f"list {self._name}", self._listing, chosen):
+        for page in self._watcher.api.pages(self._name, chosen):
             views += (self.kept(self._view(item)) for item in page["items"])
             version = page["metadata"]["resourceVersion"]
         return views, version
@@ -238,8 +230,9 @@ class _Kind(abc.ABC, Generic[V]):
         """Apply an event of the watch, and notify whom it concerns."""
 
     def _watch(self, version: str) -> str:
-        response = self._listing(
-            self._watcher.api.namespace,
+        api = self._watcher.api
+        response = api.function("list", self._name)(
+            api.namespace,
             label_selector=selector(),
             resource_version=version,
             watch=True,

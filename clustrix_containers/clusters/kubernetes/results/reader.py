@@ -22,10 +22,9 @@ from clustrix_containers.errors import ClusterError
 from clustrix_containers.results import delivery
 from clustrix_containers.results.outcome import Expected
 from clustrix_containers.results.stores.volume import MOUNT_PATH, VolumeStore
-from clustrix_containers.worker import contract
 
 from . import take
-from .stream import command
+from .stream import DELIVER, deliver
 
 IDLE = 120
 """Seconds without use after which the pod ends by itself."""
@@ -41,7 +40,6 @@ MAX_FAILURES = 3
 """How many pods in a row may end without having been of use."""
 READS = f"{manifest.PREFIX}/reads"
 SIGN = "/tmp/used"  # noqa: S108
-PYTHON = f"{contract.VENV}/bin/python"
 
 
 class Reader:
@@ -67,8 +65,8 @@ class Reader:
         place = str(self._store.directory(MOUNT_PATH, self._run))
         mark = stored.mark if stored is not None else "-"
         chosen = (str(expected.element), str(expected.attempt), mark, SIGN)
-        words = (PYTHON, contract.DELIVER_SCRIPT, "read", place, *chosen)
-        with self._pod() as pod, command(self._api, pod, words) as process:
+        words = ("read", place, *chosen)
+        with self._pod() as pod, deliver(self._api, pod, words) as process:
             try:
                 take.receive(process, pod, expected)
             except delivery.Absent:
@@ -82,12 +80,8 @@ class Reader:
         if job is None:
             return
         with contextlib.suppress(Exception):
-            self._api.batch.delete_namespaced_job(
-                job["metadata"]["name"],
-                self._api.namespace,
-                propagation_policy="Background",
-                _request_timeout=timeout,
-            )
+            name = job["metadata"]["name"]
+            self._api.delete("job", name, patience=0.0, _request_timeout=timeout)
 
     @contextlib.contextmanager
     def _pod(self) -> Iterator[str]:
@@ -132,28 +126,21 @@ class Reader:
         api = self._api
         name = f"{self._run}-reads-{secrets.token_hex(3)}"
         job = manifest_of(self._settings, api.server, self._store, self._image, self._run, name)
-        action = f"create the Job {name}"
-        create = api.batch.create_namespaced_job
-        # 409: the response to an earlier try was lost.
-        self._job = api.call(action, create, api.namespace, job, none=(409,)) or api.call(
-            action, api.batch.read_namespaced_job, name, api.namespace
-        )
+        # None: the response to an earlier try was lost.
+        self._job = api.create("job", job) or api.read("job", name)
         self._begun = time.monotonic()
         threading.Thread(target=self._expire, args=(self._job,), daemon=True, name=name).start()
 
     def _look(self) -> PodView | None:
         chosen = f"{READS}={self._job['metadata']['name']}"
-        listing = self._api.core.list_namespaced_pod
-        found = map(view_pod, self._api.items("list pods", listing, chosen))
+        found = map(view_pod, self._api.items("pod", chosen))
         return max(found, key=lambda pod: pod.created, default=None)
 
     def _is_over(self, pod: PodView | None) -> bool:
         """Whether nothing can be read any more: it was idle, or somebody has ended it."""
         if pod is not None:
             return pod.ended or pod.deleted
-        api, name = self._api, self._job["metadata"]["name"]
-        read = api.batch.read_namespaced_job
-        return api.call(f"read the Job {name}", read, name, api.namespace, none=(404,)) is None
+        return self._api.read("job", self._job["metadata"]["name"]) is None
 
     def _drop(self, *, useful: bool = False) -> None:
         """Give the Job up; the next one may do better."""
@@ -202,7 +189,7 @@ def manifest_of(
     }
     container = {
         "image": image,
-        "command": [PYTHON, contract.DELIVER_SCRIPT, "wait", SIGN, str(IDLE)],
+        "command": [*DELIVER, "wait", SIGN, str(IDLE)],
         "resources": {
             "requests": {"cpu": "50m", "memory": "64Mi"},
             "limits": {"cpu": "1", "memory": "256Mi"},

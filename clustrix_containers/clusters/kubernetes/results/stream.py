@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from clustrix_containers.clusters.kubernetes.api import Api
 from clustrix_containers.clusters.kubernetes.manifest import CONTAINER
 from clustrix_containers.errors import ClusterError
+from clustrix_containers.worker import contract
 
 if TYPE_CHECKING:
     from websocket import WebSocket
@@ -23,6 +24,7 @@ STDIN, STDOUT, STDERR, ERROR = 0, 1, 2, 3
 CONNECT = 10.0
 """Seconds for each of: the connection, TLS, and each piece of the response to the upgrade."""
 MAX_STDERR = 4096
+DELIVER = (f"{contract.VENV}/bin/python", contract.DELIVER_SCRIPT)
 
 
 class BrokenOff(Exception):
@@ -88,20 +90,18 @@ class Command:
 
     def _end(self, data: bytes) -> None:
         try:
-            status = json.loads(data)
-            self.succeeded = status["status"] == "Success"
+            self.succeeded = json.loads(data)["status"] == "Success"
         except (ValueError, KeyError, TypeError):
             self.succeeded = False
         if not self.succeeded:
-            text = data.decode("utf-8", "replace")
-            self.stderr = (self.stderr + text)[:MAX_STDERR] if not self.stderr else self.stderr
+            self.stderr = self.stderr or data.decode("utf-8", "replace")[:MAX_STDERR]
 
 
 @contextlib.contextmanager
-def command(
+def deliver(
     api: Api, pod: str, words: Sequence[str], *, patience: float = CONNECT
 ) -> Iterator[Command]:
-    """Run a command in a pod of ours.
+    """Run our ``deliver.py`` in a pod of ours with these arguments.
 
     ``ClusterError`` if it cannot be started; ``temporary`` says whether that may pass.
     """
@@ -132,7 +132,7 @@ def _connect(api: Api, pod: str, words: Sequence[str], patience: float) -> WebSo
             pod,
             api.namespace,
             container=CONTAINER,
-            command=list(words),
+            command=[*DELIVER, *words],
             stdin=True,
             stdout=True,
             stderr=True,

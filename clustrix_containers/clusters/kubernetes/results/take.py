@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Sequence
 
 from clustrix_containers.clusters.kubernetes.api import PARALLEL, Api
-from clustrix_containers.clusters.kubernetes.manifest import ANNOTATION_COMMAND
 from clustrix_containers.clusters.kubernetes.pods.views import PodView
 from clustrix_containers.clusters.kubernetes.pods.watch import WORKER_MESSAGES
 from clustrix_containers.errors import ClusterError, ResultLost
@@ -18,7 +16,7 @@ from clustrix_containers.results import delivery
 from clustrix_containers.results.outcome import Expected
 from clustrix_containers.worker import contract
 
-from .stream import BrokenOff, Command, command
+from .stream import BrokenOff, Command, deliver
 
 SILENCE = 60.0
 """Seconds without a byte after which a stream is given up: its node may be gone."""
@@ -80,18 +78,15 @@ class Taker:
 
         ``ClusterError`` (``temporary``) if that breaks off. Each wait has an end.
         """
-        python = self._interpreter(pod)
         place = (contract.RESULTS, str(expected.element), str(expected.attempt))
-        words = (python, contract.DELIVER_SCRIPT, "give", *place)
-        with command(self._api, pod.name, words) as process:
+        with deliver(self._api, pod.name, ("give", *place)) as process:
             receive(process, pod.name, expected)
             confirmed = process.finish(b"taken\n", FAREWELL)
         if not confirmed:
             with self._changed:
                 self._unreleased += 1
-            again = (python, contract.DELIVER_SCRIPT, "taken", *place)
             threading.Thread(
-                target=self._release, args=(pod.name, again), name="clustrix-release", daemon=True
+                target=self._release, args=(pod.name, place), name="clustrix-release", daemon=True
             ).start()
 
     def close(self) -> None:
@@ -99,20 +94,10 @@ class Taker:
         with self._changed:
             self._changed.wait_for(lambda: not self._unreleased, AT_EXIT)
 
-    def _interpreter(self, pod: PodView) -> str:
-        """The image's Python: its Job has the entry point as an annotation."""
-        api = self._api
-        full = api.call("read a pod", api.core.read_namespaced_pod, pod.name, api.namespace)
-        labels = full["metadata"]["labels"]
-        name = labels.get("job-name") or labels["batch.kubernetes.io/job-name"]
-        job = api.call("read a Job", api.batch.read_namespaced_job, name, api.namespace)
-        noted = json.loads(job["metadata"].get("annotations", {}).get(ANNOTATION_COMMAND) or "[]")
-        return str(noted[0]) if noted else f"{contract.VENV}/bin/python"
-
-    def _release(self, pod: str, words: Sequence[str]) -> None:
+    def _release(self, pod: str, place: Sequence[str]) -> None:
         def once() -> None:
             with self._releasing:
-                if not self._confirms(pod, words) and not self._has_ended(pod):
+                if not self._confirms(pod, place) and not self._has_ended(pod):
                     raise ClusterError(f"the pod {pod} does not respond", temporary=True)
 
         time.sleep(RELEASE.first)
@@ -122,22 +107,17 @@ class Taker:
             self._unreleased -= 1
             self._changed.notify_all()
 
-    def _confirms(self, pod: str, words: Sequence[str]) -> bool:
+    def _confirms(self, pod: str, place: Sequence[str]) -> bool:
         with contextlib.suppress(ClusterError, BrokenOff):
-            with command(self._api, pod, words) as taken:
+            with deliver(self._api, pod, ("taken", *place)) as taken:
                 for _ in taken.output(RESPONSE, RESPONSE):
                     pass
             return taken.succeeded is True
         return False
 
     def _has_ended(self, pod: str) -> bool:
-        api = self._api
         try:
-            read = api.core.read_namespaced_pod
-            timeout = (RESPONSE, RESPONSE)
-            found = api.call(
-                "read a pod", read, pod, api.namespace, none=(404,), _request_timeout=timeout
-            )
+            found = self._api.read("pod", pod, _request_timeout=(RESPONSE, RESPONSE))
         except ClusterError:
             return False
         return found is None or found["status"].get("phase") in ("Succeeded", "Failed")

@@ -222,7 +222,7 @@ def test_indexes_as_a_job_writes_them() -> None:
     ("major", "minor", "version"), [("1", "27+", (1, 27)), ("1", "20", (1, 20))]
 )
 def test_versions(major: str, minor: str, version: tuple[int, int]) -> None:
-    assert Server.parse(major, minor).version == version
+    assert Server.parse(major, minor) == version
 
 
 def test_a_version_that_cannot_be_parsed_is_refused() -> None:

@@ -22,7 +22,7 @@ def test_a_silent_server_is_not_waited_for(tmp_path: Path, scheme: str) -> None:
         begun = time.monotonic()
         with (
             pytest.raises(ClusterError, match="no response") as caught,
-            stream.command(api, "pod", ["true"], patience=0.5),
+            stream.deliver(api, "pod", ["wait"], patience=0.5),
         ):
             pass
         assert caught.value.fields["temporary"]
