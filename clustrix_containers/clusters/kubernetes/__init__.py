@@ -361,12 +361,9 @@ class _Connection:
         """The one reader of a run in this process."""
         from clustrix_containers.clusters.kubernetes.results.reader import Reader
 
-        assert self.settings.volume is not None
         with self._lock:
             if run not in self._readers:
-                self._readers[run] = Reader(
-                    self.api, self.settings, self.events, self.settings.volume, image, run
-                )
+                self._readers[run] = Reader(self.api, self.settings, self.events, image, run)
             return self._readers[run]
 
     def _close(self) -> None:

@@ -142,7 +142,10 @@ class Api:
             try:
                 response = function(*arguments, _preload_content=False, **options)
                 self.allowed.add(name)
-                return response if stream else _decoded(response)
+                if stream:
+                    return response
+                with contextlib.closing(response):
+                    return json.loads(response.data)
             except Exception as error:  # noqa: PERF203
                 problem = _problem(error, f"cannot {action} at {self.where}")
                 if problem is None:
@@ -216,13 +219,6 @@ def each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(PARALLEL, len(items))) as pool:
         return list(pool.map(function, items))
-
-
-def _decoded(response: Any) -> Any:
-    try:
-        return json.loads(response.data)
-    finally:
-        response.release_conn()
 
 
 def _problem(error: Exception, what: str) -> ClusterError | None:

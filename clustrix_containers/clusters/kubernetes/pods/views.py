@@ -110,14 +110,8 @@ class JobView:
     deleted: bool = False
     queue: str = ""
     """Kueue's queue, which decides when it may run."""
-    active: int = 0
     seen_at: float = field(default=0.0, compare=False)
     """When this was first seen here (monotonic)."""
-
-    def differs_in_progress(self, later: JobView) -> bool:
-        """Whether ``later`` differs only in which elements have ended, and how many run."""
-        same = replace(self, completed=later.completed, failed=later.failed, active=later.active)
-        return same == later
 
 
 def view_pod(pod: Mapping[str, Any]) -> PodView:
@@ -208,7 +202,6 @@ def view_job(job: Mapping[str, Any]) -> JobView:
         completed=status.get("completedIndexes", ""),
         failed=status.get("failedIndexes", ""),
         queue=labels.get(LABEL_QUEUE, ""),
-        active=int(status.get("active", 0)),
         retries=int(
             spec.get("backoffLimitPerIndex", 0 if indexed else spec.get("backoffLimit", 0))
         ),

@@ -98,7 +98,8 @@ class Watcher:
 
     def listed(self, run: str) -> float:
         """When a run's pods were last listed (monotonic): what was true then is known."""
-        return self._pods.listed(run)
+        listings = self._pods.listings
+        return max(listings.get("", 0.0), listings.get(run, 0.0))
 
     def has_caught_up(self, since: float) -> bool:
         """Whether the watch of pods must have reported by now what a Job reported at ``since``."""
@@ -116,7 +117,9 @@ class Watcher:
 
     def refresh(self, run: str) -> None:
         """List a run's pods now: the watches of Jobs and of pods do not run in step."""
-        self._pods.refresh(run)
+        now, pods = time.monotonic(), self._pods
+        pods.views.add(lambda: pods.all(selector(run))[0])
+        pods.listings[run] = now
 
     def is_idle(self) -> bool:
         return time.monotonic() - self._used > IDLE
@@ -137,7 +140,7 @@ class _Kind(abc.ABC, Generic[V]):
         self._watcher, self._name = watcher, name
         self._view: Callable[[Mapping[str, Any]], V] = view
         self.views: Views[V] = Views()
-        self._listings: dict[str, float] = {}
+        self.listings: dict[str, float] = {}
         """When a run was last listed by itself; all of them: ``""``."""
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
@@ -194,25 +197,17 @@ class _Kind(abc.ABC, Generic[V]):
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(pause * 2, 5.0)
 
-    def listed(self, run: str) -> float:
-        return max(self._listings.get("", 0.0), self._listings.get(run, 0.0))
-
-    def refresh(self, run: str) -> None:
-        now = time.monotonic()
-        self.views.add(lambda: self._all(selector(run))[0])
-        self._listings[run] = now
-
     def _list(self) -> str:
         now = time.monotonic()
-        views, version = self._all(selector())
+        views, version = self.all(selector())
         self.views.fill(views)
-        self._listings = {"": now}
+        self.listings = {"": now}
         self._seen_at = time.monotonic()
         self._ready.set()
         self._watcher.changed()
         return version
 
-    def _all(self, chosen: str) -> tuple[list[V], str]:
+    def all(self, chosen: str) -> tuple[list[V], str]:
         """The views of all objects, and the resource version of that."""
         views: list[V] = []
         version = ""
@@ -296,8 +291,10 @@ class _Jobs(_Kind[JobView]):
         else:
             return
         concerned: Iterable[int] | None = None if view.element is None else (view.element,)
-        if kind != "DELETED" and before is not None and before.differs_in_progress(view):
-            concerned = concerned or newly_ended(before, view)
+        if concerned is None and before is not None and kind != "DELETED":
+            # All are concerned, unless nothing has changed but which of them have ended.
+            same = replace(before, completed=view.completed, failed=view.failed) == view
+            concerned = newly_ended(before, view) if same else None
         if concerned is None or concerned:
             self._watcher.changed(view.run, concerned)
 

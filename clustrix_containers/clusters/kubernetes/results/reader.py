@@ -15,7 +15,7 @@ from typing import Any
 
 from clustrix_containers.clusters.kubernetes import manifest
 from clustrix_containers.clusters.kubernetes.api import Api, Server
-from clustrix_containers.clusters.kubernetes.pods.status import Events
+from clustrix_containers.clusters.kubernetes.pods.status import REFUSED, Events
 from clustrix_containers.clusters.kubernetes.pods.views import PodView, view_pod
 from clustrix_containers.clusters.kubernetes.settings import Settings
 from clustrix_containers.errors import ClusterError
@@ -45,11 +45,10 @@ SIGN = "/tmp/used"  # noqa: S108
 class Reader:
     """At most one Job, created when something is to be read; threads may share it."""
 
-    def __init__(
-        self, api: Api, settings: Settings, events: Events, store: VolumeStore, image: str, run: str
-    ) -> None:
+    def __init__(self, api: Api, settings: Settings, events: Events, image: str, run: str) -> None:
+        assert settings.volume is not None
         self._api, self._settings, self._events = api, settings, events
-        self._store, self._image, self._run = store, image, run
+        self._store, self._image, self._run = settings.volume, image, run
         self._lock = threading.RLock()
         self._job: Any = None
         self._begun = self._used = 0.0
@@ -165,7 +164,7 @@ class Reader:
         if self._job is None:
             return "its Job was deleted"
         made = self._job["metadata"]
-        return self._events.refusals.of(made["uid"], made["name"]) or "its Job has no pod yet"
+        return self._events.last(REFUSED, made["uid"], made["name"]) or "its Job has no pod yet"
 
     def _expire(self, job: Any) -> None:
         """Delete the Job once nobody has used it for a while."""
