@@ -16,22 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters import Notify, staging
+from clustrix_containers.clusters.kubernetes.pods import logs
 from clustrix_containers.clusters.kubernetes.pods.status import Events, status_of
 from clustrix_containers.clusters.kubernetes.pods.views import PodView, newest
 from clustrix_containers.clusters.kubernetes.pods.watch import Watcher
+from clustrix_containers.clusters.kubernetes.results import take
+from clustrix_containers.clusters.kubernetes.results.reader import Reader
 from clustrix_containers.clusters.task import Capabilities, DiscoveredRun, Fetched, Handle, Task
 from clustrix_containers.errors import ClusterError, Error
+from clustrix_containers.results import delivery, directory
+from clustrix_containers.results.outcome import Expected
 
+from . import doctor, submit
 from .api import Api, connect, each
 from .settings import Settings, check
 
 if TYPE_CHECKING:
-    from clustrix_containers.clusters.kubernetes.results.reader import Reader
-    from clustrix_containers.clusters.kubernetes.results.take import Taker
     from clustrix_containers.oci.model import Image
     from clustrix_containers.remote.progress import Progress
-    from clustrix_containers.results.delivery import Stored
-    from clustrix_containers.results.outcome import Expected
 
 NAMED_GRACE, UNNAMED_GRACE = 75.0, 15.0
 """Seconds for which a file on a volume may show up late: one that a pod has named, and any."""
@@ -111,20 +113,15 @@ class KubernetesCluster:
         return Capabilities(images="registry", retries=True, max_parallel=server.indexed)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        from .doctor import check_queue
-
         settings = Settings(namespace="", **self._checked).with_options(options)
         if settings.queue:
-            check_queue(settings, self._connected.api.server)
+            doctor.check_queue(settings, self._connected.api.server)
 
     def check(self) -> Sequence[tuple[str, bool, str]]:
         """Reachability, version, permissions, pull secret, quota, and a dry run of a Job."""
-        from .doctor import findings
-        from .submit import describe
-
         try:
             at = self._connected
-            return findings(at.api, at.settings, describe(at.settings))
+            return doctor.findings(at.api, at.settings, submit.describe(at.settings))
         except ClusterError as error:
             return [("API server", False, str(error))]
 
@@ -136,30 +133,24 @@ class KubernetesCluster:
 
     def describe(self, task: Task) -> str:
         """What the server's version and the options make of the task, and where results go."""
-        from .submit import describe
-
         at = self._connected
         how = at.api.server.describe(len(task.elements))
-        return f"{how}. {describe(at.settings.with_options(task.options))}"
+        return f"{how}. {submit.describe(at.settings.with_options(task.options))}"
 
     def preview(self, task: Task) -> str:
         """The objects that :meth:`submit` would create, as YAML, without what is secret."""
         import yaml
 
-        from .submit import plan
-
         at = self._connected
-        planned = plan(at.api, at.settings.with_options(task.options), task)
+        planned = submit.plan(at.api, at.settings.with_options(task.options), task)
         objects = yaml.safe_dump_all(planned, sort_keys=False)
         return f"# {self.describe(task)}\n{objects}"
 
     def submit(self, task: Task) -> Sequence[Handle]:
         """Create the Job and its Secret; those that exist already are adopted."""
-        from .submit import handles, submit
-
         at = self._connected
-        submit(at.api, at.settings.with_options(task.options), task)
-        return handles(at.api, task)
+        submit.submit(at.api, at.settings.with_options(task.options), task)
+        return submit.handles(at.api, task)
 
     def subscribe(self, run: str, notify: Notify) -> Callable[[], None]:
         return self._connected.watcher.subscribe(run, notify)
@@ -236,10 +227,6 @@ class KubernetesCluster:
         return dict(zip(handles, each(fetch, handles), strict=True))
 
     def _fetch(self, task: Task, handle: Handle) -> Fetched:
-        from clustrix_containers.clusters.kubernetes.results import take
-        from clustrix_containers.results import delivery, directory
-        from clustrix_containers.results.outcome import Expected
-
         at = self._connected
         key = (task.directory / "key").read_bytes()
         expected = Expected(task.directory, handle.run, handle.element, handle.attempt, key)
@@ -274,7 +261,7 @@ class KubernetesCluster:
         return self._from_store(at, task, expected, None)
 
     def _from_store(
-        self, at: _Connection, task: Task, expected: Expected, stored: Stored | None
+        self, at: _Connection, task: Task, expected: Expected, stored: delivery.Stored | None
     ) -> Fetched:
         store, volume = at.settings.results, at.settings.volume
         if store is None or (stored is not None and stored.kind == "hold"):
@@ -301,8 +288,6 @@ class KubernetesCluster:
     def logs(
         self, handles: Sequence[Handle], *, follow: bool = False
     ) -> Iterator[tuple[Handle, bytes]]:
-        from clustrix_containers.clusters.kubernetes.pods import logs
-
         at = self._connected
         for handle in handles:
 
@@ -316,19 +301,15 @@ class KubernetesCluster:
                 yield handle, line
 
     def cancel(self, handles: Sequence[Handle]) -> None:
-        from .submit import cancel
-
         runs: dict[str, dict[int, set[int]]] = {}
         for it in handles:
             runs.setdefault(it.run, {}).setdefault(it.attempt, set()).add(it.element)
         for run, attempts in runs.items():
-            cancel(self._connected.api, run, attempts)
+            submit.cancel(self._connected.api, run, attempts)
 
     def find(self, run: str) -> DiscoveredRun | None:
         """All that is needed to attach is in the run's Jobs and its Secret."""
-        from .submit import find
-
-        return find(self._connected.api, self._connected.settings, run)
+        return submit.find(self._connected.api, self._connected.settings, run)
 
     def prune_cache(self, older_than: float) -> None:
         """Nothing is kept there for speed."""
@@ -346,12 +327,10 @@ class _Connection:
     """All that lives as long as this process talks to the cluster: closed when it exits."""
 
     def __init__(self, api: Api, settings: Settings) -> None:
-        from clustrix_containers.clusters.kubernetes.results.take import Taker
-
         self.api, self.settings = api, settings
         self.events = Events(api)
         self.watcher = Watcher(api)
-        self.taker: Taker = Taker(api)
+        self.taker = take.Taker(api)
         self._readers: dict[str, Reader] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -359,8 +338,6 @@ class _Connection:
 
     def reader(self, image: str, run: str) -> Reader:
         """The one reader of a run in this process."""
-        from clustrix_containers.clusters.kubernetes.results.reader import Reader
-
         with self._lock:
             if run not in self._readers:
                 self._readers[run] = Reader(self.api, self.settings, self.events, image, run)
