@@ -115,6 +115,22 @@ def test_the_deadline_of_the_whole_job(configure: Configure) -> None:
         cx.function(work.wait_for).submit(1000, on="k8s").result(90)
 
 
+def test_a_pod_that_a_failed_job_has_left_running_is_ended(
+    on: str, kubernetes: Access, namespace: str
+) -> None:
+    job = cx.function(work.wait_for).submit(1000, on=on)
+    running(job)
+    # The Job controller of 1.20 does not end a pod that it has created and not seen yet when the
+    # deadline passes, and looks at the Job no more.
+    failed = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "late"}
+    (name,) = (it.metadata.name for it in jobs(kubernetes, namespace))
+    with batch(kubernetes) as api:
+        api.patch_namespaced_job_status(name, namespace, {"status": {"conditions": [failed]}})
+    with pytest.raises(TimeLimitExceeded, match="DeadlineExceeded: late"):
+        job.result(60)
+    until(lambda: not pods(kubernetes, namespace), 30, lambda: pods(kubernetes, namespace))
+
+
 def test_a_worker_that_is_killed(on: str, own_kubernetes: Kubernetes, namespace: str) -> None:
     job = cx.function(work.wait_for).submit(1000, on=on)
     running(job)

@@ -11,35 +11,36 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters import Notify, staging
+from clustrix_containers.clusters.kubernetes.pods import logs
 from clustrix_containers.clusters.kubernetes.pods.status import Events, status_of
-from clustrix_containers.clusters.kubernetes.pods.views import JobView, PodView, newest
+from clustrix_containers.clusters.kubernetes.pods.views import PodView, newest
 from clustrix_containers.clusters.kubernetes.pods.watch import Watcher
+from clustrix_containers.clusters.kubernetes.results import take
+from clustrix_containers.clusters.kubernetes.results.reader import Reader
 from clustrix_containers.clusters.task import Capabilities, DiscoveredRun, Fetched, Handle, Task
 from clustrix_containers.errors import ClusterError, Error
+from clustrix_containers.results import delivery, directory
+from clustrix_containers.results.outcome import Expected
 
-from .api import Api, connect
+from . import doctor, submit
+from .api import Api, connect, each
 from .settings import Settings, check
 
 if TYPE_CHECKING:
-    from clustrix_containers.clusters.kubernetes.results.reader import Reader
-    from clustrix_containers.clusters.kubernetes.results.take import Taker
     from clustrix_containers.oci.model import Image
     from clustrix_containers.remote.progress import Progress
-    from clustrix_containers.results.delivery import Stored
-    from clustrix_containers.results.outcome import Expected
 
 NAMED_GRACE, UNNAMED_GRACE = 75.0, 15.0
 """Seconds for which a file on a volume may show up late: one that a pod has named, and any."""
 SLOW = 3.0
 """Seconds without pods after which the reason for a Job having none is of interest."""
-FETCHES = 8
-"""How many elements' outcomes are fetched at the same time."""
+ENDING = 60.0
+"""Seconds, besides its grace, that a pod has to end once its Job has: its node may be gone."""
 
 
 class KubernetesCluster:
@@ -76,27 +77,14 @@ class KubernetesCluster:
         gpu_resource: str = "nvidia.com/gpu",
         user: int | str = 65532,
     ) -> None:
-        self._kubeconfig = Path(kubeconfig) if kubeconfig is not None else None
-        self._context, self._namespace = context, namespace
         options = {
-            "pull_secret": pull_secret,
-            "results": results,
-            "hold": hold,
-            "ttl": ttl,
-            "deadline": deadline,
-            "pull_grace": pull_grace,
-            "grace": grace,
-            "queue": queue,
-            "service_account": service_account,
-            "priority_class": priority_class,
-            "node_selector": node_selector,
-            "tolerations": tolerations,
-            "affinity": affinity,
-            "pod_template": pod_template,
-            "gpu_resource": gpu_resource,
-            "user": user,
+            name: value
+            for name, value in locals().items()
+            if name not in ("self", "kubeconfig", "context", "namespace")
         }
         self._checked = check(options)
+        self._kubeconfig = Path(kubeconfig) if kubeconfig is not None else None
+        self._context, self._namespace = context, namespace
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
         self._stuck_since: dict[str, float] = {}
@@ -125,22 +113,17 @@ class KubernetesCluster:
         return Capabilities(images="registry", retries=True, max_parallel=server.indexed)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        from .doctor import check_queue
-
         settings = Settings(namespace="", **self._checked).with_options(options)
         if settings.queue:
-            check_queue(settings, self._connected.api.server)
+            doctor.check_queue(settings, self._connected.api.server)
 
     def check(self) -> Sequence[tuple[str, bool, str]]:
         """Reachability, version, permissions, pull secret, quota, and a dry run of a Job."""
-        from .doctor import findings
-        from .submit import describe
-
         try:
             at = self._connected
+            return doctor.findings(at.api, at.settings, submit.describe(at.settings))
         except ClusterError as error:
             return [("API server", False, str(error))]
-        return findings(at.api, at.settings, describe(at.settings))
 
     def stage(self, image: Image, *, repository: str | None, progress: Progress) -> str:
         assert repository is not None  # capabilities.images is registry
@@ -150,30 +133,24 @@ class KubernetesCluster:
 
     def describe(self, task: Task) -> str:
         """What the server's version and the options make of the task, and where results go."""
-        from .submit import describe
-
         at = self._connected
         how = at.api.server.describe(len(task.elements))
-        return f"{how}. {describe(at.settings.with_options(task.options))}"
+        return f"{how}. {submit.describe(at.settings.with_options(task.options))}"
 
     def preview(self, task: Task) -> str:
         """The objects that :meth:`submit` would create, as YAML, without what is secret."""
         import yaml
 
-        from .submit import plan
-
         at = self._connected
-        planned = plan(at.api, at.settings.with_options(task.options), task)
+        planned = submit.plan(at.api, at.settings.with_options(task.options), task)
         objects = yaml.safe_dump_all(planned, sort_keys=False)
         return f"# {self.describe(task)}\n{objects}"
 
     def submit(self, task: Task) -> Sequence[Handle]:
         """Create the Job and its Secret; those that exist already are adopted."""
-        from .submit import handles, submit
-
         at = self._connected
-        submit(at.api, at.settings.with_options(task.options), task)
-        return handles(at.api, task)
+        submit.submit(at.api, at.settings.with_options(task.options), task)
+        return submit.handles(at.api, task)
 
     def subscribe(self, run: str, notify: Notify) -> Callable[[], None]:
         return self._connected.watcher.subscribe(run, notify)
@@ -181,18 +158,18 @@ class KubernetesCluster:
     def states(self, handles: Sequence[Handle]) -> Mapping[Handle, Status]:
         """Sends no request: the watch knows. UNKNOWN if it has been silent for long."""
         at = self._connected
+        found: dict[Handle, Status] = {}
+        late = handles
         try:
             at.watcher.ensure()
-        except ClusterError as error:
-            return dict.fromkeys(handles, Status(State.UNKNOWN, message=error.message))
-        found, unconfirmed = self._statuses(at, handles)
-        late = [it for it, since in unconfirmed.items() if at.watcher.has_caught_up(since)]
-        try:
+            found, unconfirmed = self._statuses(at, handles)
+            late = [it for it, since in unconfirmed.items() if at.watcher.has_caught_up(since)]
             for run in {it.run for it in late}:
                 at.watcher.refresh(run)
+            for handle in late:
+                _end_left_over(at, handle)
         except ClusterError as error:
-            unknown = Status(State.UNKNOWN, message=error.message)
-            return {**found, **dict.fromkeys(late, unknown)}
+            return {**found, **dict.fromkeys(late, Status(State.UNKNOWN, message=error.message))}
         return {**found, **self._statuses(at, late)[0]}
 
     def _statuses(
@@ -200,24 +177,33 @@ class KubernetesCluster:
     ) -> tuple[dict[Handle, Status], Mapping[Handle, float]]:
         """The statuses; and which of them only the Job reports, and no pod confirms.
 
-        Then the watch of pods is behind that of Jobs, or the pod is gone.
+        Then the watch of pods is behind that of Jobs, or the pod is gone, or does not end.
         """
+        now = time.monotonic()
         found: dict[Handle, Status] = {}
         unconfirmed: dict[Handle, float] = {}
         for handle in handles:
             pods = at.watcher.pods(handle.run, handle.attempt, handle.element)
             job = at.watcher.job(handle.run, handle.attempt, handle.element)
+            stuck = [_since(self._stuck_since, pod.uid, pod.stuck) for pod in pods]
+            waits = job is not None and not pods and not job.suspended
+            podless = _since(self._podless_since, job.uid if job else "", waits)
             status = status_of(
                 job,
                 pods,
                 handle.element,
                 at.events,
-                patient=self._stuck_for(pods) < at.settings.pull_grace,
-                slow=self._podless_for(job, pods) >= SLOW,
+                patient=max(stuck, default=0.0) < at.settings.pull_grace,
+                slow=podless >= SLOW,
             )
-            if job and status.state.terminal and not any(pod.ended or pod.ready for pod in pods):
-                since = self._unconfirmed_since.setdefault(handle, job.seen_at)
-                if at.watcher.listed(handle.run) <= since:
+            last = newest(pods)
+            failed = status.state is State.FAILED and status.cause is not Cause.REFUSED
+            lives = failed and last is not None and last.may_run
+            unseen = job is not None and not any(pod.ended or pod.ready for pod in pods)
+            if lives or (unseen and status.state.terminal):
+                since = self._unconfirmed_since.setdefault(handle, job.seen_at if job else now)
+                ending = lives and now - since < at.settings.grace + ENDING
+                if ending or at.watcher.listed(handle.run) <= since:
                     unconfirmed[handle] = since
                     status = Status(State.RUNNING, message="has ended; its pod is still awaited")
             else:
@@ -225,25 +211,6 @@ class KubernetesCluster:
             found[handle] = status
         _refuse_alike(found, at.watcher)
         return found, unconfirmed
-
-    def _stuck_for(self, pods: Sequence[PodView]) -> float:
-        """For how many seconds any of these pods cannot start, as seen here."""
-        now = time.monotonic()
-        for pod in pods:
-            if not pod.stuck:
-                self._stuck_since.pop(pod.uid, None)
-        stuck = [now - self._stuck_since.setdefault(pod.uid, now) for pod in pods if pod.stuck]
-        return max(stuck, default=0.0)
-
-    def _podless_for(self, job: JobView | None, pods: Sequence[PodView]) -> float:
-        """For how many seconds a Job that may run has no pods, as seen here."""
-        if job is None:
-            return 0.0
-        if pods or job.suspended:
-            self._podless_since.pop(job.uid, None)
-            return 0.0
-        now = time.monotonic()
-        return now - self._podless_since.setdefault(job.uid, now)
 
     def fetch(self, task: Task, handles: Sequence[Handle]) -> Mapping[Handle, Fetched]:
         """From termination messages, pods that hold a result, and stores: a few side by side."""
@@ -257,16 +224,9 @@ class KubernetesCluster:
                 text = f"the outcome of element {handle.element} cannot be stored here: {error}"
                 return Fetched(error=ClusterError(text, temporary=True))
 
-        if len(handles) <= 1:
-            return {handle: fetch(handle) for handle in handles}
-        with ThreadPoolExecutor(min(FETCHES, len(handles))) as pool:
-            return dict(zip(handles, pool.map(fetch, handles), strict=True))
+        return dict(zip(handles, each(fetch, handles), strict=True))
 
     def _fetch(self, task: Task, handle: Handle) -> Fetched:
-        from clustrix_containers.clusters.kubernetes.results import take
-        from clustrix_containers.results import delivery, directory
-        from clustrix_containers.results.outcome import Expected
-
         at = self._connected
         key = (task.directory / "key").read_bytes()
         expected = Expected(task.directory, handle.run, handle.element, handle.attempt, key)
@@ -301,7 +261,7 @@ class KubernetesCluster:
         return self._from_store(at, task, expected, None)
 
     def _from_store(
-        self, at: _Connection, task: Task, expected: Expected, stored: Stored | None
+        self, at: _Connection, task: Task, expected: Expected, stored: delivery.Stored | None
     ) -> Fetched:
         store, volume = at.settings.results, at.settings.volume
         if store is None or (stored is not None and stored.kind == "hold"):
@@ -328,8 +288,6 @@ class KubernetesCluster:
     def logs(
         self, handles: Sequence[Handle], *, follow: bool = False
     ) -> Iterator[tuple[Handle, bytes]]:
-        from clustrix_containers.clusters.kubernetes.pods import logs
-
         at = self._connected
         for handle in handles:
 
@@ -343,19 +301,15 @@ class KubernetesCluster:
                 yield handle, line
 
     def cancel(self, handles: Sequence[Handle]) -> None:
-        from .submit import cancel
-
         runs: dict[str, dict[int, set[int]]] = {}
         for it in handles:
             runs.setdefault(it.run, {}).setdefault(it.attempt, set()).add(it.element)
         for run, attempts in runs.items():
-            cancel(self._connected.api, run, attempts)
+            submit.cancel(self._connected.api, run, attempts)
 
     def find(self, run: str) -> DiscoveredRun | None:
         """All that is needed to attach is in the run's Jobs and its Secret."""
-        from .submit import find
-
-        return find(self._connected.api, self._connected.settings, run)
+        return submit.find(self._connected.api, self._connected.settings, run)
 
     def prune_cache(self, older_than: float) -> None:
         """Nothing is kept there for speed."""
@@ -373,12 +327,10 @@ class _Connection:
     """All that lives as long as this process talks to the cluster: closed when it exits."""
 
     def __init__(self, api: Api, settings: Settings) -> None:
-        from clustrix_containers.clusters.kubernetes.results.take import Taker
-
         self.api, self.settings = api, settings
         self.events = Events(api)
         self.watcher = Watcher(api)
-        self.taker: Taker = Taker(api)
+        self.taker = take.Taker(api)
         self._readers: dict[str, Reader] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -386,14 +338,9 @@ class _Connection:
 
     def reader(self, image: str, run: str) -> Reader:
         """The one reader of a run in this process."""
-        from clustrix_containers.clusters.kubernetes.results.reader import Reader
-
-        assert self.settings.volume is not None
         with self._lock:
             if run not in self._readers:
-                self._readers[run] = Reader(
-                    self.api, self.settings, self.events, self.settings.volume, image, run
-                )
+                self._readers[run] = Reader(self.api, self.settings, self.events, image, run)
             return self._readers[run]
 
     def _close(self) -> None:
@@ -402,6 +349,26 @@ class _Connection:
         self.taker.close()
         for reader in list(self._readers.values()):
             reader.delete(timeout=3.0)
+
+
+def _since(times: dict[str, float], uid: str, holds: bool) -> float:
+    """For how many seconds something holds for an object, as seen here."""
+    if not holds:
+        times.pop(uid, None)
+        return 0.0
+    now = time.monotonic()
+    return now - times.setdefault(uid, now)
+
+
+def _end_left_over(at: _Connection, handle: Handle) -> None:
+    """Delete a pod that its failed Job has left: one that was just made when the deadline passed.
+
+    The Job's controller (of 1.20) does not know it yet then, and looks at the Job no more.
+    """
+    job = at.watcher.job(handle.run, handle.attempt, handle.element)
+    for pod in at.watcher.pods(handle.run, handle.attempt, handle.element):
+        if job is not None and job.condition == "Failed" and not (pod.ended or pod.deleted):
+            at.api.delete("pod", pod.name)
 
 
 def _refuse_alike(found: dict[Handle, Status], watcher: Watcher) -> None:

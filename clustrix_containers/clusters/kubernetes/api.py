@@ -7,10 +7,11 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.remote.retry import Retry
@@ -18,8 +19,13 @@ from clustrix_containers.remote.retry import Retry
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, BatchV1Api, CoreV1Api
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 OLDEST = (1, 19)
 PAGE = 500
+PARALLEL = 8
+"""How many requests that belong together are sent at the same time."""
 CONNECT, READ = 10.0, 60.0
 PATIENCE = 60.0
 """Seconds for which a request is retried whose failure may pass."""
@@ -29,8 +35,7 @@ DENIED = 20.0
 """Seconds for which a request is retried that is denied now and was allowed before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(NamedTuple):
     """An API server's version: what it can do. Fields that it does not know are dropped silently, so none
     is sent."""
 
@@ -45,45 +50,43 @@ class Server:
             raise ClusterError(f"the API server has no valid version: {major!r}.{minor!r}")
         return cls(*(int(number[0]) for number in numbers if number))
 
-    @property
-    def version(self) -> tuple[int, int]:
-        return self.major, self.minor
+    def __str__(self) -> str:
+        return f"Kubernetes {self.major}.{self.minor}"
 
     @property
     def group_policy(self) -> bool:
         """``fsGroupChangePolicy`` (on by default since 1.20)."""
-        return self.version >= (1, 20)
+        return self >= (1, 20)
 
     @property
     def indexed(self) -> bool:
         """Indexed Jobs, and Jobs that are created suspended (both on by default since 1.22)."""
-        return self.version >= (1, 22)
+        return self >= (1, 22)
 
     @property
     def labels_indexes(self) -> bool:
         """Whether the pods of an Indexed Job have their index as a label (since 1.28)."""
-        return self.version >= (1, 28)
+        return self >= (1, 28)
 
     @property
     def failure_policy(self) -> bool:
         """``podFailurePolicy`` and the condition DisruptionTarget (on by default since 1.26)."""
-        return self.version >= (1, 26)
+        return self >= (1, 26)
 
     @property
     def limit_per_index(self) -> bool:
         """``backoffLimitPerIndex`` (on by default since 1.29)."""
-        return self.version >= (1, 29)
+        return self >= (1, 29)
 
     def describe(self, count: int) -> str:
         """How an array of ``count`` elements runs there, in one sentence."""
-        name = f"Kubernetes {self.major}.{self.minor}"
         if count == 1:
-            return f"{name}: one Job"
+            return f"{self}: one Job"
         if not self.indexed:
-            return f"{name} has no Indexed Jobs: each of the {count} elements is a Job"
+            return f"{self} has no Indexed Jobs: each of the {count} elements is a Job"
         if not self.limit_per_index:
-            return f"{name}: one Indexed Job; its retries are counted for all elements together"
-        return f"{name}: one Indexed Job, whose elements fail and are retried one by one"
+            return f"{self}: one Indexed Job; its retries are counted for all elements together"
+        return f"{self}: one Indexed Job, whose elements fail and are retried one by one"
 
 
 @dataclass
@@ -95,9 +98,7 @@ class Api:
     batch: BatchV1Api
     where: str
     namespace: str
-    denied: dict[str, float] = field(default_factory=dict)
-    """Since when (monotonic) the server has denied something that :meth:`call` does not do."""
-    _allowed: set[str] = field(default_factory=set)
+    allowed: set[str] = field(default_factory=set)
     """The client's functions that the server has allowed before."""
     _server: Server | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -111,10 +112,9 @@ class Api:
 
                 code = self.call("query the version", VersionApi(self.client).get_code)
                 self._server = Server.parse(code["major"], code["minor"])
-                if self._server.version < OLDEST:
+                if self._server < OLDEST:
                     raise ClusterError(
-                        f"{self.where} is Kubernetes {code['major']}.{code['minor']}; at least"
-                        f" {OLDEST[0]}.{OLDEST[1]} is needed"
+                        f"{self.where} is {self._server}; at least {OLDEST[0]}.{OLDEST[1]} is needed"
                     )
             return self._server
 
@@ -125,6 +125,7 @@ class Api:
         *arguments: Any,
         none: tuple[int, ...] = (),
         stream: bool = False,
+        patience: float = PATIENCE,
         **options: Any,
     ) -> Any:
         """The JSON that a function of the client gives, retried while that may help.
@@ -140,16 +141,19 @@ class Api:
         while True:
             try:
                 response = function(*arguments, _preload_content=False, **options)
-                self._allowed.add(name)
-                return response if stream else _decoded(response)
+                self.allowed.add(name)
+                if stream:
+                    return response
+                with contextlib.closing(response):
+                    return json.loads(response.data)
             except Exception as error:  # noqa: PERF203
                 problem = _problem(error, f"cannot {action} at {self.where}")
                 if problem is None:
                     raise
                 if problem.fields["status"] in none:
                     return None
-                limit = PATIENCE
-                if problem.fields["denied"] and name in self._allowed:
+                limit = patience
+                if problem.fields["denied"] and name in self.allowed:
                     # An API server that has just started does not know yet who may do what.
                     limit, problem.fields["temporary"] = DENIED, True
                 failures += 1
@@ -159,33 +163,62 @@ class Api:
                     raise problem from error
                 time.sleep(delay)
 
-    def pages(
-        self, action: str, function: Callable[..., Any], selector: str, **options: Any
-    ) -> Iterator[dict[str, Any]]:
+    def function(self, verb: str, kind: str) -> Callable[..., Any]:
+        """The client's function for a kind of namespaced object, as ``pod`` or ``job``."""
+        client = self.batch if kind == "job" else self.core
+        function: Callable[..., Any] = getattr(client, f"{verb}_namespaced_{kind}")
+        return function
+
+    def read(self, kind: str, name: str, **options: Any) -> dict[str, Any] | None:
+        """An object of the namespace; ``None`` if there is none of this name."""
+        return self._one("read", kind, name, name, none=(404,), **options)
+
+    def create(self, kind: str, item: dict[str, Any], **options: Any) -> dict[str, Any] | None:
+        """Create an object as :mod:`.manifest` makes it; ``None`` if there is one of this name."""
+        name = item["metadata"]["name"]
+        return self._one("create", kind, name, body=item, none=(409,), **options)
+
+    def patch(self, kind: str, name: str, change: dict[str, Any], **options: Any) -> None:
+        self._one("patch", kind, name, name, body=change, **options)
+
+    def delete(self, kind: str, name: str, **options: Any) -> None:
+        """Delete an object, if there is one of this name, and what it owns."""
+        options = {"propagation_policy": "Background", **options}
+        self._one("delete", kind, name, name, none=(404,), **options)
+
+    def _one(
+        self, verb: str, kind: str, called: str, *name: str, **options: Any
+    ) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self.call(
+            f"{verb} the {kind.replace('_', ' ')} {called}",
+            self.function(verb, kind),
+            *name,
+            namespace=self.namespace,
+            **options,
+        )
+        return found
+
+    def pages(self, kind: str, selector: str, *, limit: int = PAGE) -> Iterator[dict[str, Any]]:
         """The pages of a list of the namespace's objects."""
-        token: str | None = None
+        more: dict[str, Any] = {"label_selector": selector, "limit": limit}
         while True:
-            more: dict[str, Any] = {"_continue": token} if token else {}
-            page: dict[str, Any] = self.call(
-                action,
-                function,
-                self.namespace,
-                label_selector=selector,
-                limit=PAGE,
-                **more,
-                **options,
-            )
+            page = self.call(f"list {kind}s", self.function("list", kind), self.namespace, **more)
             yield page
-            token = page["metadata"].get("continue")
-            if not token:
+            more["_continue"] = page["metadata"].get("continue")
+            if not more["_continue"]:
                 return
 
+    def items(self, kind: str, selector: str, **options: int) -> Iterator[dict[str, Any]]:
+        """The namespace's objects that match."""
+        return (it for page in self.pages(kind, selector, **options) for it in page["items"])
 
-def _decoded(response: Any) -> Any:
-    try:
-        return json.loads(response.data)
-    finally:
-        response.release_conn()
+
+def each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """``function`` of each item, a few at a time; the first error ends it."""
+    if len(items) <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(PARALLEL, len(items))) as pool:
+        return list(pool.map(function, items))
 
 
 def _problem(error: Exception, what: str) -> ClusterError | None:
@@ -214,7 +247,9 @@ def _problem(error: Exception, what: str) -> ClusterError | None:
 
 def _refusal(error: Any, what: str) -> ClusterError:
     status = int(error.status or 0)
-    message = error_message(error.body, str(error.reason or ""))
+    message = str(error.reason or "")
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        message = str(json.loads(error.body).get("message") or message)
     hint = None
     if status == 401:
         hint = "The kubeconfig's credentials are not accepted: have they expired?"
@@ -238,25 +273,15 @@ def _refusal(error: Any, what: str) -> ClusterError:
 PERMISSION_HINT = "`cxc doctor --on …` lists the permissions that are missing; k8s/ has a Role."
 
 
-def error_message(body: Any, default: str) -> str:
-    """The message in the body of a response that is an error."""
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        return str(json.loads(body).get("message") or default)
-    return default
-
-
 def lines(response: Any, *, whole: bool = False) -> Iterator[bytes]:
     """The lines of a response as they arrive; the connection is closed at the end.
 
     A last line without a line break is included, unless only ``whole`` ones are wanted.
     """
-    rest = b""
     try:
-        for chunk in response.stream(1 << 16, decode_content=True):
-            *ended, rest = (rest + chunk).split(b"\n")
-            yield from (line + b"\n" for line in ended)
-        if rest and not whole:
-            yield rest
+        for line in response:
+            if line.endswith(b"\n") or not whole:
+                yield line
     finally:
         response.close()
         response.release_conn()

@@ -37,12 +37,9 @@ CLAIM_PERMISSION = ("", "persistentvolumeclaims", "", ("get",))
 
 def findings(api: Api, settings: Settings, results: str) -> Sequence[Finding]:
     """Each check: its name, whether it is all right, a sentence. ``results``: where these go."""
-    try:
-        server = api.server
-    except ClusterError as error:
-        return [("API server", False, str(error))]
+    server = api.server
     found: list[Finding] = [
-        ("API server", True, f"{api.where}: Kubernetes {server.major}.{server.minor}"),
+        ("API server", True, f"{api.where}: {server}"),
         ("arrays", True, server.describe(1000)),
         *_queue(settings, server),
         ("results", True, results),
@@ -70,9 +67,8 @@ def check_queue(settings: Settings, server: Server) -> None:
     """``ClusterError`` if the server cannot have a queue."""
     if settings.queue and not server.indexed:
         raise ClusterError(
-            f"the queue {settings.queue} is not possible on Kubernetes"
-            f" {server.major}.{server.minor}: its Jobs cannot be created suspended (1.22), which"
-            " Kueue needs",
+            f"the queue {settings.queue} is not possible on {server}: its Jobs cannot be created"
+            " suspended (1.22), which Kueue needs",
             hint="Leave queue out for this target.",
             option="queue",
         )
@@ -87,13 +83,8 @@ def _permissions(api: Api, settings: Settings) -> Iterator[Finding]:
         name = f"{resource}/{subresource}" if subresource else resource
         missing = []
         for verb in verbs:
-            attributes = {
-                "namespace": settings.namespace,
-                "verb": verb,
-                "group": group,
-                "resource": resource,
-                "subresource": subresource,
-            }
+            named = {"group": group, "resource": resource, "subresource": subresource}
+            attributes = {"namespace": settings.namespace, "verb": verb, **named}
             review = {
                 "apiVersion": "authorization.k8s.io/v1",
                 "kind": "SelfSubjectAccessReview",
@@ -129,9 +120,9 @@ def _inspect_claim(api: Api, settings: Settings) -> tuple[bool, str]:
         settings.volume.mounted("run")
     except ClusterError as error:
         return False, str(error).replace("\n ", "")
-    read, claim = api.core.read_namespaced_persistent_volume_claim, settings.volume.claim
+    claim = settings.volume.claim
     name = f"the volume claim {claim} in {settings.namespace}"
-    found, visible = _look(api, "read the volume claim", read, claim)
+    found, visible = _look(api, "persistent_volume_claim", claim)
     if not visible:
         return True, f"{name} cannot be seen"
     if found is None:
@@ -155,10 +146,10 @@ def claim_access(name: str, claim: Mapping[str, Any]) -> tuple[bool, str]:
     return False, f"the volume claim {text}: no pod can write to it"
 
 
-def _look(api: Api, action: str, read: Any, name: str) -> tuple[dict[str, Any] | None, bool]:
+def _look(api: Api, kind: str, name: str) -> tuple[dict[str, Any] | None, bool]:
     """An object, if it exists, and whether this user may see it."""
     try:
-        return api.call(action, read, name, api.namespace, none=(404,)), True
+        return api.read(kind, name), True
     except ClusterError as error:
         if error.fields.get("status") != 403:
             raise
@@ -169,8 +160,7 @@ def _pull_secret(api: Api, settings: Settings) -> list[Finding]:
     if settings.pull_secret is None:
         return [("pull secret", True, "none: images are pulled without credentials")]
     name = settings.pull_secret
-    read = api.core.read_namespaced_secret
-    secret, visible = _look(api, "read the pull secret", read, name)
+    secret, visible = _look(api, "secret", name)
     if secret is not None:
         fits = secret["type"] == "kubernetes.io/dockerconfigjson"
         return [("pull secret", fits, f"{name} is of type {secret['type']}")]
@@ -210,11 +200,5 @@ def _dry_run(api: Api, settings: Settings) -> list[Finding]:
         directory=Path(),
     )
     for job in manifest.jobs(task, settings, api.server)[:1]:
-        api.call(
-            "create a Job (dry run)",
-            api.batch.create_namespaced_job,
-            settings.namespace,
-            job,
-            dry_run="All",
-        )
+        api.create("job", job, dry_run="All")
     return [("dry run", True, "the server accepts our Job")]

@@ -40,7 +40,6 @@ ANNOTATION_COMMAND = f"{PREFIX}/command"
 ANNOTATION_TASK = f"{PREFIX}/task"
 """What another machine needs to run a lost element again: resources, retries and the call's options, as JSON."""
 CONTAINER = "main"
-CLAIM = "claim"
 HOLD_PORT = 8473
 MESSAGE_PATH = "/dev/termination-log"
 DELIVERY = 60
@@ -52,10 +51,6 @@ def selector(run: str | None = None, *, attempt: int | None = None) -> str:
     """The label selector of our Jobs and pods, or of one run's, or of one attempt's."""
     labels = {LABEL_MANAGER: MANAGER, LABEL_RUN: run, LABEL_ATTEMPT: attempt}
     return ",".join(f"{name}={value}" for name, value in labels.items() if value is not None)
-
-
-def secret_name(task: Task) -> str:
-    return task.run
 
 
 def _job_name(task: Task, element: int | None) -> str:
@@ -85,7 +80,7 @@ def secret(
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
-            "name": secret_name(task),
+            "name": task.run,
             "namespace": settings.namespace,
             "labels": {LABEL_MANAGER: MANAGER, LABEL_RUN: task.run},
         },
@@ -111,8 +106,19 @@ def jobs(task: Task, settings: Settings, server: Server) -> list[dict[str, Any]]
     return [_job(task, settings, server, element) for element in task.elements]
 
 
+def job(spec: Mapping[str, Any], **metadata: Any) -> dict[str, Any]:
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
 def _job(task: Task, settings: Settings, server: Server, element: int | None) -> dict[str, Any]:
-    labels = _labels(task, element)
+    labels = {
+        LABEL_MANAGER: MANAGER,
+        LABEL_RUN: task.run,
+        LABEL_ATTEMPT: str(task.attempt),
+        LABEL_FUNCTION: label(task.name),
+        LABEL_DIGEST: task.image.rpartition("@sha256:")[2][:63],
+        **({} if element is None else {LABEL_ELEMENT: str(element)}),
+    }
     spec: dict[str, Any] = {
         "backoffLimit": task.retries,
         "ttlSecondsAfterFinished": settings.ttl,
@@ -136,86 +142,56 @@ def _job(task: Task, settings: Settings, server: Server, element: int | None) ->
             spec |= {"backoffLimitPerIndex": task.retries, "maxFailedIndexes": count}
             del spec["backoffLimit"]
     if server.failure_policy:
-        spec["podFailurePolicy"] = _FAILURE_POLICY
-    metadata: dict[str, Any] = {
-        "name": _job_name(task, element),
-        "namespace": settings.namespace,
-        "labels": {**labels, **({LABEL_QUEUE: settings.queue} if settings.queue else {})},
-        "annotations": {
+        # Evicted, preempted, its node lost or drained: not the user's failure.
+        disrupted = [{"type": "DisruptionTarget", "status": "True"}]
+        spec["podFailurePolicy"] = {"rules": [{"action": "Ignore", "onPodConditions": disrupted}]}
+    noted = {
+        "retries": task.retries,
+        "resources": {**asdict(task.resources), "env": dict(task.resources.env)},
+        **({"options": dict(task.options)} if task.options else {}),
+    }
+    return job(
+        spec,
+        name=_job_name(task, element),
+        namespace=settings.namespace,
+        labels={**labels, **({LABEL_QUEUE: settings.queue} if settings.queue else {})},
+        annotations={
             ANNOTATION_IMAGE: task.image,
             ANNOTATION_COUNT: str(len(task.elements)),
             ANNOTATION_ARRAY: str(int(task.array)),
             ANNOTATION_COMMAND: json.dumps(list(task.command)),
-            ANNOTATION_TASK: json.dumps(
-                {
-                    "retries": task.retries,
-                    **_resources_annotation(task.resources),
-                    **({"options": dict(task.options)} if task.options else {}),
-                }
-            ),
+            ANNOTATION_TASK: json.dumps(noted),
         },
-    }
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+    )
 
 
-def like(job: Mapping[str, Any], element: int) -> dict[str, Any]:
+def like(other: Mapping[str, Any], element: int) -> dict[str, Any]:
     """The Job of another element of the same run, as the API server gave that of one."""
-    before, template = job["metadata"], job["spec"]["template"]
-    own = str(element)
 
-    def labels(of: Mapping[str, Any]) -> dict[str, str]:
+    def kept(names: Mapping[str, str]) -> dict[str, str]:
         # The server adds labels that select the pods of that Job.
-        names = (LABEL_MANAGER, LABEL_QUEUE)
-        found = of["metadata"]["labels"]
-        kept = {k: v for k, v in found.items() if k in names or k.startswith(f"{PREFIX}/")}
-        return {**kept, LABEL_ELEMENT: own}
+        added = ("controller-uid", "job-name")
+        return {
+            name: value
+            for name, value in names.items()
+            if name not in added and not name.startswith("batch.kubernetes.io/")
+        }
 
-    spec = {key: value for key, value in job["spec"].items() if key not in ("selector", "status")}
-    pod = copy.deepcopy(template)
-    pod["metadata"] = {**template["metadata"], "labels": labels(template)}
+    before, own = other["metadata"], str(element)
+    spec = copy.deepcopy({name: it for name, it in other["spec"].items() if name != "selector"})
+    pod = spec["template"]
+    pod["metadata"]["labels"] = {**kept(pod["metadata"]["labels"]), LABEL_ELEMENT: own}
     for container in pod["spec"]["containers"]:
         for variable in container.get("env", ()):
             if variable["name"] == contract.ENV_ELEMENT:
                 variable["value"] = own
-    metadata = {
-        "name": before["name"].rpartition("-")[0] + f"-{own}",
-        "namespace": before["namespace"],
-        "labels": labels(job),
-        "annotations": {
-            key: value
-            for key, value in before["annotations"].items()
-            if key.startswith(f"{PREFIX}/")
-        },
-    }
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": metadata,
-        "spec": {**spec, "template": pod},
-    }
-
-
-def _resources_annotation(resources: Resources) -> dict[str, Any]:
-    return {"resources": {**asdict(resources), "env": dict(resources.env)}}
-
-
-_FAILURE_POLICY = {
-    "rules": [
-        # Evicted, preempted, its node lost or drained: not the user's failure.
-        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    ]
-}
-
-
-def _labels(task: Task, element: int | None) -> dict[str, str]:
-    labels = {
-        LABEL_MANAGER: MANAGER,
-        LABEL_RUN: task.run,
-        LABEL_ATTEMPT: str(task.attempt),
-        LABEL_FUNCTION: label(task.name),
-        LABEL_DIGEST: task.image.rpartition("@sha256:")[2][:63],
-    }
-    return labels if element is None else {**labels, LABEL_ELEMENT: str(element)}
+    return job(
+        spec,
+        name=before["name"].rpartition("-")[0] + f"-{own}",
+        namespace=before["namespace"],
+        labels={**kept(before["labels"]), LABEL_ELEMENT: own},
+        annotations=kept(before["annotations"]),
+    )
 
 
 def label(text: str) -> str:
@@ -232,23 +208,67 @@ def _template(
     element: int | None,
     labels: Mapping[str, str],
 ) -> dict[str, Any]:
+    environment = {
+        **task.resources.env,
+        **worker_environment(
+            run=task.run,
+            attempt=task.attempt,
+            element=element,
+            cpus=task.resources.cpus,
+            timeout=task.resources.timeout,
+            grace=settings.grace,
+        ),
+        "USER": "clustrix",
+    }
+    container: dict[str, Any] = {
+        "image": task.image,
+        # A value is text to Kubernetes but for $(NAME), which $$ escapes.
+        "env": [
+            {"name": name, "value": value.replace("$", "$$")} for name, value in environment.items()
+        ],
+        "resources": _resources(task.resources, settings),
+        "terminationMessagePath": MESSAGE_PATH,
+    }
+    if settings.results is None:
+        # The worker's port answers while it holds a result: then the pod is Ready.
+        container["readinessProbe"] = {
+            "tcpSocket": {"port": HOLD_PORT},
+            "periodSeconds": 1,
+            "failureThreshold": 1000,
+        }
+    shm = {"medium": "Memory", "sizeLimit": quantity(task.resources.shm)}
+    # Whatever uid the cluster forces on the pod, it can read its own run's key.
+    key = {"secretName": task.run, "defaultMode": 0o444}
+    mounts = [
+        mounted("run", contract.RUN, read_only=True, secret=key),
+        mounted("results", contract.RESULTS, emptyDir={}),
+        mounted("tmp", "/tmp", emptyDir={}),  # noqa: S108
+        mounted("shm", "/dev/shm", emptyDir=shm),  # noqa: S108
+    ]
+    if settings.volume:
+        mounts.append(claimed(settings.volume.claim))
     more: dict[str, Any] = {}
     limit = outer_limit(task.resources.timeout, settings.grace)
     if limit is not None:
         # The worker ends the function in time and reports that; this is for a worker that cannot.
         # A result that goes to a slow store has as long as one that is held.
         more["activeDeadlineSeconds"] = math.ceil(limit) + DELIVERY + settings.hold
-    container = _container(task, settings, element)
-    volumes = _volumes(task)
-    if settings.volume:
-        container["volumeMounts"].append({"name": CLAIM, "mountPath": MOUNT_PATH})
-        volumes.append(claimed(settings.volume.claim))
-    return template(settings, server, labels, container, volumes, **more)
+    return template(settings, server, labels, container, mounts, **more)
 
 
-def claimed(claim: str) -> dict[str, Any]:
-    """The volume :data:`CLAIM` of a pod."""
-    return {"name": CLAIM, "persistentVolumeClaim": {"claimName": claim}}
+Mounted = tuple[dict[str, Any], dict[str, Any]]
+"""A volume of a pod, and its mount in the container."""
+
+
+def mounted(name: str, path: str, *, read_only: bool = False, **source: Any) -> Mounted:
+    mount = {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
+    return {"name": name, **source}, mount
+
+
+def claimed(claim: str, *, read_only: bool = False) -> Mounted:
+    """The volume claim that results go to."""
+    source = {"claimName": claim}
+    return mounted("claim", MOUNT_PATH, read_only=read_only, persistentVolumeClaim=source)
 
 
 def template(
@@ -256,18 +276,36 @@ def template(
     server: Server,
     labels: Mapping[str, str],
     container: Mapping[str, Any],
-    volumes: Sequence[Mapping[str, Any]],
+    mounts: Sequence[Mounted],
     **more: object,
 ) -> dict[str, Any]:
     """A pod template as the target's options want every pod of ours to be."""
+    security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if settings.user is not None:
+        security |= {"runAsUser": settings.user, "runAsGroup": settings.user}
+        if settings.volume:
+            # A new disk belongs to root. Where the group is right already, no file is looked at.
+            security["fsGroup"] = settings.user
+            if server.group_policy:
+                security["fsGroupChangePolicy"] = "OnRootMismatch"
+    common = {
+        "name": CONTAINER,
+        "imagePullPolicy": "IfNotPresent",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [mount for _, mount in mounts],
+    }
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": math.ceil(settings.grace) + 5,
-        "securityContext": _pod_security(settings, server),
-        "containers": [container],
-        "volumes": volumes,
+        "securityContext": security,
+        "containers": [{**common, **container}],
+        "volumes": [volume for volume, _ in mounts],
         **more,
     }
     chosen = {
@@ -282,72 +320,6 @@ def template(
     ours = {"metadata": {"labels": dict(labels)}, "spec": spec}
     merged: dict[str, Any] = functools.reduce(merge, settings.pod_template, ours)
     return merged
-
-
-def _pod_security(settings: Settings, server: Server) -> dict[str, Any]:
-    security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    if settings.user is not None:
-        security |= {"runAsUser": settings.user, "runAsGroup": settings.user}
-    if settings.volume and settings.user is not None:
-        # A new disk belongs to root. Where the group is right already, no file is looked at.
-        security["fsGroup"] = settings.user
-        if server.group_policy:
-            security["fsGroupChangePolicy"] = "OnRootMismatch"
-    return security
-
-
-CONTAINER_SECURITY: Mapping[str, Any] = {
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "capabilities": {"drop": ["ALL"]},
-}
-
-
-def _container(task: Task, settings: Settings, element: int | None) -> dict[str, Any]:
-    mounts: Sequence[tuple[str, str, bool]] = (
-        ("run", contract.RUN, True),
-        ("results", contract.RESULTS, False),
-        ("tmp", "/tmp", False),  # noqa: S108
-        ("shm", "/dev/shm", False),  # noqa: S108
-    )
-    container: dict[str, Any] = {
-        "name": CONTAINER,
-        "image": task.image,
-        "imagePullPolicy": "IfNotPresent",
-        "env": _environment(task, settings, element),
-        "resources": _resources(task.resources, settings),
-        "securityContext": CONTAINER_SECURITY,
-        "terminationMessagePath": MESSAGE_PATH,
-        "volumeMounts": [
-            {"name": name, "mountPath": path, **({"readOnly": True} if fixed else {})}
-            for name, path, fixed in mounts
-        ],
-    }
-    if settings.results is None:
-        # The worker's port answers while it holds a result: then the pod is Ready.
-        container["readinessProbe"] = {
-            "tcpSocket": {"port": HOLD_PORT},
-            "periodSeconds": 1,
-            "failureThreshold": 1000,
-        }
-    return container
-
-
-def _environment(task: Task, settings: Settings, element: int | None) -> list[dict[str, str]]:
-    values = {
-        **task.resources.env,
-        **worker_environment(
-            run=task.run,
-            attempt=task.attempt,
-            element=element,
-            cpus=task.resources.cpus,
-            timeout=task.resources.timeout,
-            grace=settings.grace,
-        ),
-        "USER": "clustrix",
-    }
-    # A value is text to Kubernetes but for $(NAME), which $$ escapes.
-    return [{"name": name, "value": value.replace("$", "$$")} for name, value in values.items()]
 
 
 def _resources(resources: Resources, settings: Settings) -> dict[str, Any]:
@@ -371,19 +343,6 @@ def quantity(size: int) -> str:
     return str(size)
 
 
-def _volumes(task: Task) -> list[dict[str, Any]]:
-    return [
-        # Whatever uid the cluster forces on the pod, it can read its own run's key.
-        {"name": "run", "secret": {"secretName": secret_name(task), "defaultMode": 0o444}},
-        {"name": "results", "emptyDir": {}},
-        {"name": "tmp", "emptyDir": {}},
-        {
-            "name": "shm",
-            "emptyDir": {"medium": "Memory", "sizeLimit": quantity(task.resources.shm)},
-        },
-    ]
-
-
 _KEYS = {
     "containers": "name",
     "initContainers": "name",
@@ -405,25 +364,16 @@ def merge(base: Any, change: Any, name: str = "") -> Any:
 
     https://kubernetes.io/docs/tasks/manage-kubernetes-objects/update-api-object-kubectl-patch/
     """
-    if isinstance(base, Mapping) and isinstance(change, Mapping):
-        return _merge_maps(base, change)
     if isinstance(base, list) and isinstance(change, list) and name in _KEYS:
         return _merge_lists(base, change, _KEYS[name])
-    return change
-
-
-def _merge_maps(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(base, Mapping) or not isinstance(change, Mapping):
+        return change
     if change.get("$patch") == "replace":
         return {key: value for key, value in change.items() if key != "$patch"}
-    merged = dict(base)
-    for key, value in change.items():
-        if value is None:
-            merged.pop(key, None)
-        elif key in merged:
-            merged[key] = merge(merged[key], value, key)
-        else:
-            merged[key] = value
-    return merged
+    merged = {**base, **change}
+    for key in base.keys() & change.keys():
+        merged[key] = merge(base[key], change[key], key)
+    return {key: value for key, value in merged.items() if change.get(key, value) is not None}
 
 
 def _merge_lists(base: list[Any], change: list[Any], key: str) -> list[Any]:

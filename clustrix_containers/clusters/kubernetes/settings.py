@@ -56,7 +56,7 @@ class Settings:
         for name in options:
             if name not in CALL_OPTIONS:
                 raise ClusterError(
-                    f"a call has no option {name!r} for Kubernetes",
+                    f"unknown option {name!r} of a call for Kubernetes",
                     hint=f"Its options are: {', '.join(CALL_OPTIONS)}.",
                     option=name,
                 )
@@ -73,30 +73,15 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _CHECKS[name](name, value) for name, value in options.items()}
 
 
-def _invalid(name: str, value: object, expected: str) -> ClusterError:
-    return ClusterError(f"{name}: {value!r} is not {expected}", option=name)
+def _is(kind: str, valid: Callable[[Any], bool], empty: Any = None) -> Callable[[str, Any], Any]:
+    """A check that takes a value as it is; ``empty`` for ``None``, where that is left out."""
 
+    def check(name: str, value: Any) -> Any:
+        if not valid(value):
+            raise ClusterError(f"{name}: {value!r} is not {kind}", option=name)
+        return empty if value is None else value
 
-def _text(name: str, value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value):
-        return value
-    raise _invalid(name, value, "a name")
-
-
-def _mapping(name: str, value: object) -> Mapping[str, Any]:
-    if value is None or isinstance(value, Mapping):
-        return value or {}
-    raise _invalid(name, value, "a mapping")
-
-
-def _templates(name: str, value: object) -> Sequence[Mapping[str, Any]]:
-    return (_mapping(name, value),) if value else ()
-
-
-def _mappings(name: str, value: object) -> Sequence[Mapping[str, Any]]:
-    if isinstance(value, list | tuple) and all(isinstance(it, Mapping) for it in value):
-        return value
-    raise _invalid(name, value, "a list of mappings")
+    return check
 
 
 def _seconds(name: str, value: object) -> float:
@@ -110,42 +95,32 @@ def _whole_seconds(name: str, value: object) -> int:
     return int(_seconds(name, value))
 
 
-def _optional_seconds(name: str, value: object) -> int | None:
-    return None if value is None else _whole_seconds(name, value)
-
-
-def _user(name: str, value: object) -> int | None:
-    if isinstance(value, int) and value > 0:
-        return value
-    if value == "any":
-        return None
-    raise _invalid(name, value, "a uid above 0, or any")
-
-
-def _results(_name: str, value: object) -> ResultStore | None:
-    return parse_results(value, own=HELD)
-
-
-_CALL_CHECKS: Mapping[str, Callable[[str, object], Any]] = {
+_text = _is("a name", lambda it: it is None or (isinstance(it, str) and it != ""))
+_mapping = _is("a mapping", lambda it: it is None or isinstance(it, Mapping), empty={})
+_user = _is("a uid above 0, or any", lambda it: it == "any" or (isinstance(it, int) and it > 0))
+_CALL_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "queue": _text,
     "service_account": _text,
     "priority_class": _text,
     "node_selector": _mapping,
-    "tolerations": _mappings,
+    "tolerations": _is(
+        "a list of mappings",
+        lambda it: isinstance(it, list | tuple) and all(isinstance(one, Mapping) for one in it),
+    ),
     "affinity": _mapping,
-    "pod_template": _templates,
+    "pod_template": lambda name, value: (_mapping(name, value),) if value else (),
     "gpu_resource": _text,
     "ttl": _whole_seconds,
-    "deadline": _optional_seconds,
+    "deadline": lambda name, value: None if value is None else _whole_seconds(name, value),
     "hold": _whole_seconds,
 }
 CALL_OPTIONS = tuple(_CALL_CHECKS)
 """What one call may have of its own."""
-_CHECKS: Mapping[str, Callable[[str, object], Any]] = {
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     **_CALL_CHECKS,
     "pull_secret": _text,
     "pull_grace": _seconds,
     "grace": lambda name, value: 0.0 if value == 0 else _seconds(name, value),
-    "user": _user,
-    "results": _results,
+    "user": lambda name, value: None if _user(name, value) == "any" else value,
+    "results": lambda _, value: parse_results(value, own=HELD),
 }

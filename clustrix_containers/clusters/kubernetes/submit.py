@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from clustrix_containers.errors import ClusterError
 from clustrix_containers.storage import atomic
 
 from . import manifest
-from .api import Api
+from .api import Api, each
 from .doctor import check_claim, check_queue
 from .settings import Settings
 
-PARALLEL = 8
 MAX_OWNERS = 2
 MAX_SELECTED = 50
 """Elements up to which their pods are selected by name, and not all of the run's."""
@@ -55,7 +53,7 @@ def submit(api: Api, settings: Settings, task: Task) -> None:
         return
     _create_secret(api, secret, ())
     made = each(lambda job: _create_job(api, job), jobs)
-    _own(api, secret["metadata"]["name"], made)
+    _own(api, task.run, made)
 
 
 def deliver(settings: Settings, task: Task) -> Mapping[str, Any]:
@@ -104,11 +102,11 @@ def find(api: Api, settings: Settings, run: str) -> DiscoveredRun | None:
         retries=int(noted.get("retries", 0)),
         options=noted.get("options", {}),
     )
-    secret = _read_secret(api, run)
+    secret = api.read("secret", run)
     if secret is None and first["spec"].get("suspend"):
         new = manifest.secret(task, settings, deliver(settings, task), os.urandom(32))
         _create_secret(api, new, [first])
-        secret = _read_secret(api, run)
+        secret = api.read("secret", run)
     if secret is None:
         raise ClusterError(f"the Secret with the key of run {run} no longer exists")
     _complete(api, run, first, secret)
@@ -122,14 +120,7 @@ def handles(api: Api, task: Task) -> Sequence[Handle]:
 
 def _first_job(api: Api, run: str) -> dict[str, Any] | None:
     """Any Job of a run's first attempt: it has all about the run."""
-    listed = api.call(
-        "list Jobs",
-        api.batch.list_namespaced_job,
-        api.namespace,
-        label_selector=manifest.selector(run, attempt=0),
-        limit=1,
-    )
-    return next(iter(listed["items"]), None)
+    return next(api.items("job", manifest.selector(run, attempt=0), limit=1), None)
 
 
 def _complete(api: Api, run: str, first: dict[str, Any], secret: Mapping[str, Any]) -> None:
@@ -147,28 +138,23 @@ def _complete(api: Api, run: str, first: dict[str, Any], secret: Mapping[str, An
     chosen = manifest.selector(run, attempt=0)
     there = {
         int(job["metadata"]["labels"][manifest.LABEL_ELEMENT]): job
-        for page in api.pages("list Jobs", api.batch.list_namespaced_job, chosen)
-        for job in page["items"]
+        for job in api.items("job", chosen)
     }
     missing = [element for element in range(count) if element not in there]
     new = [manifest.like(first, element) for element in missing]
     there.update(zip(missing, each(lambda job: _create_job(api, job), new), strict=True))
-    _own(api, secret["metadata"]["name"], [there[it] for it in range(count)])
+    _own(api, run, [there[it] for it in range(count)])
 
 
 def _create_job(api: Api, job: dict[str, Any]) -> dict[str, Any]:
     """The Job as the server has it: created now, or by an earlier try of the same run."""
-    name, batch = job["metadata"]["name"], api.batch
-    made = api.call(
-        f"create the Job {name}", batch.create_namespaced_job, api.namespace, job, none=(409,)
-    )
+    made = api.create("job", job)
     if made is None:
-        read = batch.read_namespaced_job
-        made = api.call(f"read the Job {name}", read, name, api.namespace)
-        if _run_and_image(made) != _run_and_image(job):
+        name = job["metadata"]["name"]
+        made = api.read("job", name)
+        if made is None or _run_and_image(made) != _run_and_image(job):
             raise ClusterError(f"the Job {name} in {api.namespace} is not this run's")
-    found: dict[str, Any] = made
-    return found
+    return made
 
 
 def _run_and_image(job: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -179,20 +165,7 @@ def _run_and_image(job: Mapping[str, Any]) -> tuple[str | None, str | None]:
 def _create_secret(api: Api, secret: dict[str, Any], jobs: Sequence[Mapping[str, Any]]) -> bool:
     """Whether it was created now; False if an earlier try of this run has created it."""
     secret["metadata"]["ownerReferences"] = _owners(jobs)
-    create = api.core.create_namespaced_secret
-    action = "create the run's Secret"
-    return api.call(action, create, api.namespace, secret, none=(409,)) is not None
-
-
-def _read_secret(api: Api, run: str) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = api.call(
-        "read the run's Secret",
-        api.core.read_namespaced_secret,
-        run,
-        api.namespace,
-        none=(404,),
-    )
-    return found
+    return api.create("secret", secret) is not None
 
 
 def _key(secret: Mapping[str, Any]) -> bytes:
@@ -201,19 +174,13 @@ def _key(secret: Mapping[str, Any]) -> bytes:
 
 def _adopt_key(api: Api, task: Task, key: bytes) -> None:
     """Take the key that the pods have: another machine may have completed this run."""
-    secret = _read_secret(api, task.run)
+    secret = api.read("secret", task.run)
     if secret is not None and _key(secret) != key:
         atomic.write(task.directory / "key", _key(secret), mode=0o600)
 
 
-def _own(api: Api, secret: str, jobs: Sequence[Mapping[str, Any]]) -> None:
-    api.call(
-        "set the owners of the run's Secret",
-        api.core.patch_namespaced_secret,
-        secret,
-        api.namespace,
-        {"metadata": {"ownerReferences": _owners(jobs)}},
-    )
+def _own(api: Api, run: str, jobs: Sequence[Mapping[str, Any]]) -> None:
+    api.patch("secret", run, {"metadata": {"ownerReferences": _owners(jobs)}})
 
 
 def _owners(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -224,8 +191,7 @@ def _owners(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _resume(api: Api, job: Mapping[str, Any]) -> None:
     if job["spec"].get("suspend"):
-        name, patch = job["metadata"]["name"], api.batch.patch_namespaced_job
-        api.call("resume the Job", patch, name, api.namespace, {"spec": {"suspend": False}})
+        api.patch("job", job["metadata"]["name"], {"spec": {"suspend": False}})
 
 
 def cancel(api: Api, run: str, attempts: Mapping[int, Collection[int]]) -> None:
@@ -251,7 +217,7 @@ def cancel(api: Api, run: str, attempts: Mapping[int, Collection[int]]) -> None:
             _give_up(api, run, elements)
         else:
             names = {name for it in elements for name in manifest.job_names(run, attempt, it)}
-            each(lambda name: _delete_job(api, name), sorted(names))
+            each(lambda name: api.delete("job", name), sorted(names))
 
 
 def _give_up(api: Api, run: str, elements: Collection[int]) -> None:
@@ -260,42 +226,11 @@ def _give_up(api: Api, run: str, elements: Collection[int]) -> None:
     Its controller may start the index of a deleted pod again, or one that has had no pod so far:
     so the run's Secret notes which are cancelled, and their workers end before they begin.
     """
-    api.call(
-        "note in the run's Secret what is cancelled",
-        api.core.patch_namespaced_secret,
-        run,
-        api.namespace,
-        {"data": {f"cancelled-{element}": "" for element in elements}},
-        none=(404,),
-    )
+    noted = {f"cancelled-{element}": "" for element in elements}
+    api.patch("secret", run, {"data": noted}, none=(404,))
     chosen = manifest.selector(run, attempt=0)
     if api.server.labels_indexes and len(elements) <= MAX_SELECTED:
         chosen += f",{manifest.INDEX} in ({','.join(map(str, sorted(elements)))})"
-    pods = [
-        view_pod(item)
-        for page in api.pages("list pods", api.core.list_namespaced_pod, chosen)
-        for item in page["items"]
-    ]
+    pods = map(view_pod, api.items("pod", chosen))
     live = [pod.name for pod in pods if pod.element in elements and not pod.final]
-    each(lambda name: _delete_pod(api, name), live)
-
-
-def _delete_job(api: Api, name: str) -> None:
-    delete = api.batch.delete_namespaced_job
-    background = "Background"
-    api.call(
-        "delete a Job", delete, name, api.namespace, none=(404,), propagation_policy=background
-    )
-
-
-def _delete_pod(api: Api, name: str) -> None:
-    delete = api.core.delete_namespaced_pod
-    api.call("delete a pod", delete, name, api.namespace, none=(404,))
-
-
-def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """``function`` of each item, a few at a time; the first error ends it."""
-    if len(items) <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(PARALLEL, len(items))) as pool:
-        return list(pool.map(function, items))
+    each(lambda name: api.delete("pod", name), live)

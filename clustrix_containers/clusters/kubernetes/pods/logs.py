@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from typing import Any
 
 from clustrix_containers.clusters.kubernetes.api import Api, lines
 from clustrix_containers.clusters.kubernetes.manifest import CONTAINER
@@ -23,7 +25,7 @@ def read(
     """The lines of the pod that ``find`` gives with whether the element has ended.
 
     With ``follow`` from its start to its end, and then those of the pod that takes its place; else
-    what there is now. For an API server that is out of reach it waits :data:`PATIENCE`.
+    what there is now. For an API server that cannot be reached it waits :data:`PATIENCE`.
     """
     seen: dict[str, _Position] = {}
     pause, reached = 0.05, time.monotonic()
@@ -70,7 +72,7 @@ class _Position:
 
 
 def _read(api: Api, pod: PodView, seen: _Position, stay: bool) -> Iterator[bytes]:
-    options = {"container": CONTAINER, "timestamps": True, "follow": stay}
+    options: dict[str, Any] = {"container": CONTAINER, "timestamps": True, "follow": stay}
     if seen.stamp:
         # Whole seconds, and the line itself once more: what was read before is dropped here.
         options["since_seconds"] = _age(seen.stamp)
@@ -112,7 +114,5 @@ def _comparable(stamp: str) -> str:
 
 
 def _age(stamp: str) -> int:
-    from datetime import datetime, timezone
-
     then = datetime.fromisoformat(stamp[:19]).replace(tzinfo=timezone.utc)
     return max(1, int((datetime.now(timezone.utc) - then).total_seconds()) + 5)

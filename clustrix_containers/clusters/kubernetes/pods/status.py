@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from clustrix_containers.api.status import Cause, State, Status
 from clustrix_containers.clusters.kubernetes.api import PAGE, Api
@@ -25,60 +27,50 @@ DELETED = Status(State.FAILED, Cause.DELETED, None, "its Job was deleted, and no
 ABSENT = replace(DELETED, state=State.ABSENT)
 
 
+REFUSED = ("Job", "FailedCreate")
+"""Kind and reason of events about why a Job has no pods."""
+_PULL_FAILED = ("Pod", "Failed")
+_PREEMPTED = ("Pod", "Preempted")
+_TAINTED = ("Pod", "TaintManagerEviction")
+"""A node's taint has ended a pod, for example because the node is lost."""
+
+
 class Events:
     """What explains the state of Jobs and pods that do not do so themselves.
 
+    Those of a kind and reason are listed all at once.
     https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/
     """
 
     def __init__(self, api: Api) -> None:
-        self.refusals = _Messages(api, "Job", "FailedCreate")
-        """Why a Job has no pods."""
-        self.pull_failures = _Messages(api, "Pod", "Failed")
-        """Why a pod does not start."""
-        self.preemptions = _Messages(api, "Pod", "Preempted")
-        """For which other pod a pod was ended."""
-        self.taints = _Messages(api, "Pod", "TaintManagerEviction")
-        """That a node's taint has ended a pod, for example because the node is lost."""
-
-
-class _Messages:
-    """The events of one reason about one kind of object, listed all at once."""
-
-    def __init__(self, api: Api, kind: str, reason: str) -> None:
         self._api = api
-        self._selector = f"involvedObject.kind={kind},reason={reason}"
         self._lock = threading.Lock()
-        self._listed: float | None = None
-        self._messages: dict[str, str] = {}
+        self._listed: dict[tuple[str, str], float] = {}
+        self._messages: dict[tuple[str, str], dict[str, str]] = {}
 
-    def of(self, uid: str, name: str) -> str:
+    def last(self, what: tuple[str, str], uid: str, name: str) -> str:
         """The last message about an object; ``""`` if there is none, or none may be read."""
         with self._lock:
-            if self._listed is None or time.monotonic() - self._listed > REFRESH:
-                self._list()
-                self._listed = time.monotonic()
+            listed = self._listed.get(what)
+            if listed is None or time.monotonic() - listed > REFRESH:
+                # They only explain: without them the state is the same.
+                with contextlib.suppress(ClusterError):
+                    self._messages[what] = self._list(*what)
+                self._listed[what] = time.monotonic()
+            messages = self._messages.get(what, {})
             # Some controllers give no uid.
-            return self._messages.get(uid) or self._messages.get(name) or ""
+            return messages.get(uid) or messages.get(name) or ""
 
-    def _list(self) -> None:
-        api = self._api
-        try:
-            listed = api.call(
-                "list events",
-                api.core.list_namespaced_event,
-                api.namespace,
-                field_selector=self._selector,
-                limit=PAGE,
-            )
-        except ClusterError:
-            # They only explain: without them the state is the same.
-            return
-        self._messages = {}
-        for event in sorted(listed["items"], key=lambda it: it.get("lastTimestamp") or ""):
-            about, message = event["involvedObject"], event.get("message", "")
-            if message not in _NO_CAUSE:
-                self._messages[about.get("uid") or about.get("name", "")] = message
+    def _list(self, kind: str, reason: str) -> dict[str, str]:
+        api, selector = self._api, f"involvedObject.kind={kind},reason={reason}"
+        events = api.function("list", "event")
+        chosen: dict[str, Any] = {"field_selector": selector, "limit": PAGE}
+        listed = api.call("list events", events, api.namespace, **chosen)["items"]
+        return {
+            event["involvedObject"].get("uid") or event["involvedObject"].get("name", ""): message
+            for event in sorted(listed, key=lambda it: it.get("lastTimestamp") or "")
+            if (message := event.get("message", "")) not in _NO_CAUSE
+        }
 
 
 def status_of(
@@ -113,16 +105,18 @@ def status_of(
         return Status(State.RUNNING, message="its container has ended")
     if last.ended:
         return _ended(job, last, element, len(ended), events)
+    if last.deleted and (job is None or job.deleted):
+        return DELETED
+    if job is not None and job.condition == "Failed":
+        # What was to replace a pod was given up with the Job: that pod's end is the reason.
+        before = newest(ended)
+        return (
+            _job_failed(job) if before is None else _ended(job, before, element, len(ended), events)
+        )
     replaced = newest([pod for pod in pods if pod is not last and (pod.ended or pod.deleted)])
     again = "" if replaced is None else f" (again: {_failure(replaced, events).message})"
     if last.started:
         return Status(State.RUNNING, message=f"on the node {last.node}{again}")
-    before = newest(ended)
-    if job is not None and job.condition == "Failed":
-        # What was to replace a pod was given up with the Job: that pod's end is the reason.
-        return (
-            _job_failed(job) if before is None else _ended(job, before, element, len(ended), events)
-        )
     status = _waiting(last, events, patient)
     return replace(status, message=f"{status.message}{again}")
 
@@ -138,7 +132,7 @@ def _without_pod(job: JobView, element: int, events: Events, slow: bool) -> Stat
     if job.suspended:
         waits = f": waits in the queue {job.queue}" if job.queue else ""
         return Status(State.PENDING, message=f"suspended{waits}")
-    return Status(State.PENDING, message=events.refusals.of(job.uid, job.name) if slow else "")
+    return Status(State.PENDING, message=events.last(REFUSED, job.uid, job.name) if slow else "")
 
 
 def _job_failed(job: JobView) -> Status:
@@ -195,9 +189,9 @@ def _failure(pod: PodView, events: Events) -> Status:
 
 def _deletion(pod: PodView, events: Events) -> tuple[Cause, str]:
     """Why a pod was deleted while it ran: before 1.26 only events show it."""
-    if message := events.preemptions.of(pod.uid, pod.name):
+    if message := events.last(_PREEMPTED, pod.uid, pod.name):
         return Cause.PREEMPTED, f"was preempted: {message}"
-    if events.taints.of(pod.uid, pod.name):
+    if events.last(_TAINTED, pod.uid, pod.name):
         return Cause.NODE_LOST, f"its node {pod.node} was lost, or tainted"
     return Cause.EVICTED, f"its pod was deleted while it ran on the node {pod.node}"
 
@@ -209,7 +203,9 @@ def _waiting(pod: PodView, events: Events, patient: bool) -> Status:
         return Status(State.PENDING, message=pod.reason)
     what = "its image cannot be pulled" if pod.reason in IMAGE_REASONS else "cannot start"
     text = f"{what} ({pod.reason}): {pod.detail}"
-    if pod.reason == "ImagePullBackOff" and (message := events.pull_failures.of(pod.uid, pod.name)):
+    if pod.reason == "ImagePullBackOff" and (
+        message := events.last(_PULL_FAILED, pod.uid, pod.name)
+    ):
         text = f"{what}: {message}"
     if patient:
         return Status(State.PENDING, message=text)

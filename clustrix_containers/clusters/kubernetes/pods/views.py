@@ -50,7 +50,6 @@ class PodView:
     """Whether it no longer exists: this is how it was last seen."""
     started: bool = False
     exit_code: int | None = None
-    signal: int | None = None
     message: str | None = None
     trimmed: bool = False
     """Whether its message is not kept here: the pod itself has it."""
@@ -71,6 +70,11 @@ class PodView:
     def ended(self) -> bool:
         over = self.phase in ("Succeeded", "Failed") or self.exit_code is not None
         return over or self.gone
+
+    @property
+    def may_run(self) -> bool:
+        """Whether it runs, or will unless somebody deletes it."""
+        return not self.ended and (self.started or not self.deleted)
 
     @property
     def stuck(self) -> bool:
@@ -106,19 +110,14 @@ class JobView:
     deleted: bool = False
     queue: str = ""
     """Kueue's queue, which decides when it may run."""
-    active: int = 0
     seen_at: float = field(default=0.0, compare=False)
     """When this was first seen here (monotonic)."""
-
-    def differs_in_progress(self, later: JobView) -> bool:
-        """Whether ``later`` differs only in which elements have ended, and how many run."""
-        same = replace(self, completed=later.completed, failed=later.failed, active=later.active)
-        return same == later
 
 
 def view_pod(pod: Mapping[str, Any]) -> PodView:
     """The view of a pod as the API gives it."""
-    metadata, status, container = pod["metadata"], pod.get("status", {}), _container(pod)
+    metadata, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status", {})
+    container = _ours(spec.get("containers", ())) or {}
     labels = metadata.get("labels", {})
     element = labels.get(LABEL_ELEMENT, labels.get(INDEX))
     if element is None:
@@ -131,7 +130,7 @@ def view_pod(pod: Mapping[str, Any]) -> PodView:
         element=int(element) if element is not None else 0,
         uid=metadata["uid"],
         name=metadata["name"],
-        node=_same(pod.get("spec", {}).get("nodeName", "")),
+        node=_same(spec.get("nodeName", "")),
         phase=_same(status.get("phase", "Pending")),
         created=_seconds(metadata.get("creationTimestamp")),
         # One that does not hold results is Ready as soon as it runs.
@@ -142,9 +141,8 @@ def view_pod(pod: Mapping[str, Any]) -> PodView:
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
         memory=_same(container.get("resources", {}).get("limits", {}).get("memory", "")),
     )
-    containers = [it for it in status.get("containerStatuses", ()) if it["name"] == CONTAINER]
-    if containers:
-        return _with_container(view, containers[0].get("state", {}))
+    if (own := _ours(status.get("containerStatuses", ()))) is not None:
+        return _with_container(view, own.get("state", {}))
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         return replace(view, reason="Unschedulable", detail=scheduled.get("message", ""))
@@ -156,9 +154,8 @@ def _same(text: str) -> str:
     return sys.intern(str(text))
 
 
-def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = [it for it in pod.get("spec", {}).get("containers", ()) if it["name"] == CONTAINER]
-    return found[0] if found else {}
+def _ours(containers: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((it for it in containers if it["name"] == CONTAINER), None)
 
 
 def _with_container(view: PodView, state: Mapping[str, Any]) -> PodView:
@@ -167,7 +164,6 @@ def _with_container(view: PodView, state: Mapping[str, Any]) -> PodView:
             view,
             started=True,
             exit_code=ended["exitCode"],
-            signal=ended.get("signal"),
             reason=_same(ended.get("reason", "")),
             message=ended.get("message"),
         )
@@ -206,7 +202,6 @@ def view_job(job: Mapping[str, Any]) -> JobView:
         completed=status.get("completedIndexes", ""),
         failed=status.get("failedIndexes", ""),
         queue=labels.get(LABEL_QUEUE, ""),
-        active=int(status.get("active", 0)),
         retries=int(
             spec.get("backoffLimitPerIndex", 0 if indexed else spec.get("backoffLimit", 0))
         ),
@@ -216,27 +211,23 @@ def view_job(job: Mapping[str, Any]) -> JobView:
 
 def within(indexes: str, index: int) -> bool:
     """Whether an index is in ``"1,3-5,7"``, as a Job's status writes them."""
-    firsts, lasts = _ranges(indexes)
-    place = bisect_right(firsts, index) - 1
-    return place >= 0 and index <= lasts[place]
+    ranges = _ranges(indexes)
+    place = bisect_right(ranges, index, key=lambda it: it.start) - 1
+    return place >= 0 and index in ranges[place]
 
 
 @functools.lru_cache(16)
-def _ranges(indexes: str) -> tuple[Sequence[int], Sequence[int]]:
-    """The first and the last index of each part, which are in ascending order."""
+def _ranges(indexes: str) -> Sequence[range]:
+    """The parts of ``indexes``, which are in ascending order."""
     parts = [part.partition("-") for part in indexes.split(",") if part]
-    firsts = [int(first) for first, _, _ in parts]
-    return firsts, [int(last or first) for first, _, last in parts]
+    return [range(int(first), int(last or first) + 1) for first, _, last in parts]
 
 
 def newly_ended(before: JobView, later: JobView) -> set[int]:
     """The elements that have ended between two views of a Job, and some that had before."""
     found: set[int] = set()
     for old, new in ((before.completed, later.completed), (before.failed, later.failed)):
-        if old != new:
-            for part in set(new.split(",")) - set(old.split(",")):
-                first, _, last = part.partition("-")
-                found.update(range(int(first), int(last or first) + 1) if part else ())
+        found.update(*set(_ranges(new)).difference(_ranges(old)))
     return found
 
 
@@ -314,10 +305,11 @@ class Views(Generic[V]):
             self._by_run = found
 
     def add(self, listing: Callable[[], Iterable[V]]) -> None:
-        """Put what ``listing`` gives, but not over what has changed in the meantime."""
+        """Put what ``listing`` gives, but not over what has changed, or was filled, in the meantime."""
         changed: set[str] = set()
         with self._lock:
             self._recording.append(changed)
+            before = self._by_run
         views: list[V] = []
         try:
             views = list(listing())
@@ -325,7 +317,7 @@ class Views(Generic[V]):
             with self._lock:
                 self._recording.remove(changed)
                 for view in views:
-                    if view.uid not in changed:
+                    if view.uid not in changed and self._by_run is before:
                         self._put(self._by_run, view)
 
     def _record(self, view: V) -> None:

@@ -42,8 +42,8 @@ class Watcher:
         self.lock = threading.RLock()
         self._subscribers: dict[str, list[Notify]] = {}
         self._used = 0.0
-        self._pods = _Pods(self, "pods", api.core.list_namespaced_pod, view_pod)
-        self._jobs = _Jobs(self, "Jobs", api.batch.list_namespaced_job, view_job)
+        self._pods = _Pods(self, "pod", view_pod)
+        self._jobs = _Jobs(self, "job", view_job)
 
     def subscribe(self, run: str, notify: Notify) -> Callable[[], None]:
         """Call ``notify`` whenever anything of a run has changed, until what is returned is called.
@@ -77,9 +77,8 @@ class Watcher:
         """
         self._used = time.monotonic()
         # In this order: at first, pods are known that are newer than what the Jobs report.
-        for kind in (self._jobs, self._pods):
-            kind.ensure()
-            kind.wait()
+        self._jobs.ensure()
+        self._pods.ensure()
 
     def job(self, run: str, attempt: int, element: int) -> JobView | None:
         """The Job that runs an element."""
@@ -99,7 +98,8 @@ class Watcher:
 
     def listed(self, run: str) -> float:
         """When a run's pods were last listed (monotonic): what was true then is known."""
-        return self._pods.listed(run)
+        listings = self._pods.listings
+        return max(listings.get("", 0.0), listings.get(run, 0.0))
 
     def has_caught_up(self, since: float) -> bool:
         """Whether the watch of pods must have reported by now what a Job reported at ``since``."""
@@ -112,14 +112,14 @@ class Watcher:
 
     def reread(self, pod: PodView) -> PodView:
         """A trimmed view, whole again; as it is if the pod no longer exists."""
-        api = self.api
-        read = api.core.read_namespaced_pod
-        found = api.call("read a pod", read, pod.name, api.namespace, none=(404,))
+        found = self.api.read("pod", pod.name)
         return pod if found is None else view_pod(found)
 
     def refresh(self, run: str) -> None:
         """List a run's pods now: the watches of Jobs and of pods do not run in step."""
-        self._pods.refresh(run)
+        now, pods = time.monotonic(), self._pods
+        pods.views.add(lambda: pods.all(selector(run))[0])
+        pods.listings[run] = now
 
     def is_idle(self) -> bool:
         return time.monotonic() - self._used > IDLE
@@ -136,17 +136,11 @@ class Watcher:
 class _Kind(abc.ABC, Generic[V]):
     """The watch of one kind of object: list, then watch from there; list again on 410."""
 
-    def __init__(
-        self,
-        watcher: Watcher,
-        name: str,
-        listing: Callable[..., Any],
-        view: Callable[[Mapping[str, Any]], V],
-    ) -> None:
-        self._watcher, self._name, self._listing = watcher, name, listing
+    def __init__(self, watcher: Watcher, name: str, view: Callable[[Mapping[str, Any]], V]) -> None:
+        self._watcher, self._name = watcher, name
         self._view: Callable[[Mapping[str, Any]], V] = view
         self.views: Views[V] = Views()
-        self._listings: dict[str, float] = {}
+        self.listings: dict[str, float] = {}
         """When a run was last listed by itself; all of them: ``""``."""
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
@@ -168,15 +162,13 @@ class _Kind(abc.ABC, Generic[V]):
                     target=self._run, name=f"clustrix-watch-{self._name}", daemon=True
                 )
                 self._thread.start()
-
-    def wait(self) -> None:
         ready = self._ready.wait(STALE)
         if self._error is not None:
             raise self._error
         now, broken = time.monotonic(), self._broken
         silent = now - self._seen_at > WATCH_SECONDS + STALE
         if not ready or silent or (broken is not None and now - broken > STALE):
-            text = f"the API server does not respond to a watch of {self._name}"
+            text = f"the API server does not respond to a watch of {self._name}s"
             raise ClusterError(text, temporary=True)
 
     def _run(self) -> None:
@@ -205,29 +197,21 @@ class _Kind(abc.ABC, Generic[V]):
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(pause * 2, 5.0)
 
-    def listed(self, run: str) -> float:
-        return max(self._listings.get("", 0.0), self._listings.get(run, 0.0))
-
-    def refresh(self, run: str) -> None:
-        now = time.monotonic()
-        self.views.add(lambda: self._all(selector(run))[0])
-        self._listings[run] = now
-
     def _list(self) -> str:
         now = time.monotonic()
-        views, version = self._all(selector())
+        views, version = self.all(selector())
         self.views.fill(views)
-        self._listings = {"": now}
+        self.listings = {"": now}
         self._seen_at = time.monotonic()
         self._ready.set()
         self._watcher.changed()
         return version
 
-    def _all(self, chosen: str) -> tuple[list[V], str]:
+    def all(self, chosen: str) -> tuple[list[V], str]:
         """The views of all objects, and the resource version of that."""
         views: list[V] = []
         version = ""
-        for page in self._watcher.api.pages(f"list {self._name}", self._listing, chosen):
+        for page in self._watcher.api.pages(self._name, chosen):
             views += (self.kept(self._view(item)) for item in page["items"])
             version = page["metadata"]["resourceVersion"]
         return views, version
@@ -241,8 +225,9 @@ class _Kind(abc.ABC, Generic[V]):
         """Apply an event of the watch, and notify whom it concerns."""
 
     def _watch(self, version: str) -> str:
-        response = self._listing(
-            self._watcher.api.namespace,
+        api = self._watcher.api
+        response = api.function("list", self._name)(
+            api.namespace,
             label_selector=selector(),
             resource_version=version,
             watch=True,
@@ -273,8 +258,6 @@ class _Kind(abc.ABC, Generic[V]):
 class _Pods(_Kind[PodView]):
     def kept(self, view: PodView) -> PodView:
         """Without the worker's message, if it has been used already or nobody waits for it."""
-        if not (view.message or "").startswith(WORKER_MESSAGES):
-            return view
         before = self.views.same(view)
         needed = self._watcher.has_subscribers(view.run) and not (before and before.trimmed)
         return view if needed else trimmed(view)
@@ -308,8 +291,10 @@ class _Jobs(_Kind[JobView]):
         else:
             return
         concerned: Iterable[int] | None = None if view.element is None else (view.element,)
-        if kind != "DELETED" and before is not None and before.differs_in_progress(view):
-            concerned = concerned or newly_ended(before, view)
+        if concerned is None and before is not None and kind != "DELETED":
+            # All are concerned, unless nothing has changed but which of them have ended.
+            same = replace(before, completed=view.completed, failed=view.failed) == view
+            concerned = newly_ended(before, view) if same else None
         if concerned is None or concerned:
             self._watcher.changed(view.run, concerned)
 

@@ -15,17 +15,16 @@ from typing import Any
 
 from clustrix_containers.clusters.kubernetes import manifest
 from clustrix_containers.clusters.kubernetes.api import Api, Server
-from clustrix_containers.clusters.kubernetes.pods.status import Events
+from clustrix_containers.clusters.kubernetes.pods.status import REFUSED, Events
 from clustrix_containers.clusters.kubernetes.pods.views import PodView, view_pod
 from clustrix_containers.clusters.kubernetes.settings import Settings
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.results import delivery
 from clustrix_containers.results.outcome import Expected
 from clustrix_containers.results.stores.volume import MOUNT_PATH, VolumeStore
-from clustrix_containers.worker import contract
 
 from . import take
-from .stream import command
+from .stream import DELIVER, deliver
 
 IDLE = 120
 """Seconds without use after which the pod ends by itself."""
@@ -41,17 +40,15 @@ MAX_FAILURES = 3
 """How many pods in a row may end without having been of use."""
 READS = f"{manifest.PREFIX}/reads"
 SIGN = "/tmp/used"  # noqa: S108
-PYTHON = f"{contract.VENV}/bin/python"
 
 
 class Reader:
     """At most one Job, created when something is to be read; threads may share it."""
 
-    def __init__(
-        self, api: Api, settings: Settings, events: Events, store: VolumeStore, image: str, run: str
-    ) -> None:
+    def __init__(self, api: Api, settings: Settings, events: Events, image: str, run: str) -> None:
+        assert settings.volume is not None
         self._api, self._settings, self._events = api, settings, events
-        self._store, self._image, self._run = store, image, run
+        self._store, self._image, self._run = settings.volume, image, run
         self._lock = threading.RLock()
         self._job: Any = None
         self._begun = self._used = 0.0
@@ -65,18 +62,12 @@ class Reader:
         ``ClusterError`` (``temporary``) while the pod has not started, or if the read broke off.
         """
         place = str(self._store.directory(MOUNT_PATH, self._run))
-        words = [
-            PYTHON,
-            contract.DELIVER_SCRIPT,
-            "read",
-            place,
-            str(expected.element),
-            str(expected.attempt),
-        ]
-        words += [stored.mark if stored is not None else "-", SIGN]
-        with self._pod() as pod, command(self._api, pod, words) as giver:
+        mark = stored.mark if stored is not None else "-"
+        chosen = (str(expected.element), str(expected.attempt), mark, SIGN)
+        words = ("read", place, *chosen)
+        with self._pod() as pod, deliver(self._api, pod, words) as process:
             try:
-                take.receive(giver, pod, expected)
+                take.receive(process, pod, expected)
             except delivery.Absent:
                 return False
         return True
@@ -88,12 +79,8 @@ class Reader:
         if job is None:
             return
         with contextlib.suppress(Exception):
-            self._api.batch.delete_namespaced_job(
-                job["metadata"]["name"],
-                self._api.namespace,
-                propagation_policy="Background",
-                _request_timeout=timeout,
-            )
+            name = job["metadata"]["name"]
+            self._api.delete("job", name, patience=0.0, _request_timeout=timeout)
 
     @contextlib.contextmanager
     def _pod(self) -> Iterator[str]:
@@ -138,31 +125,21 @@ class Reader:
         api = self._api
         name = f"{self._run}-reads-{secrets.token_hex(3)}"
         job = manifest_of(self._settings, api.server, self._store, self._image, self._run, name)
-        action = f"create the Job {name}"
-        create = api.batch.create_namespaced_job
-        # 409: the response to an earlier try was lost.
-        self._job = api.call(action, create, api.namespace, job, none=(409,)) or api.call(
-            action, api.batch.read_namespaced_job, name, api.namespace
-        )
+        # None: the response to an earlier try was lost.
+        self._job = api.create("job", job) or api.read("job", name)
         self._begun = time.monotonic()
         threading.Thread(target=self._expire, args=(self._job,), daemon=True, name=name).start()
 
     def _look(self) -> PodView | None:
         chosen = f"{READS}={self._job['metadata']['name']}"
-        found = [
-            view_pod(pod)
-            for page in self._api.pages("list pods", self._api.core.list_namespaced_pod, chosen)
-            for pod in page["items"]
-        ]
+        found = map(view_pod, self._api.items("pod", chosen))
         return max(found, key=lambda pod: pod.created, default=None)
 
     def _is_over(self, pod: PodView | None) -> bool:
         """Whether nothing can be read any more: it was idle, or somebody has ended it."""
         if pod is not None:
             return pod.ended or pod.deleted
-        api, name = self._api, self._job["metadata"]["name"]
-        read = api.batch.read_namespaced_job
-        return api.call(f"read the Job {name}", read, name, api.namespace, none=(404,)) is None
+        return self._api.read("job", self._job["metadata"]["name"]) is None
 
     def _drop(self, *, useful: bool = False) -> None:
         """Give the Job up; the next one may do better."""
@@ -187,7 +164,7 @@ class Reader:
         if self._job is None:
             return "its Job was deleted"
         made = self._job["metadata"]
-        return self._events.refusals.of(made["uid"], made["name"]) or "its Job has no pod yet"
+        return self._events.last(REFUSED, made["uid"], made["name"]) or "its Job has no pod yet"
 
     def _expire(self, job: Any) -> None:
         """Delete the Job once nobody has used it for a while."""
@@ -210,26 +187,21 @@ def manifest_of(
         READS: name,
     }
     container = {
-        "name": manifest.CONTAINER,
         "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": [PYTHON, contract.DELIVER_SCRIPT, "wait", SIGN, str(IDLE)],
+        "command": [*DELIVER, "wait", SIGN, str(IDLE)],
         "resources": {
             "requests": {"cpu": "50m", "memory": "64Mi"},
             "limits": {"cpu": "1", "memory": "256Mi"},
         },
-        "securityContext": manifest.CONTAINER_SECURITY,
-        "volumeMounts": [
-            {"name": manifest.CLAIM, "mountPath": MOUNT_PATH, "readOnly": True},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-        ],
     }
-    volumes = [manifest.claimed(store.claim), {"name": "tmp", "emptyDir": {}}]
+    mounts = [
+        manifest.claimed(store.claim, read_only=True),
+        manifest.mounted("tmp", "/tmp", emptyDir={}),  # noqa: S108
+    ]
     spec = {
         "backoffLimit": 0,
         "activeDeadlineSeconds": MAX_AGE,
         "ttlSecondsAfterFinished": 60,
-        "template": manifest.template(settings, server, labels, container, volumes),
+        "template": manifest.template(settings, server, labels, container, mounts),
     }
-    metadata = {"name": name, "namespace": settings.namespace, "labels": labels}
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+    return manifest.job(spec, name=name, namespace=settings.namespace, labels=labels)

@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from clustrix_containers.clusters.kubernetes.api import DENIED, PERMISSION_HINT, Api, error_message
+from clustrix_containers.clusters.kubernetes.api import Api
 from clustrix_containers.clusters.kubernetes.manifest import CONTAINER
 from clustrix_containers.errors import ClusterError
+from clustrix_containers.worker import contract
 
 if TYPE_CHECKING:
     from websocket import WebSocket
@@ -23,7 +24,7 @@ STDIN, STDOUT, STDERR, ERROR = 0, 1, 2, 3
 CONNECT = 10.0
 """Seconds for each of: the connection, TLS, and each piece of the response to the upgrade."""
 MAX_STDERR = 4096
-EXEC = "exec"
+DELIVER = (f"{contract.VENV}/bin/python", contract.DELIVER_SCRIPT)
 
 
 class BrokenOff(Exception):
@@ -89,20 +90,18 @@ class Command:
 
     def _end(self, data: bytes) -> None:
         try:
-            status = json.loads(data)
-            self.succeeded = status["status"] == "Success"
+            self.succeeded = json.loads(data)["status"] == "Success"
         except (ValueError, KeyError, TypeError):
             self.succeeded = False
         if not self.succeeded:
-            text = data.decode("utf-8", "replace")
-            self.stderr = (self.stderr + text)[:MAX_STDERR] if not self.stderr else self.stderr
+            self.stderr = self.stderr or data.decode("utf-8", "replace")[:MAX_STDERR]
 
 
 @contextlib.contextmanager
-def command(
+def deliver(
     api: Api, pod: str, words: Sequence[str], *, patience: float = CONNECT
 ) -> Iterator[Command]:
-    """Run a command in a pod of ours.
+    """Run our ``deliver.py`` in a pod of ours with these arguments.
 
     ``ClusterError`` if it cannot be started; ``temporary`` says whether that may pass.
     """
@@ -119,80 +118,73 @@ def _connect(api: Api, pod: str, words: Sequence[str], patience: float) -> WebSo
     from functools import partial
 
     from kubernetes.client import ApiClient, CoreV1Api
-    from websocket import WebSocketBadStatusException, WebSocketException
 
     # A client of its own, whose requests are WebSockets: others use ours at the same time.
     client = ApiClient(api.client.configuration)
-    client.request = partial(_open, api.client.configuration, patience)
+    client.request = partial(_open, api.client.configuration)
+    execute = CoreV1Api(client).connect_get_namespaced_pod_exec
+    # An API server that has just started does not know yet who may do what.
+    api.allowed.add(execute.__name__)
     try:
-        made: WebSocket = CoreV1Api(client).connect_get_namespaced_pod_exec(
+        made: WebSocket = api.call(
+            f"run a command in the pod {pod}",
+            execute,
             pod,
             api.namespace,
             container=CONTAINER,
-            command=list(words),
+            command=[*DELIVER, *words],
             stdin=True,
             stdout=True,
             stderr=True,
             tty=False,
-            _preload_content=False,
+            stream=True,
+            patience=0.0,
+            _request_timeout=patience,
         )
-    except WebSocketBadStatusException as error:
-        raise _refused(api, pod, error) from error
-    except (WebSocketException, OSError) as error:
-        raise ClusterError(f"{api.where} does not respond: {error}", temporary=True) from error
-    api.denied.pop(EXEC, None)
+    except ClusterError as error:
+        # Whoever tries again looks at the pod first, which may be gone.
+        error.fields["temporary"] = not error.fields["denied"]
+        raise
     return made
 
 
-def _open(configuration: Any, patience: float, _method: str, url: str, **options: Any) -> Any:
+def _open(configuration: Any, _method: str, url: str, **options: Any) -> Any:
     """What ``kubernetes.stream.ws_client`` does, with an end to each of its waits."""
+    from kubernetes.client import ApiException
     from kubernetes.stream import ws_client
     from websocket import WebSocket as Connection
+    from websocket import WebSocketBadStatusException, WebSocketException
 
     headers = options.get("headers") or {}
     address = ws_client.get_websocket_url(url, options.get("query_params"))
     sent = ["sec-websocket-protocol: v4.channel.k8s.io"]
     if "authorization" in headers:
         sent.append(f"authorization: {headers['authorization']}")
-    settings: dict[str, Any] = {"header": sent, "timeout": patience}
+    settings: dict[str, Any] = {"header": sent, "timeout": options["_request_timeout"]}
     if configuration.proxy or configuration.proxy_headers:
         settings = ws_client.websocket_proxycare(settings, configuration, address, headers)
     made: Any = Connection(sslopt=_tls(configuration), skip_utf8_validation=True)
-    made.connect(address, **settings)
+    try:
+        made.connect(address, **settings)
+    except WebSocketBadStatusException as error:
+        refused = ApiException(error.status_code, str(error))
+        refused.body = error.resp_body
+        raise refused from error
+    except WebSocketException as error:
+        raise OSError(str(error)) from error
     return made
 
 
 def _tls(configuration: Any) -> dict[str, Any]:
     import ssl
 
-    found: dict[str, Any] = {"cert_reqs": ssl.CERT_NONE}
-    if configuration.verify_ssl:
-        found = {"cert_reqs": ssl.CERT_REQUIRED}
-        if configuration.ssl_ca_cert:
-            found["ca_certs"] = configuration.ssl_ca_cert
-        if configuration.assert_hostname is not None:
-            found["check_hostname"] = configuration.assert_hostname
-    more = {
+    verify = configuration.verify_ssl
+    found = {
+        "cert_reqs": ssl.CERT_REQUIRED if verify else ssl.CERT_NONE,
+        "ca_certs": configuration.ssl_ca_cert,
+        "check_hostname": configuration.assert_hostname if verify else False,
         "certfile": configuration.cert_file,
         "keyfile": configuration.key_file,
         "server_hostname": configuration.tls_server_name,
     }
-    return found | {name: value for name, value in more.items() if value}
-
-
-def _refused(api: Api, pod: str, error: Any) -> ClusterError:
-    status = int(error.status_code)
-    body = getattr(error, "resp_body", None) or b""
-    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
-    denied = status in (401, 403)
-    temporary = True
-    if denied:
-        # An API server that has just started does not know yet who may do what.
-        temporary = time.monotonic() - api.denied.setdefault(EXEC, time.monotonic()) < DENIED
-    return ClusterError(
-        f"{api.where} refuses to run a command in the pod {pod}: {status}"
-        f" {error_message(body, text)}".rstrip(),
-        hint=PERMISSION_HINT if denied else None,
-        temporary=temporary,
-        status=status,
-    )
+    return {name: value for name, value in found.items() if value is not None}

@@ -21,7 +21,10 @@ from clustrix_containers.clusters.kubernetes.manifest import (
 
 Response = tuple[int, dict[str, Any], dict[str, str]]
 Script = Callable[[str, dict[str, str]], Response]
-"""Path and query of a request -> status, JSON and headers of the response."""
+"""Path and query of a request -> status, JSON and headers of the response.
+
+A DELETE has the query ``delete``.
+"""
 
 
 def kubeconfig(path: Path, server: str) -> Path:
@@ -45,10 +48,16 @@ def api_server(directory: Path, script: Script) -> Iterator[tuple[Api, list[str]
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_DELETE(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            self.do_GET()
+
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             paths.append(parts.path)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+            if self.command == "DELETE":
+                query["delete"] = ""
             status, value, headers = script(parts.path, query)
             data = json.dumps(value).encode()
             self.send_response(status)
@@ -85,3 +94,10 @@ def pod(run: str, element: int, message: str) -> dict[str, Any]:
             "containerStatuses": [{"name": CONTAINER, "state": state}],
         },
     }
+
+
+def job(run: str, element: int, status: dict[str, Any]) -> dict[str, Any]:
+    """The Job of one element, as the API gives it."""
+    labels = {LABEL_RUN: run, LABEL_ATTEMPT: "0", LABEL_ELEMENT: str(element)}
+    metadata = {"name": f"{run}-0", "uid": f"job-{element}", "labels": labels}
+    return {"metadata": metadata, "spec": {}, "status": status}

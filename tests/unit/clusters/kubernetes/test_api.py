@@ -69,7 +69,7 @@ def test_a_list_comes_in_pages(tmp_path: Path) -> None:
         return 200, {"items": [len(queries)], "metadata": metadata}, {}
 
     with api_server(tmp_path, respond) as (api, _):
-        pages = list(api.pages("list pods", api.core.list_namespaced_pod, "a=b"))
+        pages = list(api.pages("pod", "a=b"))
     assert [page["items"] for page in pages] == [[1], [2]]
     assert [query["labelSelector"] for query in queries] == ["a=b", "a=b"]
     assert queries[1]["continue"] == "more"

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clustrix_containers.api.options import Resources
-from clustrix_containers.api.status import State
-from clustrix_containers.clusters import open_cluster
+from clustrix_containers.api.status import Cause, State
+from clustrix_containers.clusters import kubernetes, open_cluster
 from clustrix_containers.clusters.kubernetes import KubernetesCluster
+from clustrix_containers.clusters.kubernetes.manifest import CONTAINER
+from clustrix_containers.clusters.kubernetes.pods import watch
 from clustrix_containers.clusters.task import Fetched, Handle, Task
 from clustrix_containers.errors import ClusterError, ResultLost
 from tests.bare_worker import KEY, RUN
 from tests.delivered import Delivering
-from tests.unit.clusters.kubernetes.scripted import Response, api_server, pod
+from tests.unit.clusters.kubernetes.scripted import Response, api_server, job, pod
 
 MIB = 1 << 20
 STORED = 'CXM2{"store": "volume", "mark": "%d.0.0123456789abcdef.mark", "result": null}'
@@ -27,19 +30,24 @@ def handles(*elements: int) -> list[Handle]:
 
 
 class Namespace:
-    """What the API server of a namespace without Jobs has: pods, by name."""
+    """What the API server of a namespace has: Jobs, pods by name, and which of them was deleted."""
 
     def __init__(self, **messages: str) -> None:
         made = [pod(RUN, int(name[1:]), message) for name, message in messages.items()]
         self.pods: dict[str, Any] = {it["metadata"]["name"]: it for it in made}
+        self.jobs: list[Any] = []
+        self.deleted: list[str] = []
 
     def respond(self, path: str, query: dict[str, str]) -> Response:
         kind, _, name = path.partition("/team/")[2].partition("/")
         if "watch" in query:
             return 500, {"message": "no watches today"}, {}
+        if "delete" in query:
+            self.deleted.append(name)
+            self.pods[name]["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
         if name:
             return 200, self.pods[name], {}
-        items = list(self.pods.values()) if kind == "pods" else []
+        items = list(self.pods.values()) if kind == "pods" else self.jobs
         return 200, {"items": items, "metadata": {"resourceVersion": "1"}}, {}
 
 
@@ -74,6 +82,34 @@ def test_outcomes_come_in_one_call_and_an_error_is_a_value(
     assert "the disk is full" in str(lost)
     assert "is damaged" in str(damaged)
     assert bare.value() == 7
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Running"])
+def test_a_pod_that_lives_on_after_its_job_has_failed_is_ended_and_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    namespace = Namespace(e0="")
+    (name,) = namespace.pods
+    state = {"running": {}} if phase == "Running" else {"waiting": {"reason": "ContainerCreating"}}
+    statuses = [{"name": CONTAINER, "state": state}]
+    namespace.pods[name]["status"] = {"phase": phase, "containerStatuses": statuses}
+    late = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}
+    namespace.jobs = [job(RUN, 0, {"conditions": [late]})]
+    monkeypatch.setattr(watch, "QUIET", 0.0)
+    monkeypatch.setattr(kubernetes, "ENDING", 0.5)
+    (handle,) = handles(0)
+    with api_server(tmp_path, namespace.respond):
+        cluster = KubernetesCluster(kubeconfig=tmp_path / "kubeconfig", namespace="team", grace=0)
+        first = cluster.states([handle])[handle]
+        # Its node is gone: it stays as it is.
+        found = first
+        end = time.monotonic() + 10
+        while not found.state.terminal and time.monotonic() < end:
+            time.sleep(0.05)
+            found = cluster.states([handle])[handle]
+    assert first.state is State.RUNNING
+    assert (found.state, found.cause) == (State.FAILED, Cause.TIME_LIMIT)
+    assert namespace.deleted == [name]
 
 
 def test_a_disk_here_that_takes_nothing_is_an_error_that_may_pass(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from dataclasses import replace
@@ -68,6 +69,18 @@ def test_an_old_server_gets_one_job_for_each_element_and_nothing_that_it_drops()
         assert not {"suspend", "completionMode", "podFailurePolicy", "completions"} & set(spec)
         env = {e["name"]: e["value"] for e in spec["template"]["spec"]["containers"][0]["env"]}
         assert env["CLUSTRIX_ELEMENT"] == str(number)
+
+
+def test_a_job_like_another_is_the_one_that_was_to_be_made() -> None:
+    settings = replace(SETTINGS, pod_template=({"metadata": {"labels": {"team": "a"}}},))
+    task = replace(TASK, elements=range(3), max_parallel=None)
+    made = manifest.jobs(task, settings, OLD)
+    stored = copy.deepcopy(made[0])
+    stored["metadata"] |= {"uid": "u", "resourceVersion": "1"}
+    stored["spec"]["selector"] = {"matchLabels": {"controller-uid": "u"}}
+    added = {"controller-uid": "u", "job-name": stored["metadata"]["name"]}
+    stored["spec"]["template"]["metadata"]["labels"] |= added
+    assert manifest.like({**stored, "status": {"active": 1}}, 2) == made[2]
 
 
 def test_one_element_is_a_plain_job_and_a_second_attempt_another_name() -> None:
@@ -222,7 +235,7 @@ def test_indexes_as_a_job_writes_them() -> None:
     ("major", "minor", "version"), [("1", "27+", (1, 27)), ("1", "20", (1, 20))]
 )
 def test_versions(major: str, minor: str, version: tuple[int, int]) -> None:
-    assert Server.parse(major, minor).version == version
+    assert Server.parse(major, minor) == version
 
 
 def test_a_version_that_cannot_be_parsed_is_refused() -> None:
