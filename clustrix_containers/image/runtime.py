@@ -18,7 +18,7 @@ from pathlib import Path
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import Entry, directory, link, write_layer
 from clustrix_containers.oci.model import Layer, canonical
-from clustrix_containers.oci.store import cache_key, recall, remember
+from clustrix_containers.oci.store import cache_key, cached_layers
 from clustrix_containers.packages.lock import Component, Lock
 from clustrix_containers.packages.wheels.wheel import site_packages
 from clustrix_containers.worker.contract import (
@@ -42,23 +42,22 @@ RUNTIME = ("__init__.py", "errors.py", "api/*.py", "worker/*.py")
 
 def runtime_layer(interpreter: str, version: str, *, cache: Path) -> Layer:
     """For a base whose Python of this version (``X.Y`` or ``X.Y.Z``) is at the path ``interpreter``."""
+
+    def make() -> Iterator[Layer]:
+        library = [*_runtime_files(), *_cloudpickle_files()]
+        yield write_layer(
+            [*_skeleton(interpreter, version), *library, *compiled(sources(library, LIB[1:]))],
+            cache=cache,
+            form="stored",
+            kind="runtime",
+            title="clustrix runtime",
+            in_memory=0,  # the record needs a file
+        )
+
     key = cache_key(
         "runtime", interpreter, version, runtime().sha256, cloudpickle_component().sha256
     )
-    known = recall(cache, key)
-    if known:
-        return known[0]
-    library = [*_runtime_files(), *_cloudpickle_files()]
-    # Never in memory: the record needs a file.
-    layer = write_layer(
-        [*_skeleton(interpreter, version), *library, *compiled(sources(library, LIB[1:]))],
-        cache=cache,
-        form="stored",
-        kind="runtime",
-        title="clustrix runtime",
-        in_memory=0,
-    )
-    remember(cache, key, [layer])
+    (layer,) = cached_layers(cache, key, make)
     return layer
 
 

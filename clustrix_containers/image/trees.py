@@ -15,13 +15,10 @@ from packaging.utils import canonicalize_name
 
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import Entry, arrange
-from clustrix_containers.oci.model import Layer
-from clustrix_containers.oci.store import cache_key
 from clustrix_containers.packages.installed import Installed, search_path
 from clustrix_containers.packages.lock import INSTALLER_FILES
 from clustrix_containers.packages.wheels.wheel import (
     INSTALLER,
-    packed_layer,
     record_entry,
     script_entries,
     site_packages,
@@ -103,19 +100,6 @@ def tree_entries(installed: Installed, python: str) -> list[Entry]:
     if installed.info.suffix == ".dist-info":
         entries.append(record_entry(info, entries, {}, site))
     return entries
-
-
-def trees_layer(trees: Sequence[Installed], python: str, *, cache: Path) -> Layer:
-    """One layer of installed distributions; made again when a file of theirs has changed."""
-    titles = [str(tree) for tree in trees]
-    return packed_layer(
-        cache_key("trees", [[str(tree), fingerprint(tree)] for tree in trees], python),
-        (tree_entries(tree, python) for tree in trees),
-        form="isal",
-        title=titles,
-        created_by=f"clustrix: installed {', '.join(titles)}",
-        cache=cache,
-    )
 
 
 def _is_left_out(name: str) -> bool:

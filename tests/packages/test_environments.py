@@ -75,7 +75,7 @@ locked = lock(
     python="%d.%d" % sys.version_info[:2], platform=str(base.platform),
     runtime=runtime(), cloudpickle=cloudpickle_component(), client="0",
 )
-image = build(bundle, locked, base, resolution.distributions, cache=cache)
+image = build(bundle, locked, base, cache=cache)
 print(json.dumps({
     "digest": image.digest,
     "wheels": {package.name: package.wheel.filename for package in locked.packages if package.wheel},

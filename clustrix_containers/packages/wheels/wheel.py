@@ -19,24 +19,15 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from packaging.utils import canonicalize_name, canonicalize_version
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.oci.archive import (
-    Entry,
-    Member,
-    arrange,
-    content_size,
-    read_content,
-    write_layer,
-)
-from clustrix_containers.oci.model import Layer
-from clustrix_containers.oci.store import cache_key, recall, remember
+from clustrix_containers.oci.archive import Entry, Member, arrange, content_size, read_content
 from clustrix_containers.worker.contract import VENV
 
 PYTHON = f"{VENV}/bin/python"
@@ -289,47 +280,3 @@ def _destination(wheel: WheelFile, name: str, site: str, python: str) -> tuple[s
     if scheme not in roots or not rest:
         raise ImageError(f"{wheel.path.name}: {name!r} is in no known .data directory")
     return scheme, f"{roots[scheme]}/{rest}"
-
-
-def wheels_layer(wheels: Sequence[tuple[Path, str]], python: str, *, cache: Path) -> Layer:
-    """The layer of (path, sha256) wheels for a Python ``X.Y``, made once per cache."""
-    names = [split_filename(path.name) for path, _ in wheels]
-    files = ", ".join(path.name for path, _ in wheels)
-    if len(wheels) == 1:
-        names = [(names[0][0].replace("_", "-"), names[0][1])]
-    return packed_layer(
-        cache_key("wheels", [sha256 for _, sha256 in wheels], python),
-        (wheel_entries(path, python) for path, _ in wheels),
-        form="spliced",
-        title=[" ".join(name) for name in names],
-        created_by=f"clustrix: wheel {files}" if len(wheels) == 1 else f"clustrix: wheels {files}",
-        cache=cache,
-    )
-
-
-def packed_layer(
-    key: str,
-    packages: Iterable[Iterable[Entry]],
-    *,
-    form: Literal["spliced", "isal"],
-    title: Sequence[str],
-    created_by: str,
-    cache: Path,
-) -> Layer:
-    """One layer of these packages' entries, made once per ``key``; ``title`` has one part for each.
-
-    Of two files with one path the later package's wins.
-    """
-    known = recall(cache, key)
-    if known:
-        return known[0]
-    layer = write_layer(
-        {entry.name: entry for entries in packages for entry in entries}.values(),
-        cache=cache,
-        form=form,
-        kind="wheel" if len(title) == 1 else "packages",
-        title=", ".join(title),
-        created_by=created_by,
-    )
-    remember(cache, key, [layer])
-    return layer
