@@ -96,22 +96,20 @@ def _plan(
     progress: Progress,
 ) -> ImagePlan:
     from clustrix_containers.image import runtime
-    from clustrix_containers.packages import lock
+    from clustrix_containers.packages.lock import pin
     from clustrix_containers.packages.wheels import wheelhouse
 
     bundle, resolution = _needs(function, options, references)
     base = find_base(options.base, python=options.python)
     located = wheelhouse.locate(resolution.distributions, cache=paths().cache, progress=progress)
-    locked = lock.lock(
-        resolution.distributions,
-        wheels=located.wheels,
+    locked = Lock(
         base=_name(options.base, base),
         python=_PYTHON,
         platform=str(base.platform),
+        packages=pin(resolution.distributions, located.wheels, resolution.hashes),
         runtime=runtime.runtime(),
         cloudpickle=runtime.cloudpickle_component(),
         client=package_version(),
-        hashes=resolution.hashes,
     )
     return ImagePlan(bundle, resolution, locked, base, located.reasons)
 

@@ -126,10 +126,7 @@ class PackageIndexes:
         lacking = "the package index has no wheel of it for this Python and machine"
         return f"{lacking} ({failures})" if failures else lacking
 
-    def __enter__(self) -> PackageIndexes:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self._client.close()
 
     def wheels(self, name: str, version: str) -> list[Link]:

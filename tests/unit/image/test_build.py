@@ -212,14 +212,14 @@ def test_a_lock_from_another_machine(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(
-        ImageError, match=r"one-1\.0-py3-none-any\.whl of the lock cannot be downloaded"
+        ImageError, match=r"one-1\.0-py3-none-any\.whl of the lock is not in the cache"
     ):
         build(bundle(), locked, REMOTE, cache=cache)
     monkeypatch.setenv("PIP_FIND_LINKS", path.parent.as_uri())
     image = build(bundle(), locked, REMOTE, cache=cache)
     validate(image)
     path.write_bytes(make_wheel(tmp_path / "changed", "one", {"one.py": b"changed"}).read_bytes())
-    with pytest.raises(ImageError, match="of the lock cannot be downloaded"):
+    with pytest.raises(ImageError, match="of the lock is not in the cache"):
         build(bundle(), locked, REMOTE, cache=tmp_path / "third")
 
 
