@@ -25,8 +25,7 @@ from clustrix_containers.oci.store import cache_key, cached_layers
 _SKIPPED = frozenset({"test", "tests", "__pycache__", "lib2to3"})
 
 
-def sources(entries: Iterable[Entry], below: str) -> list[Entry]:
-    """The Python files among these that can be imported from ``below``, without test suites."""
+def _sources(entries: Iterable[Entry], below: str) -> list[Entry]:
     return [
         entry
         for entry in entries
@@ -40,19 +39,20 @@ def sources(entries: Iterable[Entry], below: str) -> list[Entry]:
 
 def bytecode_layer(
     entries: Callable[[], Iterable[Entry]],
+    below: str,
     key: object,
     *,
     title: str,
     cache: Path,
 ) -> Layer | None:
-    """One layer with the bytecode of these sources; ``None`` if there is nothing to compile.
+    """One layer with what :func:`compiled` makes; ``None`` if there is nothing to compile.
 
-    ``key`` (a JSON value) identifies the sources: the layer is made once for it and the running
+    ``key`` (a JSON value) identifies the entries: the layer is made once for it and the running
     Python's minor version, and only then ``entries`` is called.
     """
 
     def make() -> Iterator[Layer]:
-        if made := compiled(list(entries())):
+        if made := compiled(entries(), below):
             yield write_layer(
                 made, cache=cache, form="isal", kind="bytecode", title=f"bytecode of {title}"
             )
@@ -61,11 +61,15 @@ def bytecode_layer(
     return next(iter(cached_layers(cache, name, make)), None)
 
 
-def compiled(entries: Sequence[Entry]) -> list[Entry]:
-    """The ``__pycache__`` entries of some sources, which are files or members of wheels."""
-    workers = min(os.cpu_count() or 1, 1 + len(entries) // 50)
+def compiled(entries: Iterable[Entry], below: str) -> list[Entry]:
+    """The ``__pycache__`` entries of the modules that are imported from ``below``, without test suites.
+
+    Sources are files or members of wheels.
+    """
+    sources = _sources(entries, below)
+    workers = min(os.cpu_count() or 1, 1 + len(sources) // 50)
     # Interleaved, so that each process gets about the same amount.
-    shares = [entries[at::workers] for at in range(workers)]
+    shares = [sources[at::workers] for at in range(workers)]
     with ThreadPoolExecutor(workers) as pool:
         return [entry for result in pool.map(_compile, shares) for entry in result]
 

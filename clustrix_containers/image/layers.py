@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from clustrix_containers.packages.wheels.wheel import site_packages, split_filen
 from clustrix_containers.packages.wheels.wheelhouse import obtain, wheel_path
 from clustrix_containers.remote.progress import Progress, silent
 
-from .bytecode import bytecode_layer, sources
+from .bytecode import bytecode_layer
 from .trees import find_installed, fingerprint, packed_files, tree_entries
 
 LARGE = 1 << 20
@@ -80,7 +80,9 @@ def package_layers(
             (title, partial(pack, group, lock.python, cache=cache)) for title, group in groups
         ]
         for title, group in groups if compiles else ():
-            task = partial(_compile, group, title, lock.python, cache)
+            entries, site = partial(_entries, group, lock.python), site_packages(lock.python)
+            keys = [item.key for item in group]
+            task = partial(bytecode_layer, entries, site, keys, title=title, cache=cache)
             tasks.append((f"bytecode of {title}", task))
         # Hashing, inflating and compressing release the interpreter's lock.
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -92,8 +94,7 @@ def package_layers(
         if tasks:
             progress("packages", len(tasks), len(tasks))
 
-    keys = [item.key for item in items]
-    key = cache_key("packages", lock.python, compiles, base_abi(base), keys)
+    key = cache_key("packages", lock.python, compiles, base_abi(base), [it.key for it in items])
     return cached_layers(cache, key, make)
 
 
@@ -132,9 +133,8 @@ def pack(group: Sequence[Packable], python: str, *, cache: Path) -> Layer:
     wheels = f"{'wheel' if len(files) == 1 else 'wheels'} {', '.join(files)}"
 
     def make() -> Iterator[Layer]:
-        entries = {entry.name: entry for item in group for entry in item.entries(python)}
         yield write_layer(
-            entries.values(),
+            _entries(group, python),
             cache=cache,
             form="isal" if trees else "spliced",
             kind="wheel" if len(group) == 1 else "packages",
@@ -147,12 +147,8 @@ def pack(group: Sequence[Packable], python: str, *, cache: Path) -> Layer:
     return layer
 
 
-def _compile(group: Sequence[Packable], title: str, python: str, cache: Path) -> Layer | None:
-    def entries() -> list[Entry]:
-        found = {entry.name: entry for item in group for entry in item.entries(python)}
-        return sources(found.values(), site_packages(python))
-
-    return bytecode_layer(entries, [item.key for item in group], title=title, cache=cache)
+def _entries(group: Sequence[Packable], python: str) -> Iterable[Entry]:
+    return {entry.name: entry for item in group for entry in item.entries(python)}.values()
 
 
 def _title(group: Sequence[Packable]) -> str:

@@ -9,11 +9,12 @@ has. So a change to the command line, a registry client or a cluster changes no 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import posixpath
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+
+import cloudpickle
 
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import Entry, directory, link, write_layer
@@ -34,7 +35,7 @@ from clustrix_containers.worker.contract import (
     package_version,
 )
 
-from .bytecode import compiled, sources
+from .bytecode import compiled
 
 RUNTIME = ("__init__.py", "errors.py", "api/*.py", "worker/*.py")
 """Which files of this package. They import the standard library and each other, nothing else."""
@@ -46,7 +47,7 @@ def runtime_layer(interpreter: str, version: str, *, cache: Path) -> Layer:
     def make() -> Iterator[Layer]:
         library = [*_runtime_files(), *_cloudpickle_files()]
         yield write_layer(
-            [*_skeleton(interpreter, version), *library, *compiled(sources(library, LIB[1:]))],
+            [*_skeleton(interpreter, version), *library, *compiled(library, LIB[1:])],
             cache=cache,
             form="stored",
             kind="runtime",
@@ -73,12 +74,7 @@ def cloudpickle_component() -> Component:
     """The cloudpickle that is installed here, which travels with the runtime."""
     from importlib.metadata import version
 
-    try:
-        return Component(version("cloudpickle"), _digest(_cloudpickle_files()))
-    except ModuleNotFoundError:
-        raise ImageError(
-            "cloudpickle is not installed, and every image needs it", hint="pip install cloudpickle"
-        ) from None
+    return Component(version("cloudpickle"), _digest(_cloudpickle_files()))
 
 
 def check_runtime(lock: Lock) -> None:
@@ -151,9 +147,5 @@ def _runtime_files() -> Iterator[Entry]:
 
 
 def _cloudpickle_files() -> Iterator[Entry]:
-    spec = importlib.util.find_spec("cloudpickle")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("cloudpickle")
-    package = Path(spec.origin).parent
-    for path in sorted(package.glob("*.py")):
+    for path in sorted(Path(cloudpickle.__file__).parent.glob("*.py")):
         yield Entry(f"{LIB[1:]}/cloudpickle/{path.name}", path)

@@ -173,22 +173,17 @@ def _files_below(root: Path, name: str) -> Iterator[str]:
     if path.is_file():
         yield name
     for directory, subdirectories, files in os.walk(path):
-        subdirectories[:] = sorted(set(subdirectories) - {"__pycache__"})
+        subdirectories[:] = set(subdirectories) - {"__pycache__"}
         relative = os.path.relpath(directory, root)
-        for file in sorted(files):
-            yield f"{relative}/{file}"
+        yield from (f"{relative}/{file}" for file in files)
 
 
 class SearchPath:
     """The distributions of one search path. Use :func:`search_path`, which caches them."""
 
     def __init__(self, path: Sequence[str]) -> None:
-        self.path = tuple(path)
-        self.roots: dict[str, tuple[Installed, ...]] = {}
+        self.roots = {entry: tuple(_scan(entry)) for entry in path}
         self.by_name: dict[str, Installed] = {}
-        for entry in self.path:
-            if entry not in self.roots:
-                self.roots[entry] = tuple(_scan(entry))
         for root in self.roots.values():
             for distribution in root:
                 known = self.by_name.setdefault(distribution.name, distribution)
@@ -205,7 +200,7 @@ class SearchPath:
         """
         parts = module.split(".")
         spread: list[Installed] = []
-        for entry in self.path:
+        for entry in self.roots:
             regular, portions = self._in_entry(entry, parts)
             if regular:
                 return regular, None

@@ -112,40 +112,21 @@ def pin(
     """Distributions pinned to their wheel where ``wheels`` (by name) has one, else to the installed tree.
 
     ``hashes`` are the archives that a requirements or lock file allows (``Resolution.hashes``).
-    DependencyError: a wheel that is not of its distribution, or not among the allowed archives.
+    DependencyError: a wheel that is not among them.
     """
     packages = []
     for distribution in sorted(distributions, key=lambda d: d.name):
-        name, wheel, tree = distribution.name, wheels.get(distribution.name), None
-        if wheel is None:
-            tree = tree_digest(distribution)
-        else:
-            _check_wheel(distribution, wheel, hashes.get(name, ()))
+        name, wheel = distribution.name, wheels.get(distribution.name)
+        allowed = [it for it in hashes.get(name, ()) if it.startswith("sha256:")]
+        if wheel and allowed and f"sha256:{wheel.sha256}" not in allowed:
+            raise DependencyError(
+                f"{wheel.filename} has the hash sha256:{wheel.sha256}, which the requirements do not allow",
+                hint="Its file was replaced, or the requirements are of another build: lock them again.",
+                name=name,
+            )
+        tree = None if wheel else tree_digest(distribution)
         packages.append(Package(name, distribution.version, wheel, tree, distribution.reasons))
     return tuple(packages)
-
-
-def _check_wheel(distribution: Distribution, wheel: Wheel, allowed: tuple[str, ...]) -> None:
-    from packaging.utils import InvalidWheelFilename, parse_wheel_filename
-    from packaging.version import InvalidVersion, Version
-
-    try:
-        name, version, _, _ = parse_wheel_filename(wheel.filename)
-        fits = name == distribution.name and version == Version(distribution.version)
-    except (InvalidWheelFilename, InvalidVersion):
-        fits = False
-    if not fits:
-        raise DependencyError(
-            f"{wheel.filename} is not a wheel of {distribution.name} {distribution.version}",
-            name=distribution.name,
-        )
-    sha256 = [value for value in allowed if value.startswith("sha256:")]
-    if sha256 and f"sha256:{wheel.sha256}" not in sha256:
-        raise DependencyError(
-            f"{wheel.filename} has the hash sha256:{wheel.sha256}, which the requirements do not allow",
-            hint="Its file was replaced, or the requirements are of another build: lock them again.",
-            name=distribution.name,
-        )
 
 
 def tree_digest(distribution: Distribution) -> str:
@@ -182,10 +163,11 @@ def _made_by_installer(path: str, installed: Installed, scripts: frozenset[str])
         return True  # where headers go differs between installations
     if not {"bin", "Scripts"} & set(parts[:-1]):
         return path.startswith("/")
-    return parts[-1] in scripts or _shebang(installed.root / path)
+    return parts[-1] in scripts or has_shebang(installed.root / path)
 
 
-def _shebang(path: Path) -> bool:
+def has_shebang(path: Path) -> bool:
+    """Whether a file is a script."""
     try:
         with path.open("rb") as file:
             return file.read(2) == b"#!"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -41,18 +42,14 @@ def from_dockerfile(path: Path, cache: Path, *, python: str | None = None) -> Im
     environment's. Raises ImageError without one, for a build that fails, and for an image without
     the running Python's minor version.
     """
-    client = _client()
-    try:
+    with closing(_client()) as client, Spool(cache) as archive:
         image = _build(client, path)
         found, version, glibc = _probe(client, image.id, path.name, python)
-        with Spool(cache) as archive:
-            for chunk in image.save():
-                archive.write(chunk)
-            saved = archive.content()
-            assert isinstance(saved, Path)
-            result = read_saved(saved, path.name, cache=cache)
-    finally:
-        client.close()
+        for chunk in image.save():
+            archive.write(chunk)
+        saved = archive.content()
+        assert isinstance(saved, Path)
+        result = read_saved(saved, path.name, cache=cache)
     return as_base(result, path.name, python=found, version=version, glibc=glibc)
 
 

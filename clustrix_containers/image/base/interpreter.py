@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.bytecode import bytecode_layer, sources
+from clustrix_containers.image.bytecode import bytecode_layer
 from clustrix_containers.oci.archive import Entry, directory, link, write_layer
 from clustrix_containers.oci.model import Image, Layer, Platform
 from clustrix_containers.oci.store import cache_key, cached_layers
@@ -82,7 +82,7 @@ def packed(cache: Path) -> Image:
         )
         stdlib = f"{PYTHON_ROOT[1:]}/{sys.platlibdir}/python{MINOR}"
         code = bytecode_layer(
-            lambda: sources(entries, stdlib), ["stdlib", layer.diff_id], title=title, cache=cache
+            lambda: entries, stdlib, ["stdlib", layer.diff_id], title=title, cache=cache
         )
         yield from (layer, code) if code else (layer,)
 

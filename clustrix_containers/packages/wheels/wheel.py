@@ -19,7 +19,7 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -60,12 +60,9 @@ def parse_record(text: str) -> dict[str, RecordRow]:
     """Path -> row, in the file's order. ImageError: a malformed line."""
     rows: dict[str, RecordRow] = {}
     try:
-        for line in csv.reader(io.StringIO(text, newline="")):
-            if line:
-                size = line[2] if len(line) > 2 else ""
-                rows[line[0].replace("\\", "/")] = RecordRow(
-                    line[1] if len(line) > 1 else "", int(size) if size.strip() else None
-                )
+        for line in filter(None, csv.reader(io.StringIO(text, newline=""))):
+            path, kind, size, *_ = [*line, "", ""]
+            rows[path.replace("\\", "/")] = RecordRow(kind, int(size) if size.strip() else None)
     except (csv.Error, ValueError) as error:
         raise ImageError(f"a RECORD cannot be read: {error}") from error
     return rows
@@ -76,18 +73,17 @@ def site_packages(python: str) -> str:
     return f"{VENV[1:]}/lib/python{python}/site-packages"
 
 
-def record_entry(info: str, entries: Iterable[Entry], known: Mapping[str, str], site: str) -> Entry:
-    """The RECORD of these entries. ``info`` is the ``.dist-info`` in the image.
-
-    ``known`` has the sha256 (hex) of the entries whose bytes need not be read again.
-    """
+def record_entry(info: str, entries: Iterable[Entry], site: str) -> Entry:
+    """The RECORD of these entries. ``info`` is the ``.dist-info`` in the image."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for entry in sorted(entries, key=lambda entry: entry.name):
-        digest, size = known.get(entry.name), content_size(entry.content)
+        content, size = entry.content, content_size(entry.content)
+        # A member is checked when it is packed.
+        digest = content.sha256 if isinstance(content, Member) else None
         if digest is None:
             sha, size = hashlib.sha256(), 0
-            for piece in read_content(entry.content):
+            for piece in read_content(content):
                 sha.update(piece)
                 size += len(piece)
             digest = sha.hexdigest()
@@ -183,7 +179,6 @@ def wheel_entries(path: Path, python: str) -> list[Entry]:
     site = site_packages(python)
     info = f"{site}/{wheel.info}"
     entries: list[Entry] = []
-    known: dict[str, str] = {}
     if points := wheel.members.get(f"{wheel.info}/entry_points.txt"):
         entries.extend(script_entries(b"".join(read_content(points[0])).decode()))
     for name, (member, executable) in wheel.members.items():
@@ -195,11 +190,9 @@ def wheel_entries(path: Path, python: str) -> list[Entry]:
         if script and next(iter(read_content(member)), b"").startswith(b"#!python"):
             content = with_shebang(b"".join(read_content(member)))
         entries.append(Entry(target, content, 0o755 if executable or script else 0o644))
-        if content is member and member.sha256:
-            known[target] = member.sha256
     entries.append(Entry(f"{info}/INSTALLER", INSTALLER))
     entries = arrange(entries, owned=())
-    return [*entries, record_entry(info, entries, known, site)]
+    return [*entries, record_entry(info, entries, site)]
 
 
 def _record(
