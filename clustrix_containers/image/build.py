@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from clustrix_containers.capture.bundle import Bundle, Distribution, bundle_files
+from clustrix_containers.capture.bundle import Bundle, bundle_files
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import IN_MEMORY, Entry, write_layer
 from clustrix_containers.oci.model import Image, Layer
 from clustrix_containers.oci.reading import read_files
 from clustrix_containers.oci.store import Spool
 from clustrix_containers.packages.lock import Lock
-from clustrix_containers.remote.progress import Progress
+from clustrix_containers.remote.progress import Progress, silent
 from clustrix_containers.worker.contract import (
     CALL,
     CODE,
@@ -56,25 +56,21 @@ def build(
     bundle: Bundle,
     lock: Lock,
     base: Image,
-    distributions: Iterable[Distribution] = (),
     *,
     cache: Path,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Image:
     """The image of a captured callable, without arguments (see :func:`call_layer`).
 
-    ``distributions`` are the installed ones that the lock was made from; one that it pins
-    without a wheel and that is not among them is looked for on ``sys.path``.
-
-    ``base`` must carry the labels that the functions of ``base`` and ``interpreter`` give:
-    where its Python is, and which version. ImageError when a package cannot be packed, when
+    What the lock pins without a wheel is packed as it is installed on ``sys.path``. ``base`` has
+    the labels of a base: where its Python is, and which version. ImageError when a package cannot be packed, when
     the base's Python is not the lock's, when the lock needs another runtime or cloudpickle than
     this client has, or when there are too many layers.
     """
     interpreter, version = _python(base, lock)
     check_runtime(lock)
     image = base.append(
-        *package_layers(lock, base, distributions, cache=cache, progress=progress),
+        *package_layers(lock, base, cache=cache, progress=progress),
         runtime_layer(interpreter, version, cache=cache),
         code_layer(bundle, cache=cache),
     )

@@ -13,20 +13,19 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import Entry, EntryType, Member, write_layer
 from clustrix_containers.oci.model import Layer
-from clustrix_containers.oci.store import cache_key, recall, remember
+from clustrix_containers.oci.store import cache_key, cached_layers
 
 _SKIPPED = frozenset({"test", "tests", "__pycache__", "lib2to3"})
 
 
-def sources(entries: Iterable[Entry], below: str) -> list[Entry]:
-    """The Python files among these that can be imported from ``below``, without test suites."""
+def _sources(entries: Iterable[Entry], below: str) -> list[Entry]:
     return [
         entry
         for entry in entries
@@ -40,36 +39,37 @@ def sources(entries: Iterable[Entry], below: str) -> list[Entry]:
 
 def bytecode_layer(
     entries: Callable[[], Iterable[Entry]],
+    below: str,
     key: object,
     *,
     title: str,
     cache: Path,
 ) -> Layer | None:
-    """One layer with the bytecode of these sources; ``None`` if there is nothing to compile.
+    """One layer with what :func:`compiled` makes; ``None`` if there is nothing to compile.
 
-    ``key`` (a JSON value) identifies the sources: the layer is made once for it and the running
+    ``key`` (a JSON value) identifies the entries: the layer is made once for it and the running
     Python's minor version, and only then ``entries`` is called.
     """
+
+    def make() -> Iterator[Layer]:
+        if made := compiled(entries(), below):
+            yield write_layer(
+                made, cache=cache, form="isal", kind="bytecode", title=f"bytecode of {title}"
+            )
+
     name = cache_key("bytecode", sys.implementation.cache_tag, key)
-    known = recall(cache, name)
-    if known is not None:
-        return known[0] if known else None
-    made = compiled(list(entries()))
-    if not made:
-        remember(cache, name, [])
-        return None
-    layer = write_layer(
-        made, cache=cache, form="isal", kind="bytecode", title=f"bytecode of {title}"
-    )
-    remember(cache, name, [layer])
-    return layer
+    return next(iter(cached_layers(cache, name, make)), None)
 
 
-def compiled(entries: Sequence[Entry]) -> list[Entry]:
-    """The ``__pycache__`` entries of some sources, which are files or members of wheels."""
-    workers = min(os.cpu_count() or 1, 1 + len(entries) // 50)
+def compiled(entries: Iterable[Entry], below: str) -> list[Entry]:
+    """The ``__pycache__`` entries of the modules that are imported from ``below``, without test suites.
+
+    Sources are files or members of wheels.
+    """
+    sources = _sources(entries, below)
+    workers = min(os.cpu_count() or 1, 1 + len(sources) // 50)
     # Interleaved, so that each process gets about the same amount.
-    shares = [entries[at::workers] for at in range(workers)]
+    shares = [sources[at::workers] for at in range(workers)]
     with ThreadPoolExecutor(workers) as pool:
         return [entry for result in pool.map(_compile, shares) for entry in result]
 
@@ -97,7 +97,9 @@ def _compile(entries: Sequence[Entry]) -> list[Entry]:
         (size,) = struct.unpack_from("<I", done.stdout, at)
         at += 4
         if size:
-            made.append(Entry(_pyc_name(entry.name), done.stdout[at : at + size]))
+            folder, _, name = entry.name.rpartition("/")
+            pyc = f"{name.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc"
+            made.append(Entry(f"{folder}/__pycache__/{pyc}", done.stdout[at : at + size]))
         at += size
     return made
 
@@ -109,9 +111,3 @@ def _item(entry: Entry) -> tuple[str, int, int, bool, str]:
     else:
         where = (str(content), 0, -1, False)
     return (*where, f"/{entry.name}")
-
-
-def _pyc_name(name: str) -> str:
-    folder, _, last = name.rpartition("/")
-    tag = sys.implementation.cache_tag
-    return f"{folder}/__pycache__/{last.removesuffix('.py')}.{tag}.pyc"

@@ -9,105 +9,96 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.image.base.libraries import base_abi, check_libraries, check_wheel
-from clustrix_containers.oci.archive import Entry
+from clustrix_containers.oci.archive import Entry, write_layer
 from clustrix_containers.oci.model import Image, Layer
-from clustrix_containers.oci.store import cache_key, recall, remember
+from clustrix_containers.oci.store import cache_key, cached_layers
 from clustrix_containers.packages.installed import Installed
 from clustrix_containers.packages.lock import Lock, Package
-from clustrix_containers.packages.wheels.wheel import site_packages, wheel_entries, wheels_layer
+from clustrix_containers.packages.wheels.wheel import site_packages, split_filename, wheel_entries
 from clustrix_containers.packages.wheels.wheelhouse import obtain, wheel_path
 from clustrix_containers.remote.progress import Progress, silent
 
-from .bytecode import bytecode_layer, sources
-from .trees import find_installed, fingerprint, packed_files, tree_entries, trees_layer
+from .bytecode import bytecode_layer
+from .trees import find_installed, fingerprint, packed_files, tree_entries
 
 LARGE = 1 << 20
 MAX_LARGE = 12
 
 
 @dataclass(frozen=True, slots=True)
-class _Packable:
-    """One package: ``source`` is its wheel's file or what is installed."""
+class Packable:
+    """One package of a lock: ``source`` is its wheel's file, or what is installed."""
 
     package: Package
     source: Path | Installed
 
     @property
     def key(self) -> Any:
+        """A JSON value that changes when a file of it does."""
         if isinstance(self.source, Installed):
             return [self.package.name, fingerprint(self.source)]
         assert self.package.wheel is not None
         return self.package.wheel.sha256
 
     def entries(self, python: str) -> list[Entry]:
+        """What it puts into ``/opt/venv`` of a Python ``X.Y``."""
         if isinstance(self.source, Installed):
             return tree_entries(self.source, python)
         return wheel_entries(self.source, python)
 
 
 def package_layers(
-    lock: Lock,
-    base: Image,
-    distributions: Iterable[Distribution] = (),
-    *,
-    cache: Path,
-    progress: Progress | None = None,
+    lock: Lock, base: Image, *, cache: Path, progress: Progress = silent
 ) -> tuple[Layer, ...]:
     """The layers of all packages of a lock: wheels, installed trees, then their bytecode."""
-    progress = progress or silent
-    installed = {distribution.name: distribution for distribution in distributions}
     items = [
-        _Packable(package, _source(package, installed.get(package.name), cache))
+        Packable(
+            package,
+            wheel_path(cache, package.wheel.sha256, package.wheel.filename)
+            if package.wheel
+            else find_installed(package.name, package.version),
+        )
         for package in lock.packages
     ]
     compiles = f"{sys.version_info[0]}.{sys.version_info[1]}" == lock.python
-    keys = [item.key for item in items]
-    key = cache_key("packages", lock.python, compiles, base_abi(base), keys)
-    known = recall(cache, key)
-    if known is not None:
-        return known
-    for package in lock.packages:
-        if package.wheel:
-            check_wheel(package.wheel.filename, base)
-    obtain(lock.packages, cache=cache)
-    tasks: list[tuple[str, Callable[[], Layer | None]]] = []
-    groups = [(_title(group), group) for group in _groups(items, base) if group]
-    for title, group in groups:
-        tasks.append((title, partial(_pack, group, lock.python, cache)))
-    for title, group in groups if compiles else ():
-        tasks.append((f"bytecode of {title}", partial(_compile, group, title, lock.python, cache)))
-    layers = []
-    # Hashing, inflating and compressing release the interpreter's lock.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(task) for _, task in tasks]
-        for done, ((title, _), future) in enumerate(zip(tasks, futures, strict=True)):
-            progress(title, done, len(tasks))
-            if (layer := future.result()) is not None:
-                layers.append(layer)
-    if tasks:
-        progress("packages", len(tasks), len(tasks))
-    remember(cache, key, layers)
-    return tuple(layers)
+
+    def make() -> Iterator[Layer]:
+        for package in lock.packages:
+            if package.wheel:
+                check_wheel(package.wheel.filename, base)
+        obtain(lock.packages, cache=cache)
+        groups = [(_title(group), group) for group in _groups(items, base) if group]
+        tasks: list[tuple[str, Callable[[], Layer | None]]] = [
+            (title, partial(pack, group, lock.python, cache=cache)) for title, group in groups
+        ]
+        for title, group in groups if compiles else ():
+            entries, site = partial(_entries, group, lock.python), site_packages(lock.python)
+            keys = [item.key for item in group]
+            task = partial(bytecode_layer, entries, site, keys, title=title, cache=cache)
+            tasks.append((f"bytecode of {title}", task))
+        # Hashing, inflating and compressing release the interpreter's lock.
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            futures = [pool.submit(task) for _, task in tasks]
+            for done, ((title, _), future) in enumerate(zip(tasks, futures, strict=True)):
+                progress(title, done, len(tasks))
+                if (layer := future.result()) is not None:
+                    yield layer
+        if tasks:
+            progress("packages", len(tasks), len(tasks))
+
+    key = cache_key("packages", lock.python, compiles, base_abi(base), [it.key for it in items])
+    return cached_layers(cache, key, make)
 
 
-def _source(package: Package, distribution: Distribution | None, cache: Path) -> Path | Installed:
-    if package.wheel is not None:
-        return wheel_path(cache, package.wheel.sha256, package.wheel.filename)
-    if distribution is not None and distribution.version == package.version:
-        return Installed.of(distribution)
-    return find_installed(package.name, package.version)
-
-
-def _groups(items: Sequence[_Packable], base: Image) -> list[list[_Packable]]:
+def _groups(items: Sequence[Packable], base: Image) -> list[list[Packable]]:
     """The packages of each layer, in the layers' order."""
     sizes = {item.package.name: _size(item, base) for item in items}
     ranked = sorted(items, key=lambda item: (-sizes[item.package.name], item.package.name))
@@ -118,7 +109,7 @@ def _groups(items: Sequence[_Packable], base: Image) -> list[list[_Packable]]:
     return [*([item] for item in large), wheels, trees]
 
 
-def _size(item: _Packable, base: Image) -> int:
+def _size(item: Packable, base: Image) -> int:
     """Bytes, for a tree about what it compresses to. Checks that its libraries run on the base."""
     if item.package.wheel is not None:
         return item.package.wheel.size
@@ -128,23 +119,39 @@ def _size(item: _Packable, base: Image) -> int:
     return sum(path.stat().st_size for path in paths) // 3
 
 
-def _pack(group: Sequence[_Packable], python: str, cache: Path) -> Layer:
-    trees = [item.source for item in group if isinstance(item.source, Installed)]
-    if trees:
-        return trees_layer(trees, python, cache=cache)
-    wheels = [(item.source, item.key) for item in group if isinstance(item.source, Path)]
-    return wheels_layer(wheels, python, cache=cache)
+def pack(group: Sequence[Packable], python: str, *, cache: Path) -> Layer:
+    """One layer of wheels or of installed trees; made again when a file of theirs has changed.
+
+    Of two files with one path the later package's wins.
+    """
+    trees = [str(item.source) for item in group if isinstance(item.source, Installed)]
+    files = [item.source.name for item in group if isinstance(item.source, Path)]
+    names = [split_filename(file) for file in files]
+    if len(names) == 1:
+        names = [(names[0][0].replace("_", "-"), names[0][1])]
+    titles = ", ".join(trees or map(" ".join, names))
+    wheels = f"{'wheel' if len(files) == 1 else 'wheels'} {', '.join(files)}"
+
+    def make() -> Iterator[Layer]:
+        yield write_layer(
+            _entries(group, python),
+            cache=cache,
+            form="isal" if trees else "spliced",
+            kind="wheel" if len(group) == 1 else "packages",
+            title=titles,
+            created_by=f"clustrix: installed {titles}" if trees else f"clustrix: {wheels}",
+        )
+
+    key = cache_key("layer", python, [item.key for item in group])
+    (layer,) = cached_layers(cache, key, make)
+    return layer
 
 
-def _compile(group: Sequence[_Packable], title: str, python: str, cache: Path) -> Layer | None:
-    def entries() -> list[Entry]:
-        found = {entry.name: entry for item in group for entry in item.entries(python)}
-        return sources(found.values(), site_packages(python))
-
-    return bytecode_layer(entries, [item.key for item in group], title=title, cache=cache)
+def _entries(group: Sequence[Packable], python: str) -> Iterable[Entry]:
+    return {entry.name: entry for item in group for entry in item.entries(python)}.values()
 
 
-def _title(group: Sequence[_Packable]) -> str:
+def _title(group: Sequence[Packable]) -> str:
     if len(group) == 1:
         return f"{group[0].package.name} {group[0].package.version}"
     return f"{len(group)} packages"

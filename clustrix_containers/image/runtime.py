@@ -9,16 +9,17 @@ has. So a change to the command line, a registry client or a cluster changes no 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import posixpath
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
+import cloudpickle
+
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import Entry, directory, link, write_layer
 from clustrix_containers.oci.model import Layer, canonical
-from clustrix_containers.oci.store import cache_key, recall, remember
+from clustrix_containers.oci.store import cache_key, cached_layers
 from clustrix_containers.packages.lock import Component, Lock
 from clustrix_containers.packages.wheels.wheel import site_packages
 from clustrix_containers.worker.contract import (
@@ -34,7 +35,7 @@ from clustrix_containers.worker.contract import (
     package_version,
 )
 
-from .bytecode import compiled, sources
+from .bytecode import compiled
 
 RUNTIME = ("__init__.py", "errors.py", "api/*.py", "worker/*.py")
 """Which files of this package. They import the standard library and each other, nothing else."""
@@ -42,23 +43,22 @@ RUNTIME = ("__init__.py", "errors.py", "api/*.py", "worker/*.py")
 
 def runtime_layer(interpreter: str, version: str, *, cache: Path) -> Layer:
     """For a base whose Python of this version (``X.Y`` or ``X.Y.Z``) is at the path ``interpreter``."""
+
+    def make() -> Iterator[Layer]:
+        library = [*_runtime_files(), *_cloudpickle_files()]
+        yield write_layer(
+            [*_skeleton(interpreter, version), *library, *compiled(library, LIB[1:])],
+            cache=cache,
+            form="stored",
+            kind="runtime",
+            title="clustrix runtime",
+            in_memory=0,  # the record needs a file
+        )
+
     key = cache_key(
         "runtime", interpreter, version, runtime().sha256, cloudpickle_component().sha256
     )
-    known = recall(cache, key)
-    if known:
-        return known[0]
-    library = [*_runtime_files(), *_cloudpickle_files()]
-    # Never in memory: the record needs a file.
-    layer = write_layer(
-        [*_skeleton(interpreter, version), *library, *compiled(sources(library, LIB[1:]))],
-        cache=cache,
-        form="stored",
-        kind="runtime",
-        title="clustrix runtime",
-        in_memory=0,
-    )
-    remember(cache, key, [layer])
+    (layer,) = cached_layers(cache, key, make)
     return layer
 
 
@@ -74,12 +74,7 @@ def cloudpickle_component() -> Component:
     """The cloudpickle that is installed here, which travels with the runtime."""
     from importlib.metadata import version
 
-    try:
-        return Component(version("cloudpickle"), _digest(_cloudpickle_files()))
-    except ModuleNotFoundError:
-        raise ImageError(
-            "cloudpickle is not installed, and every image needs it", hint="pip install cloudpickle"
-        ) from None
+    return Component(version("cloudpickle"), _digest(_cloudpickle_files()))
 
 
 def check_runtime(lock: Lock) -> None:
@@ -152,9 +147,5 @@ def _runtime_files() -> Iterator[Entry]:
 
 
 def _cloudpickle_files() -> Iterator[Entry]:
-    spec = importlib.util.find_spec("cloudpickle")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("cloudpickle")
-    package = Path(spec.origin).parent
-    for path in sorted(package.glob("*.py")):
+    for path in sorted(Path(cloudpickle.__file__).parent.glob("*.py")):
         yield Entry(f"{LIB[1:]}/cloudpickle/{path.name}", path)

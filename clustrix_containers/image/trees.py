@@ -9,19 +9,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
 from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.archive import Entry, arrange
-from clustrix_containers.oci.model import Layer
-from clustrix_containers.oci.store import cache_key
 from clustrix_containers.packages.installed import Installed, search_path
-from clustrix_containers.packages.lock import INSTALLER_FILES
+from clustrix_containers.packages.lock import INSTALLER_FILES, has_shebang
 from clustrix_containers.packages.wheels.wheel import (
     INSTALLER,
-    packed_layer,
     record_entry,
     script_entries,
     site_packages,
@@ -90,10 +87,8 @@ def tree_entries(installed: Installed, python: str) -> list[Entry]:
         if target is None or target in generated:
             continue
         content: bytes | Path = path
-        if target.startswith(f"{VENV[1:]}/bin/"):
-            with path.open("rb") as file:
-                if file.read(2) == b"#!":
-                    content = with_shebang(path.read_bytes())
+        if target.startswith(f"{VENV[1:]}/bin/") and has_shebang(path):
+            content = with_shebang(path.read_bytes())
         entries.append(Entry(target, content, 0o755 if os.access(path, os.X_OK) else 0o644))
     if not installed.info.is_dir():
         return arrange(entries, owned=())
@@ -101,30 +96,17 @@ def tree_entries(installed: Installed, python: str) -> list[Entry]:
     entries.append(Entry(f"{info}/INSTALLER", INSTALLER))
     entries = arrange(entries, owned=())
     if installed.info.suffix == ".dist-info":
-        entries.append(record_entry(info, entries, {}, site))
+        entries.append(record_entry(info, entries, site))
     return entries
 
 
-def trees_layer(trees: Sequence[Installed], python: str, *, cache: Path) -> Layer:
-    """One layer of installed distributions; made again when a file of theirs has changed."""
-    titles = [str(tree) for tree in trees]
-    return packed_layer(
-        cache_key("trees", [[str(tree), fingerprint(tree)] for tree in trees], python),
-        (tree_entries(tree, python) for tree in trees),
-        form="isal",
-        title=titles,
-        created_by=f"clustrix: installed {', '.join(titles)}",
-        cache=cache,
-    )
-
-
 def _is_left_out(name: str) -> bool:
-    path = PurePosixPath(name)
-    if name.endswith((".pyc", ".pyo")) or "__pycache__" in name:
+    folder, _, file = name.rpartition("/")
+    if file in INSTALLER_FILES and folder.endswith(".dist-info"):
         return True
-    if path.name in INSTALLER_FILES and path.parent.name.endswith(".dist-info"):
-        return True
-    return path.name.startswith("__editable__")
+    return (
+        file.startswith("__editable__") or file.endswith((".pyc", ".pyo")) or "__pycache__" in name
+    )
 
 
 def _target(name: str, site: str) -> str | None:

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,15 @@ class BlobWriter(Spool):
 def cache_key(*parts: Any) -> str:
     """The name of a record: a hash over the parts, which must be JSON values."""
     return hashlib.sha256(canonical([FORMAT, *parts])).hexdigest()
+
+
+def cached_layers(cache: Path, key: str, make: Callable[[], Iterable[Layer]]) -> tuple[Layer, ...]:
+    """The layers recorded under ``key``, else those that ``make`` returns, recorded from now on."""
+    layers = recall(cache, key)
+    if layers is None:
+        layers = tuple(make())
+        remember(cache, key, layers)
+    return layers
 
 
 def remember(cache: Path, key: str, layers: Iterable[Layer]) -> None:

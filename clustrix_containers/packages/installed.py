@@ -25,7 +25,8 @@ from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.packages.wheels.wheel import RecordRow, parse_record
 
 _SUFFIXES = (b".py", b".so", b".pyc")
-_REQUIRES_SECTION = re.compile(r"\[(?P<extra>[^:\]]*)(?::(?P<marker>.*))?\]\s*\Z")
+_HEADER = re.compile(r"^(\S[^:\n]*):(.*(?:\n[ \t].*)*)", re.M)
+"""A header field of METADATA; a line that begins with white space continues the one before."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Installed:
     def _headers(self) -> tuple[tuple[str, str], ...]:
         for path in (self.info / "METADATA", self.info / "PKG-INFO", self.info):
             if path.is_file():
-                return tuple(_headers(path.read_text(encoding="utf-8", errors="replace")))
+                headers = path.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+                fields = _HEADER.findall(headers)
+                return tuple((name.strip().lower(), value.strip()) for name, value in fields)
         return ()
 
     def _all(self, key: str) -> tuple[str, ...]:
@@ -74,9 +77,11 @@ class Installed:
     def requires(self) -> tuple[str, ...]:
         """Its requirements (PEP 508), unparsed, in the metadata's order."""
         declared = self._all("requires-dist")
-        legacy = self.info / "requires.txt"
-        if not declared and legacy.is_file():
-            return tuple(_legacy_requires(legacy.read_text(encoding="utf-8", errors="replace")))
+        if not declared and (self.info / "requires.txt").is_file():
+            from importlib.metadata import PathDistribution
+
+            # setuptools' own form, with sections for markers and extras.
+            return tuple(PathDistribution(self.info).requires or ())
         return declared
 
     @cached_property
@@ -168,54 +173,17 @@ def _files_below(root: Path, name: str) -> Iterator[str]:
     if path.is_file():
         yield name
     for directory, subdirectories, files in os.walk(path):
-        subdirectories[:] = sorted(set(subdirectories) - {"__pycache__"})
+        subdirectories[:] = set(subdirectories) - {"__pycache__"}
         relative = os.path.relpath(directory, root)
-        for file in sorted(files):
-            yield f"{relative}/{file}"
-
-
-def _headers(text: str) -> Iterator[tuple[str, str]]:
-    """The header fields of METADATA; a line that begins with white space continues the one before."""
-    name, value = "", ""
-    for line in text.split("\n"):
-        line = line.removesuffix("\r")
-        if not line:
-            break
-        if line[0] in " \t":  # also a line of nothing but white space, as in a licence text
-            value += "\n" + line.strip()
-            continue
-        if name:
-            yield name, value
-        name, _, value = line.partition(":")
-        name, value = name.strip().lower(), value.strip()
-    if name:
-        yield name, value
-
-
-def _legacy_requires(text: str) -> Iterator[str]:
-    """The requirements of setuptools' ``requires.txt``, with sections turned into markers."""
-    condition = ""
-    for line in map(str.strip, text.splitlines()):
-        section = _REQUIRES_SECTION.match(line)
-        if section:
-            parts = [f"({section['marker']})"] if section["marker"] else []
-            if section["extra"]:
-                parts.append(f'extra == "{section["extra"]}"')
-            condition = " and ".join(parts)
-        elif line and not line.startswith("#"):
-            yield f"{line} ; {condition}" if condition else line
+        yield from (f"{relative}/{file}" for file in files)
 
 
 class SearchPath:
     """The distributions of one search path. Use :func:`search_path`, which caches them."""
 
     def __init__(self, path: Sequence[str]) -> None:
-        self.path = tuple(path)
-        self.roots: dict[str, tuple[Installed, ...]] = {}
+        self.roots = {entry: tuple(_scan(entry)) for entry in path}
         self.by_name: dict[str, Installed] = {}
-        for entry in self.path:
-            if entry not in self.roots:
-                self.roots[entry] = tuple(_scan(entry))
         for root in self.roots.values():
             for distribution in root:
                 known = self.by_name.setdefault(distribution.name, distribution)
@@ -232,7 +200,7 @@ class SearchPath:
         """
         parts = module.split(".")
         spread: list[Installed] = []
-        for entry in self.path:
+        for entry in self.roots:
             regular, portions = self._in_entry(entry, parts)
             if regular:
                 return regular, None
@@ -283,11 +251,8 @@ def _has(record: bytes, path: bytes) -> bool:
 
 
 def _module_file(entry: str, top: str) -> Path | None:
-    for name in (f"{top}.py", f"{top}/__init__.py"):
-        path = Path(entry, name)
-        if path.is_file():
-            return path
-    return None
+    paths = (Path(entry, f"{top}.py"), Path(entry, top, "__init__.py"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _scan(entry: str) -> Iterator[Installed]:

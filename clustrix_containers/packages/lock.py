@@ -21,10 +21,9 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.errors import DependencyError, ImageError
@@ -35,7 +34,7 @@ from clustrix_containers.storage import atomic
 from clustrix_containers.worker.contract import VENV
 
 from .installed import Installed
-from .requirements import toml
+from .requirements import parse_pylock, read_text
 
 _TOOL = "clustrix-containers"
 _VERSION = 1
@@ -105,71 +104,29 @@ class Lock:
     client: str
 
 
-def lock(
+def pin(
     distributions: Sequence[Distribution],
-    *,
     wheels: Mapping[str, Wheel],
-    base: str,
-    python: str,
-    platform: str,
-    runtime: Component,
-    cloudpickle: Component,
-    client: str,
-    hashes: Mapping[str, tuple[str, ...]] | None = None,
-) -> Lock:
-    """Pin distributions: to their wheel where ``wheels`` (by name) has one, else to the installed tree.
+    hashes: Mapping[str, tuple[str, ...]],
+) -> tuple[Package, ...]:
+    """Distributions pinned to their wheel where ``wheels`` (by name) has one, else to the installed tree.
 
-    ``hashes`` are the archives that a requirements or lock file allows (``Resolution.hashes``);
-    the others are the fields of the Lock. DependencyError: a wheel that is not of its
-    distribution, or not among the allowed archives.
+    ``hashes`` are the archives that a requirements or lock file allows (``Resolution.hashes``).
+    DependencyError: a wheel that is not among them.
     """
     packages = []
     for distribution in sorted(distributions, key=lambda d: d.name):
-        wheel = wheels.get(distribution.name)
-        if wheel is not None:
-            _check_wheel(distribution, wheel, (hashes or {}).get(distribution.name, ()))
-            wheel = replace(wheel, url=_without_credentials(wheel.url))
-        packages.append(
-            Package(
-                distribution.name,
-                distribution.version,
-                wheel,
-                tree_digest(distribution) if wheel is None else None,
-                distribution.reasons,
+        name, wheel = distribution.name, wheels.get(distribution.name)
+        allowed = [it for it in hashes.get(name, ()) if it.startswith("sha256:")]
+        if wheel and allowed and f"sha256:{wheel.sha256}" not in allowed:
+            raise DependencyError(
+                f"{wheel.filename} has the hash sha256:{wheel.sha256}, which the requirements do not allow",
+                hint="Its file was replaced, or the requirements are of another build: lock them again.",
+                name=name,
             )
-        )
-    return Lock(python, platform, base, tuple(packages), runtime, cloudpickle, client)
-
-
-def _check_wheel(distribution: Distribution, wheel: Wheel, allowed: tuple[str, ...]) -> None:
-    from packaging.utils import InvalidWheelFilename, parse_wheel_filename
-    from packaging.version import InvalidVersion, Version
-
-    try:
-        name, version, _, _ = parse_wheel_filename(wheel.filename)
-        fits = name == distribution.name and version == Version(distribution.version)
-    except (InvalidWheelFilename, InvalidVersion):
-        fits = False
-    if not fits:
-        raise DependencyError(
-            f"{wheel.filename} is not a wheel of {distribution.name} {distribution.version}",
-            name=distribution.name,
-        )
-    sha256 = [value for value in allowed if value.startswith("sha256:")]
-    if sha256 and f"sha256:{wheel.sha256}" not in sha256:
-        raise DependencyError(
-            f"{wheel.filename} has the hash sha256:{wheel.sha256}, which the requirements do not allow",
-            hint="Its file was replaced, or the requirements are of another build: lock them again.",
-            name=distribution.name,
-        )
-
-
-def _without_credentials(url: str | None) -> str | None:
-    """A lock is public: the user and password of an index do not belong in it."""
-    if url is None:
-        return None
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        tree = None if wheel else tree_digest(distribution)
+        packages.append(Package(name, distribution.version, wheel, tree, distribution.reasons))
+    return tuple(packages)
 
 
 def tree_digest(distribution: Distribution) -> str:
@@ -179,14 +136,14 @@ def tree_digest(distribution: Distribution) -> str:
     scripts with this machine's interpreter in them), so one wheel installed on two machines has
     one digest. Without a RECORD the files themselves are hashed.
     """
-    scripts = _entry_points(distribution.info)
-    has_record = (distribution.info / "RECORD").is_file()
-    lines = []
-    for path, row in Installed.of(distribution).rows.items():
-        if _made_by_installer(path, distribution, scripts):
+    installed, lines = Installed.of(distribution), []
+    scripts = _entry_points(installed.info)
+    for path, row in installed.rows.items():
+        if _made_by_installer(path, installed, scripts):
             continue
-        if not has_record:
-            lines.append(f"{path} {_hash(distribution.location / path)}")
+        if not installed.recorded:
+            data = _read(installed.root / path)
+            lines.append(f"{path} {digest_of(data)} {len(data)}")
         elif row.hash:
             # How deep site-packages lies below the prefix differs between installations.
             within = re.sub(r"\A(\.\./)+", "../", path) if path.startswith("../") else path
@@ -194,11 +151,11 @@ def tree_digest(distribution: Distribution) -> str:
     return digest_of("\n".join(sorted(lines)).encode("utf-8", "surrogateescape"))
 
 
-def _made_by_installer(path: str, distribution: Distribution, scripts: frozenset[str]) -> bool:
+def _made_by_installer(path: str, installed: Installed, scripts: frozenset[str]) -> bool:
     if "__pycache__/" in path:
         return True
-    if path.startswith(distribution.info.name):
-        return path[len(distribution.info.name) + 1 :] in INSTALLER_FILES
+    if path.startswith(installed.info.name):
+        return path[len(installed.info.name) + 1 :] in INSTALLER_FILES
     if not path.startswith(("../", "/")):
         return False
     parts = path.split("/")
@@ -206,10 +163,11 @@ def _made_by_installer(path: str, distribution: Distribution, scripts: frozenset
         return True  # where headers go differs between installations
     if not {"bin", "Scripts"} & set(parts[:-1]):
         return path.startswith("/")
-    return parts[-1] in scripts or _shebang(distribution.location / path)
+    return parts[-1] in scripts or has_shebang(installed.root / path)
 
 
-def _shebang(path: Path) -> bool:
+def has_shebang(path: Path) -> bool:
+    """Whether a file is a script."""
     try:
         with path.open("rb") as file:
             return file.read(2) == b"#!"
@@ -226,12 +184,11 @@ def _entry_points(info: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _hash(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DependencyError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
-    return f"{digest_of(data)} {len(data)}"
 
 
 def check(
@@ -336,18 +293,12 @@ def _dump_package(lock: Lock, package: Package) -> dict[str, Any]:
 
 def loads(text: str, path: Path | str = "pylock.toml") -> Lock:
     """Read a lock that :func:`dumps` wrote; DependencyError names ``path`` and what is wrong in it."""
-    from packaging.pylock import Pylock, PylockValidationError
+    again = "Lock again: cxc lock."
 
-    def error(message: str, hint: str = "Lock again: cxc lock.") -> DependencyError:
+    def error(message: str, hint: str = again) -> DependencyError:
         return DependencyError(f"{path}: {message}", hint=hint, path=str(path))
 
-    try:
-        document = toml().loads(text)
-        Pylock.from_dict(document)
-    except toml().TOMLDecodeError as problem:
-        raise error(f"not TOML: {problem}") from problem
-    except PylockValidationError as problem:
-        raise error(f"not a valid pylock.toml: {problem}") from problem
+    document, _ = parse_pylock(text, path, hint=again)
     ours = document.get("tool", {}).get(_TOOL)
     if not isinstance(ours, dict):
         raise error(
@@ -409,16 +360,7 @@ def _string(table: Any, key: str, pattern: str = r"[\s\S]*") -> str:
 
 def read(path: Path) -> Lock:
     """Read a lock file; DependencyError if it cannot be read or is not one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DependencyError(
-            f"cannot read the lock {path}: {reason}",
-            hint=f"Write it: cxc lock FILE.py:FUNC -o {path}",
-            path=str(path),
-        ) from error
-    return loads(text, path)
+    return loads(read_text(path, hint=f"Write it: cxc lock FILE.py:FUNC -o {path}"), path)
 
 
 def write(path: Path, lock: Lock) -> None:

@@ -23,6 +23,7 @@ from clustrix_containers.errors import DependencyError
 from .installed import Installed
 
 if TYPE_CHECKING:
+    from packaging.pylock import Pylock
     from packaging.requirements import Requirement
 
 _IGNORED_OPTIONS = {
@@ -94,12 +95,14 @@ def read(path: Path, environment: Mapping[str, str]) -> RequirementsFile:
     return RequirementsFile(path, tuple(_requests(path, path.parent, set())))
 
 
-def _text(path: Path, prefix: str) -> str:
+def read_text(path: Path, where: str = "", *, hint: str | None = None) -> str:
+    """A file's text; DependencyError, from ``where``, if it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DependencyError(f"{prefix}cannot read {path}: {reason}", path=str(path)) from error
+        message = f"{where}cannot read {path}: {reason}"
+        raise DependencyError(message, hint=hint, path=str(path)) from error
 
 
 def _requests(
@@ -115,7 +118,7 @@ def _requests(
         return
     seen.add((path.resolve(), constraint))
     shown = path if path.parent != top else path.name
-    for number, line in _logical_lines(_text(path, prefix)):
+    for number, line in _logical_lines(read_text(path, prefix)):
         where = f"{shown}:{number}"
         if not line.startswith("-"):
             head, hashes = _split_hashes(line, where)
@@ -174,16 +177,25 @@ def toml() -> Any:
     return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
-def _read_pylock(path: Path, environment: Mapping[str, str]) -> RequirementsFile:
+def parse_pylock(
+    text: str, path: Path | str, *, hint: str | None = None
+) -> tuple[dict[str, Any], Pylock]:
+    """A lock file (PEP 751), as TOML and validated; DependencyError, naming ``path``, if it is none."""
     from packaging.pylock import Pylock, PylockValidationError
 
+    try:
+        document = toml().loads(text)
+        return document, Pylock.from_dict(document)
+    except (toml().TOMLDecodeError, PylockValidationError) as problem:
+        message = f"{path}: not a valid pylock.toml: {problem}"
+        raise DependencyError(message, hint=hint, path=str(path)) from problem
+
+
+def _read_pylock(path: Path, environment: Mapping[str, str]) -> RequirementsFile:
     def error(message: str) -> DependencyError:
         return DependencyError(f"{path}{message}", path=str(path))
 
-    try:
-        lock = Pylock.from_dict(toml().loads(_text(path, "")))
-    except (toml().TOMLDecodeError, PylockValidationError) as problem:
-        raise error(f": not a valid pylock.toml: {problem}") from problem
+    _, lock = parse_pylock(read_text(path), path)
     python = environment["python_full_version"]
     if lock.requires_python and not lock.requires_python.contains(python, prereleases=True):
         raise error(f" is for Python {lock.requires_python}, this is {python}")

@@ -96,22 +96,20 @@ def _plan(
     progress: Progress,
 ) -> ImagePlan:
     from clustrix_containers.image import runtime
-    from clustrix_containers.packages import lock
+    from clustrix_containers.packages.lock import pin
     from clustrix_containers.packages.wheels import wheelhouse
 
     bundle, resolution = _needs(function, options, references)
     base = find_base(options.base, python=options.python)
     located = wheelhouse.locate(resolution.distributions, cache=paths().cache, progress=progress)
-    locked = lock.lock(
-        resolution.distributions,
-        wheels=located.wheels,
+    locked = Lock(
         base=_name(options.base, base),
         python=_PYTHON,
         platform=str(base.platform),
+        packages=pin(resolution.distributions, located.wheels, resolution.hashes),
         runtime=runtime.runtime(),
         cloudpickle=runtime.cloudpickle_component(),
         client=package_version(),
-        hashes=resolution.hashes,
     )
     return ImagePlan(bundle, resolution, locked, base, located.reasons)
 
@@ -194,8 +192,7 @@ def find_base(base: str | None, *, python: str | None = None) -> Image:
     The choice never depends on whether a network is there: the same function would have another
     digest on a train.
     """
-    from clustrix_containers.image import base as bases
-    from clustrix_containers.image.base import dockerfile, interpreter
+    from clustrix_containers.image.base import as_base, dockerfile, interpreter
 
     cache = paths().cache
     if base is None:
@@ -205,12 +202,13 @@ def find_base(base: str | None, *, python: str | None = None) -> Image:
     from clustrix_containers.registry import Remote
 
     reference = Reference.parse(base)
-    if reference.digest is None and reference.tag is None:
+    version = reference.digest or reference.tag
+    if version is None:
         raise ImageError(
             f"the base {base!r} has neither a tag nor a digest",
             hint=f"Write {base}@sha256:… so that the same bytes are used every time.",
         )
-    return bases.from_registry(reference, Remote(reference), python=python)
+    return as_base(Remote(reference).image(version), str(reference), python=python)
 
 
 def _name(asked: str | None, base: Image) -> str:
@@ -231,7 +229,6 @@ def build(plan: ImagePlan, *, progress: Progress = silent) -> Image:
         plan.bundle,
         plan.lock,
         plan.base,
-        plan.resolution.distributions,
         cache=paths().cache,
         progress=progress,
     )

@@ -117,21 +117,14 @@ def test_secret_in_a_closure_is_refused_and_not_shown(home: Path) -> None:
 
 
 def test_base_for_another_python(home: Path) -> None:
-    from clustrix_containers.image import base
-    from clustrix_containers.oci.model import Image, Reference
+    from clustrix_containers.image.base import as_base
+    from clustrix_containers.oci.model import Image
 
     other = "3.8" if sys.version_info[1] != 8 else "3.9"
 
-    class Registry:
-        """Holds one image: a real registry would say the same."""
-
-        def image(self, reference: str) -> Image:
-            return Image(
-                settings={"Env": [f"PYTHON_VERSION={other}.1", "PATH=/usr/local/bin:/bin"]}
-            )
-
+    image = Image(settings={"Env": [f"PYTHON_VERSION={other}.1", "PATH=/usr/local/bin:/bin"]})
     with pytest.raises(ImageError, match=other) as info:
-        base.from_registry(Reference.parse("example.org/python:slim"), Registry())
+        as_base(image, "example.org/python:slim")
     assert f"{sys.version_info[0]}.{sys.version_info[1]}" in str(info.value)
 
 

@@ -61,7 +61,7 @@ from clustrix_containers.capture.callables import capture
 from clustrix_containers.image.base.interpreter import packed
 from clustrix_containers.image.build import build
 from clustrix_containers.image.runtime import cloudpickle_component, runtime
-from clustrix_containers.packages.lock import lock
+from clustrix_containers.packages.lock import Lock, pin
 from clustrix_containers.packages.resolution import resolve
 from clustrix_containers.packages.wheels.wheelhouse import locate
 
@@ -70,12 +70,12 @@ bundle = capture(render)
 resolution = resolve(bundle.imports)
 located = locate(resolution.distributions, cache=cache)
 base = packed(bases)
-locked = lock(
-    resolution.distributions, wheels=located.wheels, base=f"packed:{base.digest}",
-    python="%d.%d" % sys.version_info[:2], platform=str(base.platform),
+locked = Lock(
+    "%d.%d" % sys.version_info[:2], str(base.platform), f"packed:{base.digest}",
+    pin(resolution.distributions, located.wheels, {}),
     runtime=runtime(), cloudpickle=cloudpickle_component(), client="0",
 )
-image = build(bundle, locked, base, resolution.distributions, cache=cache)
+image = build(bundle, locked, base, cache=cache)
 print(json.dumps({
     "digest": image.digest,
     "wheels": {package.name: package.wheel.filename for package in locked.packages if package.wheel},

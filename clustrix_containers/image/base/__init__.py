@@ -9,14 +9,10 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.oci.model import OCI_LAYER_TYPES, Image, Reference
+from clustrix_containers.oci.model import OCI_LAYER_TYPES, Image
 from clustrix_containers.worker.contract import LABEL_PYTHON, LAYER_KIND, LAYER_TITLE
-
-if TYPE_CHECKING:
-    from clustrix_containers.registry import Layout, Remote
 
 MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
 """The running Python's minor version, ``3.12``."""
@@ -31,19 +27,6 @@ LIBRARIES = "io.clustrix-containers.libraries"
 """Annotation on a packed base's layer: its shared libraries, separated by blanks."""
 
 
-def from_registry(
-    reference: Reference, registry: Remote | Layout, *, python: str | None = None
-) -> Image:
-    """An image of a registry as a base; its layers stay where they are.
-
-    ``python`` is the path of its Python (``/usr/bin/python3.11``), where its environment variables
-    do not name it as the official Python images' do. ImageError if the base has another minor
-    version than the running Python, or its Python cannot be found.
-    """
-    image = registry.image(reference.digest or reference.tag or "latest")
-    return as_base(image, str(reference), python=python)
-
-
 def as_base(
     image: Image,
     name: str,
@@ -54,7 +37,9 @@ def as_base(
 ) -> Image:
     """An image with the labels of a base and with OCI media types; its blobs stay as they are.
 
-    ``python`` and ``version`` are of its Python, if known.
+    ``python`` is the path of its Python (``/usr/bin/python3.11``), where its environment variables
+    do not name it as the official Python images' do; ``version`` that Python's version, if known.
+    ImageError if it is another minor version than the running Python's, or cannot be found.
     """
     interpreter, version = (python, version) if python and version else _find(image, name, python)
     if ".".join(version.split(".")[:2]) != MINOR:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -15,8 +17,7 @@ from clustrix_containers.errors import ImageError
 from clustrix_containers.oci.gzip import Isal
 from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Image, Layer, Platform, created_by
 from clustrix_containers.oci.reading import open_layer
-from clustrix_containers.oci.store import BlobWriter, Spool, cache_key, recall, remember
-from clustrix_containers.remote.progress import Progress, silent
+from clustrix_containers.oci.store import BlobWriter, Spool, cache_key, cached_layers
 from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
 
 from . import MINOR, as_base
@@ -34,33 +35,21 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def from_dockerfile(
-    path: Path,
-    cache: Path,
-    *,
-    python: str | None = None,
-    host: str | None = None,
-    progress: Progress = silent,
-) -> Image:
+def from_dockerfile(path: Path, cache: Path, *, python: str | None = None) -> Image:
     """Build ``path`` (its directory is the context) and return the image as a base.
 
-    ``python`` is the path of its Python, by default the first one on its PATH. ``host`` is the
-    engine's address, by default the environment's. Raises ImageError without an engine, for a
-    build that fails, and for an image without the running Python's minor version.
+    ``python`` is the path of its Python, by default the first one on its PATH. The engine is the
+    environment's. Raises ImageError without one, for a build that fails, and for an image without
+    the running Python's minor version.
     """
-    client = _client(host)
-    try:
-        image = _build(client, path, progress)
+    with closing(_client()) as client, Spool(cache) as archive:
+        image = _build(client, path)
         found, version, glibc = _probe(client, image.id, path.name, python)
-        with Spool(cache) as archive:
-            for chunk in image.save():
-                archive.write(chunk)
-                progress("saving the base", archive.size, None)
-            saved = archive.content()
-            assert isinstance(saved, Path)
-            result = read_saved(saved, path.name, cache=cache)
-    finally:
-        client.close()
+        for chunk in image.save():
+            archive.write(chunk)
+        saved = archive.content()
+        assert isinstance(saved, Path)
+        result = read_saved(saved, path.name, cache=cache)
     return as_base(result, path.name, python=found, version=version, glibc=glibc)
 
 
@@ -93,27 +82,25 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 def _layer(
     archive: tarfile.TarFile, member: str, diff_id: str, command: str, name: str, cache: Path
 ) -> Layer:
-    key = cache_key("saved", diff_id, command, name)
-    known = recall(cache, key)
-    if known:
-        return known[0]
-    plain = open_layer(_member(archive, member), member)
-    with BlobWriter(cache) as blob:
-        out = Isal(blob)
-        while chunk := plain.read(1 << 20):
-            out.write(chunk)
-        out.close()
-        if plain.digest != diff_id:
-            raise ImageError(f"{member} of {name} does not have its image's diff_id {diff_id}")
-        digest, content = blob.commit()
-    annotations = {LAYER_KIND: "base", LAYER_TITLE: name}
-    descriptor = Descriptor(LAYER_GZIP, digest, blob.size, annotations)
-    layer = Layer(descriptor, diff_id, content, None, command)
-    remember(cache, key, [layer])
+    def make() -> Iterator[Layer]:
+        plain = open_layer(_member(archive, member), member)
+        with BlobWriter(cache) as blob:
+            out = Isal(blob)
+            while chunk := plain.read(1 << 20):
+                out.write(chunk)
+            out.close()
+            if plain.digest != diff_id:
+                raise ImageError(f"{member} of {name} does not have its image's diff_id {diff_id}")
+            digest, content = blob.commit()
+        annotations = {LAYER_KIND: "base", LAYER_TITLE: name}
+        descriptor = Descriptor(LAYER_GZIP, digest, blob.size, annotations)
+        yield Layer(descriptor, diff_id, content, None, command)
+
+    (layer,) = cached_layers(cache, cache_key("saved", diff_id, command, name), make)
     return layer
 
 
-def _client(host: str | None) -> Any:
+def _client() -> Any:
     try:
         import docker
         from docker.errors import DockerException
@@ -124,7 +111,7 @@ def _client(host: str | None) -> Any:
         ) from None
     client = None
     try:
-        client = docker.DockerClient(base_url=host) if host else docker.from_env()
+        client = docker.from_env()
         client.ping()
     except DockerException as error:
         if client is not None:
@@ -136,10 +123,9 @@ def _client(host: str | None) -> Any:
     return client
 
 
-def _build(client: Any, path: Path, progress: Progress) -> Any:
+def _build(client: Any, path: Path) -> Any:
     from docker.errors import APIError, BuildError
 
-    progress(f"building {path.name}", 0, None)
     try:
         image, _ = client.images.build(
             path=str(path.parent), dockerfile=path.name, rm=True, forcerm=True
@@ -148,7 +134,6 @@ def _build(client: Any, path: Path, progress: Progress) -> Any:
         items = getattr(error, "build_log", ())
         log = "".join(str(item.get("stream", "")) for item in items)[-2000:]
         raise ImageError(f"{path} could not be built: {error}\n{log}".rstrip()) from error
-    progress(f"building {path.name}", 1, 1)
     return image
 
 

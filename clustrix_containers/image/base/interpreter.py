@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.bytecode import bytecode_layer, sources
+from clustrix_containers.image.bytecode import bytecode_layer
 from clustrix_containers.oci.archive import Entry, directory, link, write_layer
-from clustrix_containers.oci.model import Image, Platform
-from clustrix_containers.oci.store import cache_key, recall, remember
-from clustrix_containers.remote.progress import Progress, silent
+from clustrix_containers.oci.model import Image, Layer, Platform
+from clustrix_containers.oci.store import cache_key, cached_layers
 from clustrix_containers.worker.contract import LABEL_PYTHON, PYTHON_ROOT
 
 from . import LABEL_GLIBC, LABEL_INTERPRETER, LIBRARIES, MINOR
@@ -57,7 +56,7 @@ _GROUP = b"root:x:0:\nnogroup:x:65534:\n"
 _NSSWITCH = b"passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
 
 
-def packed(cache: Path, *, progress: Progress = silent) -> Image:
+def packed(cache: Path) -> Image:
     """The running interpreter as a base image of two layers, made once per interpreter.
 
     ImageError on another system than Linux, and for a needed library that cannot be found.
@@ -68,11 +67,9 @@ def packed(cache: Path, *, progress: Progress = silent) -> Image:
             hint="Name a base image: base='python:X.Y-slim@sha256:…'.",
         )
     executable = _executable()
-    key = cache_key("packed", str(executable), sys.version, _fingerprint(executable))
-    layers = recall(cache, key)
-    if layers is None:
+
+    def make() -> Iterator[Layer]:
         title = f"Python {platform.python_version()}"
-        progress(f"packing {title}", 0, None)
         entries, libraries = _root(executable)
         layer = write_layer(
             entries,
@@ -85,12 +82,12 @@ def packed(cache: Path, *, progress: Progress = silent) -> Image:
         )
         stdlib = f"{PYTHON_ROOT[1:]}/{sys.platlibdir}/python{MINOR}"
         code = bytecode_layer(
-            lambda: sources(entries, stdlib), ["stdlib", layer.diff_id], title=title, cache=cache
+            lambda: entries, stdlib, ["stdlib", layer.diff_id], title=title, cache=cache
         )
-        layers = (layer, code) if code else (layer,)
-        remember(cache, key, layers)
-        progress(f"packing {title}", 1, 1)
-    return Image(layers, Platform.host(), _settings())
+        yield from (layer, code) if code else (layer,)
+
+    key = cache_key("packed", str(executable), sys.version, _fingerprint(executable))
+    return Image(cached_layers(cache, key, make), Platform.host(), _settings())
 
 
 def _settings() -> dict[str, Any]:

@@ -11,6 +11,7 @@ import ssl
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -101,19 +102,16 @@ class PackageIndexes:
             timeout=(CONNECT_TIMEOUT, READ_TIMEOUT, READ_TIMEOUT, READ_TIMEOUT),
         )
         self._client.auth = MultiDomainBasicAuth(prompting=False, index_urls=settings.indexes)
-        sources: list[dict[str, Any]] = [{"find_links": [url]} for url in settings.find_links]
-        sources += [{"index_urls": [url]} for url in settings.indexes]
-        self._finders: dict[str, PackageFinder] = {}
-        for source in sources:
-            ((url,),) = source.values()
-            self._finders[url] = PackageFinder(
-                self._client,  # type: ignore[arg-type]
-                # A lock may be for another machine, so the caller compares tags.
-                ignore_compatibility=True,
-                target_python=TargetPython(py_ver=sys.version_info[:3]),
-                only_binary=[":all:"],
-                **source,
-            )
+        finder = partial(
+            PackageFinder,
+            self._client,  # type: ignore[arg-type]
+            # A lock may be for another machine, so the caller compares tags.
+            ignore_compatibility=True,
+            target_python=TargetPython(py_ver=sys.version_info[:3]),
+            only_binary=[":all:"],
+        )
+        self._finders = {url: finder(find_links=[url]) for url in settings.find_links}
+        self._finders |= {url: finder(index_urls=[url]) for url in settings.indexes}
         self.failures: dict[str, str] = {}
 
     def why_none(self) -> str:
@@ -126,10 +124,7 @@ class PackageIndexes:
         lacking = "the package index has no wheel of it for this Python and machine"
         return f"{lacking} ({failures})" if failures else lacking
 
-    def __enter__(self) -> PackageIndexes:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self._client.close()
 
     def wheels(self, name: str, version: str) -> list[Link]:

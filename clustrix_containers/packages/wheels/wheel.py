@@ -19,24 +19,15 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from packaging.utils import canonicalize_name, canonicalize_version
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.oci.archive import (
-    Entry,
-    Member,
-    arrange,
-    content_size,
-    read_content,
-    write_layer,
-)
-from clustrix_containers.oci.model import Layer
-from clustrix_containers.oci.store import cache_key, recall, remember
+from clustrix_containers.oci.archive import Entry, Member, arrange, content_size, read_content
 from clustrix_containers.worker.contract import VENV
 
 PYTHON = f"{VENV}/bin/python"
@@ -69,12 +60,9 @@ def parse_record(text: str) -> dict[str, RecordRow]:
     """Path -> row, in the file's order. ImageError: a malformed line."""
     rows: dict[str, RecordRow] = {}
     try:
-        for line in csv.reader(io.StringIO(text, newline="")):
-            if line:
-                size = line[2] if len(line) > 2 else ""
-                rows[line[0].replace("\\", "/")] = RecordRow(
-                    line[1] if len(line) > 1 else "", int(size) if size.strip() else None
-                )
+        for line in filter(None, csv.reader(io.StringIO(text, newline=""))):
+            path, kind, size, *_ = [*line, "", ""]
+            rows[path.replace("\\", "/")] = RecordRow(kind, int(size) if size.strip() else None)
     except (csv.Error, ValueError) as error:
         raise ImageError(f"a RECORD cannot be read: {error}") from error
     return rows
@@ -85,18 +73,17 @@ def site_packages(python: str) -> str:
     return f"{VENV[1:]}/lib/python{python}/site-packages"
 
 
-def record_entry(info: str, entries: Iterable[Entry], known: Mapping[str, str], site: str) -> Entry:
-    """The RECORD of these entries. ``info`` is the ``.dist-info`` in the image.
-
-    ``known`` has the sha256 (hex) of the entries whose bytes need not be read again.
-    """
+def record_entry(info: str, entries: Iterable[Entry], site: str) -> Entry:
+    """The RECORD of these entries. ``info`` is the ``.dist-info`` in the image."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for entry in sorted(entries, key=lambda entry: entry.name):
-        digest, size = known.get(entry.name), content_size(entry.content)
+        content, size = entry.content, content_size(entry.content)
+        # A member is checked when it is packed.
+        digest = content.sha256 if isinstance(content, Member) else None
         if digest is None:
             sha, size = hashlib.sha256(), 0
-            for piece in read_content(entry.content):
+            for piece in read_content(content):
                 sha.update(piece)
                 size += len(piece)
             digest = sha.hexdigest()
@@ -192,7 +179,6 @@ def wheel_entries(path: Path, python: str) -> list[Entry]:
     site = site_packages(python)
     info = f"{site}/{wheel.info}"
     entries: list[Entry] = []
-    known: dict[str, str] = {}
     if points := wheel.members.get(f"{wheel.info}/entry_points.txt"):
         entries.extend(script_entries(b"".join(read_content(points[0])).decode()))
     for name, (member, executable) in wheel.members.items():
@@ -204,11 +190,9 @@ def wheel_entries(path: Path, python: str) -> list[Entry]:
         if script and next(iter(read_content(member)), b"").startswith(b"#!python"):
             content = with_shebang(b"".join(read_content(member)))
         entries.append(Entry(target, content, 0o755 if executable or script else 0o644))
-        if content is member and member.sha256:
-            known[target] = member.sha256
     entries.append(Entry(f"{info}/INSTALLER", INSTALLER))
     entries = arrange(entries, owned=())
-    return [*entries, record_entry(info, entries, known, site)]
+    return [*entries, record_entry(info, entries, site)]
 
 
 def _record(
@@ -289,47 +273,3 @@ def _destination(wheel: WheelFile, name: str, site: str, python: str) -> tuple[s
     if scheme not in roots or not rest:
         raise ImageError(f"{wheel.path.name}: {name!r} is in no known .data directory")
     return scheme, f"{roots[scheme]}/{rest}"
-
-
-def wheels_layer(wheels: Sequence[tuple[Path, str]], python: str, *, cache: Path) -> Layer:
-    """The layer of (path, sha256) wheels for a Python ``X.Y``, made once per cache."""
-    names = [split_filename(path.name) for path, _ in wheels]
-    files = ", ".join(path.name for path, _ in wheels)
-    if len(wheels) == 1:
-        names = [(names[0][0].replace("_", "-"), names[0][1])]
-    return packed_layer(
-        cache_key("wheels", [sha256 for _, sha256 in wheels], python),
-        (wheel_entries(path, python) for path, _ in wheels),
-        form="spliced",
-        title=[" ".join(name) for name in names],
-        created_by=f"clustrix: wheel {files}" if len(wheels) == 1 else f"clustrix: wheels {files}",
-        cache=cache,
-    )
-
-
-def packed_layer(
-    key: str,
-    packages: Iterable[Iterable[Entry]],
-    *,
-    form: Literal["spliced", "isal"],
-    title: Sequence[str],
-    created_by: str,
-    cache: Path,
-) -> Layer:
-    """One layer of these packages' entries, made once per ``key``; ``title`` has one part for each.
-
-    Of two files with one path the later package's wins.
-    """
-    known = recall(cache, key)
-    if known:
-        return known[0]
-    layer = write_layer(
-        {entry.name: entry for entries in packages for entry in entries}.values(),
-        cache=cache,
-        form=form,
-        kind="wheel" if len(title) == 1 else "packages",
-        title=", ".join(title),
-        created_by=created_by,
-    )
-    remember(cache, key, [layer])
-    return layer

@@ -14,9 +14,9 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,7 @@ def locate(
     *,
     cache: Path,
     fetch: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Located:
     """The wheel that each distribution was installed from, where one can be found.
 
@@ -86,13 +86,13 @@ def locate(
     missing: dict[str, Installed] = {}
     for distribution in distributions:
         installed = Installed.of(distribution)
-        outcome: Wheel | str | None = _not_from_a_wheel(installed)
-        if outcome is None and (outcome := _recall(cache, key := _key(installed))) is None:
+        outcome = _not_from_a_wheel(installed) or _recall(cache, key := _key(installed))
+        if outcome is None:
             missing[key] = installed
         else:
             outcomes[installed.name] = outcome
     if missing:
-        outcomes |= _search(missing, cache, fetch, progress or silent)
+        outcomes |= _search(missing, cache, fetch, progress)
     return Located(
         {name: found for name, found in outcomes.items() if isinstance(found, Wheel)},
         {name: found for name, found in outcomes.items() if isinstance(found, str)},
@@ -102,19 +102,37 @@ def locate(
 def obtain(packages: Iterable[Package], *, cache: Path) -> None:
     """Bring the wheels of a lock into the cache; ImageError names one that cannot be downloaded."""
     missing = [
-        package
+        (package, wheel)
         for package in packages
         if (wheel := package.wheel) is not None
         and not wheel_path(cache, wheel.sha256, wheel.filename).is_file()
     ]
     if not missing:
         return
-    with _downloading(cache) as (indexes, folder), ThreadPoolExecutor(DOWNLOADS) as pool:
-        for reason in pool.map(lambda package: _obtain(package, indexes, folder, cache), missing):
-            if reason is not None:
+    with _downloading(cache) as (download, indexes), ThreadPoolExecutor(DOWNLOADS) as pool:
+
+        def once(package: Package, wheel: Wheel) -> Wheel | str:
+            return download(_links(package, wheel, indexes), lambda _path: None)
+
+        found = pool.map(once, *zip(*missing, strict=True))
+        for (_, wheel), outcome in zip(missing, found, strict=True):
+            if isinstance(outcome, str):
                 raise ImageError(
-                    reason, hint="Lock again, or build where its index can be reached."
+                    f"the wheel {wheel.filename} of the lock is not in the cache: {outcome}",
+                    hint="Lock again, or build where its index can be reached.",
                 )
+
+
+def _links(package: Package, wheel: Wheel, indexes: PackageIndexes) -> Iterator[Link]:
+    """Where the very file of a lock may be."""
+    from .index import Link
+
+    hashes = {"sha256": wheel.sha256}
+    if wheel.url:
+        yield Link(wheel.url, hashes=hashes)
+    for link in indexes.wheels(package.name, package.version):
+        if link.filename == wheel.filename:
+            yield Link(link.normalized, hashes=hashes)
 
 
 def add_wheel(path: Path, *, cache: Path, url: str | None = None) -> Wheel:
@@ -231,10 +249,13 @@ def _search(
                 outcomes[missing[key].name] = "its wheel is not in the cache"
     if not absent:
         return outcomes
-    with _downloading(cache) as (indexes, folder), ThreadPoolExecutor(DOWNLOADS) as pool:
-        futures = {
-            pool.submit(_from_indexes, missing[key], indexes, folder, cache): key for key in absent
-        }
+    with _downloading(cache) as (download, indexes), ThreadPoolExecutor(DOWNLOADS) as pool:
+
+        def once(installed: Installed) -> Wheel | str:
+            rows = installed.rows
+            return download(_candidates(installed, indexes), lambda path: difference(path, rows))
+
+        futures = {pool.submit(once, missing[key]): key for key in absent}
         progress("fetching wheels", 0, len(futures))
         for done, future in enumerate(as_completed(futures), 1):
             valid = RETRY_OFFLINE_AFTER if indexes.failures else RETRY_AFTER
@@ -267,46 +288,54 @@ def _changed_file(installed: Installed) -> str | None:
     return None
 
 
+Download = Callable[[Iterable["Link"], Callable[[Path], str | None]], Wheel | str]
+
+
 @contextmanager
-def _downloading(cache: Path) -> Iterator[tuple[PackageIndexes, Path]]:
-    """The user's indexes, and a directory for what is downloaded."""
+def _downloading(cache: Path) -> Iterator[tuple[Download, PackageIndexes]]:
+    """The user's indexes, and a function that brings one of several wheels into the cache.
+
+    It returns the first that can be downloaded and has no difference, or why there is none.
+    """
     from .index import PackageIndexes
     from .settings import index_settings
 
+    def download(links: Iterable[Link], differing: Callable[[Path], str | None]) -> Wheel | str:
+        reason = ""
+        for link in links:
+            try:
+                path = indexes.download(link, folder)
+                different = differing(path)
+                if different is None:
+                    url = None if link.is_file else _without_credentials(link.url_without_fragment)
+                    return add_wheel(path, cache=cache, url=url)
+            except (DependencyError, ImageError, OSError) as error:  # noqa: PERF203 - few candidates
+                reason = f"{link.filename} cannot be downloaded: {getattr(error, 'message', error)}"
+            else:
+                # The first candidate is the likeliest, so its difference is the one to report.
+                reason = reason or f"the installed files differ from {link.filename}: {different}"
+            finally:
+                (folder / link.filename).unlink(missing_ok=True)
+        return reason or indexes.why_none()
+
     (cache / "tmp").mkdir(parents=True, exist_ok=True)
     with (
-        PackageIndexes(index_settings()) as indexes,
-        tempfile.TemporaryDirectory(prefix="wheels-", dir=cache / "tmp") as folder,
+        closing(PackageIndexes(index_settings())) as indexes,
+        tempfile.TemporaryDirectory(prefix="wheels-", dir=cache / "tmp") as name,
     ):
-        yield indexes, Path(folder)
+        folder = Path(name)
+        yield download, indexes
 
 
-def _from_indexes(
-    installed: Installed, indexes: PackageIndexes, folder: Path, cache: Path
-) -> Wheel | str:
-    """The wheel, or why there is none."""
+def _candidates(installed: Installed, indexes: PackageIndexes) -> list[Link]:
+    """The wheels that may be what is installed, the likeliest first."""
     from .index import Link, usable
 
-    reason = ""
     links = usable(indexes.wheels(installed.name, installed.version), _tags(installed))
     if url := installed.direct_url.get("url"):
         # It was installed by the URL or path of its wheel.
         links.insert(0, Link(str(url), hashes=installed.direct_url["archive_info"].get("hashes")))
-    for link in links[:MAX_CANDIDATES]:
-        try:
-            path = indexes.download(link, folder)
-            differing = difference(path, installed.rows)
-            if differing is None:
-                origin = None if link.is_file else _without_credentials(link.url_without_fragment)
-                return add_wheel(path, cache=cache, url=origin)
-        except (DependencyError, ImageError, OSError) as error:  # noqa: PERF203 - few candidates
-            reason = f"{link.filename} cannot be downloaded: {getattr(error, 'message', error)}"
-        else:
-            # The first candidate is the likeliest, so its difference is the one to report.
-            reason = reason or f"the installed files differ from {link.filename}: {differing}"
-        finally:
-            (folder / link.filename).unlink(missing_ok=True)
-    return reason or indexes.why_none()
+    return links[:MAX_CANDIDATES]
 
 
 def _tags(installed: Installed) -> frozenset[str]:
@@ -316,29 +345,3 @@ def _tags(installed: Installed) -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(re.findall(r"^Tag:\s*(\S+)", text, re.M))
-
-
-def _obtain(package: Package, indexes: PackageIndexes, folder: Path, cache: Path) -> str | None:
-    """Download the very file of a lock; why that is not possible."""
-    from .index import Link
-
-    wheel = package.wheel
-    assert wheel is not None
-
-    def links() -> Iterator[Link]:
-        if wheel.url:
-            yield Link(wheel.url, hashes={"sha256": wheel.sha256})
-        for link in indexes.wheels(package.name, package.version):
-            if link.filename == wheel.filename:
-                yield Link(link.normalized, hashes={"sha256": wheel.sha256})
-
-    reason = ""
-    for link in links():
-        try:
-            add_wheel(indexes.download(link, folder), cache=cache)
-        except (DependencyError, ImageError, OSError) as error:  # noqa: PERF203 - few candidates
-            reason = getattr(error, "message", str(error))
-        else:
-            return None
-    reason = reason or indexes.why_none()
-    return f"the wheel {wheel.filename} of the lock cannot be downloaded: {reason}"

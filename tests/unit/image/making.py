@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from clustrix_containers.capture.bundle import Bundle, Entry, File
+from clustrix_containers.image.layers import Packable
 from clustrix_containers.image.runtime import cloudpickle_component, runtime
 from clustrix_containers.oci.model import LAYER_GZIP, Descriptor, Layer, sha256
 from clustrix_containers.packages.lock import Lock, Package, Wheel
@@ -66,6 +67,13 @@ def package(path: Path, cache: Path) -> Package:
     return Package(name.replace("_", "-"), version, add_wheel(path, cache=cache), None)
 
 
+def packable(path: Path, version: str = "1.0") -> Packable:
+    """A package of a wheel wherever that is; it need not be a valid one."""
+    data = path.read_bytes()
+    wheel = Wheel(path.name, hashlib.sha256(data).hexdigest(), len(data))
+    return Packable(Package(path.name.split("-")[0], version, wheel, None), path)
+
+
 def lock(*packages: Package) -> Lock:
     base = "packed:sha256:" + "0" * 64
     return Lock(
@@ -115,4 +123,14 @@ def tree(top: Path) -> dict[str, tuple[str, int, bytes | str]]:
     return found
 
 
-__all__ = ["Wheel", "bundle", "lock", "make_wheel", "member", "package", "tar_layer", "tree"]
+__all__ = [
+    "Wheel",
+    "bundle",
+    "lock",
+    "make_wheel",
+    "member",
+    "packable",
+    "package",
+    "tar_layer",
+    "tree",
+]

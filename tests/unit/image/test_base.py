@@ -12,7 +12,7 @@ import pytest
 
 from clustrix_containers.capture.elf import read_architecture, read_elf
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.base import LABEL_GLIBC, LABEL_INTERPRETER, from_registry
+from clustrix_containers.image.base import LABEL_GLIBC, LABEL_INTERPRETER, as_base
 from clustrix_containers.image.base.interpreter import packed
 from clustrix_containers.image.base.libraries import check_wheel, find_libraries
 from clustrix_containers.image.build import build
@@ -125,56 +125,44 @@ def test_a_wheel_and_a_base(filename: str, problem: str | None) -> None:
             check_wheel(filename, base)
 
 
-class Shelf:
-    """A registry of one image, by its manifest and config."""
+NAME = "example.org/library/python:slim"
 
-    def __init__(self, env: list[str], origin: Reference, layer_type: str) -> None:
-        blob = b"a layer that nobody reads"
-        layer = {"mediaType": layer_type, "digest": sha256(blob), "size": len(blob)}
-        self.config = canonical(
-            {
-                "os": "linux",
-                "architecture": "amd64",
-                "config": {"Env": env},
-                "rootfs": {"type": "layers", "diff_ids": [sha256(b"diff")]},
-            }
-        )
-        config = {
-            "mediaType": "application/vnd.docker.container.image.v1+json",
-            "digest": sha256(self.config),
-            "size": len(self.config),
+
+def on_shelf(env: list[str], layer_type: str = DOCKER_LAYER) -> Image:
+    """An image of a registry, from its manifest and config."""
+    blob = b"a layer that nobody reads"
+    layer = {"mediaType": layer_type, "digest": sha256(blob), "size": len(blob)}
+    config = canonical(
+        {
+            "os": "linux",
+            "architecture": "amd64",
+            "config": {"Env": env},
+            "rootfs": {"type": "layers", "diff_ids": [sha256(b"diff")]},
         }
-        self.manifest = canonical(
-            {
-                "schemaVersion": 2,
-                "mediaType": DOCKER_MANIFEST,
-                "config": config,
-                "layers": [layer],
-            }
-        )
-        self.origin = origin
-
-    def image(self, reference: str) -> Image:
-        assert reference == sha256(self.manifest)
-        return Image.read(self.manifest, self.config, origin=self.origin)
-
-
-def on_shelf(env: list[str], layer_type: str = DOCKER_LAYER) -> tuple[Reference, Shelf]:
-    origin = Reference.parse("example.org/library/python:slim")
-    shelf = Shelf(env, origin, layer_type)
-    return Reference.parse(f"{origin.name}@{sha256(shelf.manifest)}"), shelf
+    )
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": DOCKER_MANIFEST,
+        "config": {
+            "mediaType": "application/vnd.docker.container.image.v1+json",
+            "digest": sha256(config),
+            "size": len(config),
+        },
+        "layers": [layer],
+    }
+    return Image.read(canonical(manifest), config, origin=Reference.parse(NAME))
 
 
 def test_an_official_python_image() -> None:
-    reference, shelf = on_shelf(["PATH=/usr/local/bin:/bin", f"PYTHON_VERSION={MINOR}.4"])
-    base = from_registry(reference, shelf)
+    image = on_shelf(["PATH=/usr/local/bin:/bin", f"PYTHON_VERSION={MINOR}.4"])
+    base = as_base(image, NAME)
     assert base.settings["Labels"] == {
         LABEL_INTERPRETER: f"/usr/local/bin/python{MINOR}",
         LABEL_PYTHON: f"{MINOR}.4",
     }
     (layer,) = base.layers
     assert layer.descriptor.media_type == LAYER_GZIP
-    assert layer.origin == shelf.origin
+    assert layer.origin == Reference.parse(NAME)
     assert layer.blob is None
     validate(base)
 
@@ -188,9 +176,8 @@ def test_a_base_with_zstd_layers_runs(
     copy = ["skopeo", "--insecure-policy", "copy", "--dest-compress-format", "zstd"]
     copy += [f"oci:{tmp_path}/gzip:v1", f"oci:{tmp_path}/zstd:v1"]
     subprocess.run(copy, check=True, capture_output=True)
-    reference = Reference.parse("example.org/base:v1")
     python = f"/opt/python/bin/python{MINOR}"
-    found = from_registry(reference, Layout(tmp_path / "zstd"), python=python)
+    found = as_base(Layout(tmp_path / "zstd").image("v1"), "example.org/base:v1", python=python)
     assert {layer.descriptor.media_type for layer in found.layers} == {LAYER_ZSTD}
     assert [layer.diff_id for layer in found.layers] == [layer.diff_id for layer in base.layers]
     blobs = tmp_path / "zstd/blobs/sha256"
@@ -208,15 +195,15 @@ def test_a_base_with_zstd_layers_runs(
     "name", ["oci.image.layer.v1.tar+zstd", "docker.image.rootfs.diff.tar.zstd"]
 )
 def test_both_media_types_of_zstd_layers(name: str) -> None:
-    reference, shelf = on_shelf([f"PYTHON_VERSION={MINOR}.4"], f"application/vnd.{name}")
-    (layer,) = from_registry(reference, shelf).layers
+    image = on_shelf([f"PYTHON_VERSION={MINOR}.4"], f"application/vnd.{name}")
+    (layer,) = as_base(image, NAME).layers
     assert layer.descriptor.media_type == LAYER_ZSTD
 
 
 def test_a_layer_of_an_unknown_type() -> None:
-    reference, shelf = on_shelf([f"PYTHON_VERSION={MINOR}.4"], "application/x-squashfs")
+    image = on_shelf([f"PYTHON_VERSION={MINOR}.4"], "application/x-squashfs")
     with pytest.raises(ImageError, match="unknown type 'application/x-squashfs'"):
-        from_registry(reference, shelf)
+        as_base(image, NAME)
 
 
 @pytest.mark.parametrize(
@@ -230,19 +217,19 @@ def test_names_of_machines(kernel: str, name: str, elf: int) -> None:
 
 
 def test_a_base_that_says_where_its_python_is() -> None:
-    reference, shelf = on_shelf([])
+    image = on_shelf([])
     with pytest.raises(ImageError, match="cannot find the Python of"):
-        from_registry(reference, shelf)
+        as_base(image, NAME)
     with pytest.raises(ImageError, match="not the path of a Python"):
-        from_registry(reference, shelf, python="python")
-    base = from_registry(reference, shelf, python=f"/usr/bin/python{MINOR}")
+        as_base(image, NAME, python="python")
+    base = as_base(image, NAME, python=f"/usr/bin/python{MINOR}")
     assert base.settings["Labels"][LABEL_INTERPRETER] == f"/usr/bin/python{MINOR}"
 
 
 def test_another_minor_version_is_refused() -> None:
-    reference, shelf = on_shelf(["PYTHON_VERSION=3.7.1"])
+    image = on_shelf(["PYTHON_VERSION=3.7.1"])
     with pytest.raises(
         ImageError, match=rf"has Python 3.7.1, and this is Python {MINOR}"
     ) as caught:
-        from_registry(reference, shelf)
+        as_base(image, NAME)
     assert caught.value.base == "3.7.1"

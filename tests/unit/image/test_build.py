@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from clustrix_containers.capture.bundle import Bundle, Distribution, Entry, File
+from clustrix_containers.capture.bundle import Bundle, Entry, File
 from clustrix_containers.errors import ImageError
 from clustrix_containers.image import layers as packages
 from clustrix_containers.image.base import LABEL_GLIBC, LIBRARIES, as_base
@@ -178,17 +178,18 @@ def test_large_wheels_have_layers_of_their_own(tmp_path: Path, cache: Path) -> N
     assert list(image.kinds(LAYER_KIND, "wheel")) == list(other.kinds(LAYER_KIND, "wheel"))
 
 
-def test_what_has_no_wheel(tmp_path: Path, cache: Path) -> None:
+def test_what_has_no_wheel(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target"]
     subprocess.run([*command, str(site), str(wheel(tmp_path, "local"))], check=True)
-    installed = Distribution("local", "1.0", (), site, site / "local-1.0.dist-info")
+    monkeypatch.syspath_prepend(site)
     locked = lock(Package("local", "1.0", None, "sha256:" + "0" * 64))
-    image = build(bundle(), locked, REMOTE, [installed], cache=cache)
+    image = build(bundle(), locked, REMOTE, cache=cache)
     validate(image)
-    assert build(bundle(), locked, REMOTE, [installed], cache=cache) == image
+    assert build(bundle(), locked, REMOTE, cache=cache) == image
     (site / "local/__init__.py").write_bytes(b"changed = 1\n")
-    assert build(bundle(), locked, REMOTE, [installed], cache=cache).digest != image.digest
+    assert build(bundle(), locked, REMOTE, cache=cache).digest != image.digest
+    monkeypatch.undo()
     with pytest.raises(ImageError, match=r"local 1\.0 of the lock is not installed here"):
         build(bundle(), locked, REMOTE, cache=cache)
 
@@ -211,18 +212,20 @@ def test_a_lock_from_another_machine(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(
-        ImageError, match=r"one-1\.0-py3-none-any\.whl of the lock cannot be downloaded"
+        ImageError, match=r"one-1\.0-py3-none-any\.whl of the lock is not in the cache"
     ):
         build(bundle(), locked, REMOTE, cache=cache)
     monkeypatch.setenv("PIP_FIND_LINKS", path.parent.as_uri())
     image = build(bundle(), locked, REMOTE, cache=cache)
     validate(image)
     path.write_bytes(make_wheel(tmp_path / "changed", "one", {"one.py": b"changed"}).read_bytes())
-    with pytest.raises(ImageError, match="of the lock cannot be downloaded"):
+    with pytest.raises(ImageError, match="of the lock is not in the cache"):
         build(bundle(), locked, REMOTE, cache=tmp_path / "third")
 
 
-def test_libraries_that_the_base_lacks(base: Image, cache: Path, tmp_path: Path) -> None:
+def test_libraries_that_the_base_lacks(
+    base: Image, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     extension = next(
         path for path in Path(_ctypes.__file__).parent.glob("*.so") if "_ctypes" in path.name
     )
@@ -233,9 +236,10 @@ def test_libraries_that_the_base_lacks(base: Image, cache: Path, tmp_path: Path)
     info = site / "local-1.0.dist-info"
     info.mkdir()
     (info / "RECORD").write_text(f"local/{extension.name},,\n")
-    installed = Distribution("local", "1.0", (), site, info)
+    (info / "METADATA").write_text("Name: local\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(site)
     locked = lock(Package("local", "1.0", None, "sha256:" + "0" * 64))
-    validate(build(bundle(), locked, base, [installed], cache=cache))
+    validate(build(bundle(), locked, base, cache=cache))
     first, *rest = base.layers
     notes = {**first.descriptor.annotations, LIBRARIES: "libc.so.6 libpthread.so.0"}
     poor = replace(
@@ -243,10 +247,10 @@ def test_libraries_that_the_base_lacks(base: Image, cache: Path, tmp_path: Path)
         layers=(replace(first, descriptor=replace(first.descriptor, annotations=notes)), *rest),
     )
     with pytest.raises(ImageError, match=r"_ctypes.* of local needs libffi.*base does not have"):
-        build(bundle(), locked, poor, [installed], cache=cache)
+        build(bundle(), locked, poor, cache=cache)
     old = base.configure(Labels={**base.settings["Labels"], LABEL_GLIBC: "2.1"})
     with pytest.raises(ImageError, match=r"of local needs glibc 2\.\d+, the base has glibc 2\.1"):
-        build(bundle(), locked, old, [installed], cache=cache)
+        build(bundle(), locked, old, cache=cache)
 
 
 SCRIPT = """

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from clustrix_containers.image.bytecode import bytecode_layer, compiled, sources
+from clustrix_containers.image.bytecode import bytecode_layer, compiled
 from clustrix_containers.oci.archive import Entry
 from clustrix_containers.oci.model import Image
 from clustrix_containers.oci.unpack import unpack
@@ -44,13 +44,13 @@ def make(tmp_path: Path) -> list[Entry]:
 
 
 def test_what_is_compiled(tmp_path: Path) -> None:
-    found = {entry.name for entry in compiled(sources(make(tmp_path), SITE))}
+    found = {entry.name for entry in compiled(make(tmp_path), SITE)}
     assert found == {f"{SITE}/pkg/__pycache__/{n}.{TAG}.pyc" for n in ("__init__", "odd", "empty")}
 
 
 def test_it_is_used_without_a_look_at_the_source(tmp_path: Path, cache: Path) -> None:
     entries = make(tmp_path)
-    layer = bytecode_layer(lambda: sources(entries, SITE), "key", title="pkg", cache=cache)
+    layer = bytecode_layer(lambda: entries, SITE, "key", title="pkg", cache=cache)
     assert layer is not None
     validate(Image((layer,)))
     unpack(layer, tmp_path / "r")
@@ -66,7 +66,7 @@ def test_it_is_used_without_a_look_at_the_source(tmp_path: Path, cache: Path) ->
     raw = pyc.read_bytes()
     assert raw[:8] == importlib.util.MAGIC_NUMBER + b"\1\0\0\0"
     assert f"/{SITE}/pkg/__init__.py".encode() in raw, "tracebacks name the path in the image"
-    again = bytecode_layer(lambda: [] / 0, "key", title="pkg", cache=cache)  # type: ignore[operator]
+    again = bytecode_layer(lambda: [] / 0, SITE, "key", title="pkg", cache=cache)  # type: ignore[operator]
     assert again == layer, "made once"
 
 
@@ -74,11 +74,11 @@ def test_the_same_bytes_in_any_process(tmp_path: Path) -> None:
     make(tmp_path)
     script = (
         "import sys,pathlib,hashlib\n"
-        "from clustrix_containers.image.bytecode import compiled, sources\n"
+        "from clustrix_containers.image.bytecode import compiled\n"
         "from clustrix_containers.packages.wheels.wheel import wheel_entries\n"
         "import json, typing, dataclasses, email.message, logging.config\n"
         f"(wheel,) = pathlib.Path(sys.argv[1]).glob('*.whl')\n"
-        f"found = compiled(sources(wheel_entries(wheel, {MINOR!r}), {SITE!r}))\n"
+        f"found = compiled(wheel_entries(wheel, {MINOR!r}), {SITE!r})\n"
         "print(hashlib.sha256(b''.join(entry.content for entry in found)).hexdigest())\n"
     )
     digests = set()
@@ -93,4 +93,4 @@ def test_the_same_bytes_in_any_process(tmp_path: Path) -> None:
 
 def test_nothing_to_compile(cache: Path) -> None:
     for _ in range(2):
-        assert bytecode_layer(list, "nothing", title="", cache=cache) is None
+        assert bytecode_layer(list, SITE, "nothing", title="", cache=cache) is None

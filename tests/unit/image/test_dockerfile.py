@@ -21,10 +21,11 @@ from .making import MINOR, bundle, lock
 
 
 @pytest.fixture
-def engine(docker_host: str) -> Iterator[Any]:
+def engine(docker_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import docker
 
-    client = docker.DockerClient(base_url=docker_host)
+    monkeypatch.setenv("DOCKER_HOST", docker_host)
+    client = docker.from_env()
     yield client
     client.close()
 
@@ -42,9 +43,7 @@ def imported(engine: Any, base: Image, tmp_path: Path) -> str:
 
 
 @pytest.mark.docker
-def test_a_dockerfile_as_a_base(
-    imported: str, docker_host: str, tmp_path: Path, cache: Path
-) -> None:
+def test_a_dockerfile_as_a_base(imported: str, tmp_path: Path, cache: Path) -> None:
     context = tmp_path / "a context"
     context.mkdir()
     (context / "hello").write_text("hello")
@@ -52,7 +51,7 @@ def test_a_dockerfile_as_a_base(
     dockerfile.write_text(
         f"FROM {imported}\nENV PATH=/opt/python/bin:/usr/bin GREETING=hello\nCOPY hello /etc/hello\n"
     )
-    base = from_dockerfile(dockerfile, cache, host=docker_host)
+    base = from_dockerfile(dockerfile, cache)
     validate(base)
     labels = base.settings["Labels"]
     assert labels[LABEL_INTERPRETER] == f"/opt/python/bin/python{MINOR}"
@@ -61,29 +60,28 @@ def test_a_dockerfile_as_a_base(
     assert "GREETING=hello" in base.settings["Env"]
     unpack(base.layers[-1], tmp_path / "last")
     assert (tmp_path / "last/etc/hello").read_text() == "hello"
-    assert from_dockerfile(dockerfile, cache, host=docker_host) == base, "the same, from the cache"
+    assert from_dockerfile(dockerfile, cache) == base, "the same, from the cache"
     validate(build(bundle(), lock(), base, cache=cache))
     assert not list((cache / "tmp").iterdir())
 
 
 @pytest.mark.docker
-def test_dockerfiles_that_cannot_be_used(
-    imported: str, docker_host: str, tmp_path: Path, cache: Path
-) -> None:
+def test_dockerfiles_that_cannot_be_used(imported: str, tmp_path: Path, cache: Path) -> None:
     dockerfile = tmp_path / "Dockerfile"
     dockerfile.write_text(f"FROM {imported}\nCOPY nothing /\n")
     with pytest.raises(ImageError, match="Dockerfile could not be built"):
-        from_dockerfile(dockerfile, cache, host=docker_host)
+        from_dockerfile(dockerfile, cache)
     dockerfile.write_text("FROM scratch\nCOPY Dockerfile /\n")
     with pytest.raises(ImageError, match="has no Python"):
-        from_dockerfile(dockerfile, cache, host=docker_host)
+        from_dockerfile(dockerfile, cache)
 
 
 # The SDK forgets to close the socket that could not connect.
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-def test_no_engine(tmp_path: Path, cache: Path) -> None:
+def test_no_engine(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
     with pytest.raises(ImageError, match="cannot reach a Docker engine") as caught:
-        from_dockerfile(tmp_path / "Dockerfile", cache, host=f"unix://{tmp_path}/nobody.sock")
+        from_dockerfile(tmp_path / "Dockerfile", cache)
     assert "DOCKER_HOST" in str(caught.value)
     del caught
     gc.collect()

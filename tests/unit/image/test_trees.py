@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from clustrix_containers.errors import ImageError
-from clustrix_containers.image.trees import find_installed, tree_entries, trees_layer
-from clustrix_containers.oci.model import Image
+from clustrix_containers.image.layers import Packable, pack
+from clustrix_containers.image.trees import find_installed, tree_entries
+from clustrix_containers.oci.model import Image, Layer
 from clustrix_containers.oci.unpack import unpack
 from clustrix_containers.packages.installed import Installed
+from clustrix_containers.packages.lock import Package
 from clustrix_containers.packages.wheels.wheel import parse_record
 from tests.validation import validate
 
@@ -40,8 +42,13 @@ def installed(tmp_path: Path) -> Installed:
     )
 
 
+def layer_of(installed: Installed, cache: Path) -> Layer:
+    package = Package(installed.name, installed.version, None, "sha256:" + "0" * 64)
+    return pack([Packable(package, installed)], MINOR, cache=cache)
+
+
 def test_the_tree_is_the_installed_one(installed: Installed, tmp_path: Path, cache: Path) -> None:
-    made = trees_layer([installed], MINOR, cache=cache)
+    made = layer_of(installed, cache)
     validate(Image((made,)))
     unpack(made, tmp_path / "r")
     found = tree(tmp_path / "r")
@@ -65,10 +72,10 @@ def test_the_tree_is_the_installed_one(installed: Installed, tmp_path: Path, cac
 
 
 def test_actual_bytes_count(installed: Installed, tmp_path: Path, cache: Path) -> None:
-    before = trees_layer([installed], MINOR, cache=cache)
-    assert trees_layer([installed], MINOR, cache=cache) == before
+    before = layer_of(installed, cache)
+    assert layer_of(installed, cache) == before
     (installed.root / "pkg/__init__.py").write_bytes(b"patched = 1\n")
-    after = trees_layer([installed], MINOR, cache=cache)
+    after = layer_of(installed, cache)
     assert after.digest != before.digest
     unpack(after, tmp_path / "r")
     assert (tmp_path / "r" / SITE / "pkg/__init__.py").read_bytes() == b"patched = 1\n"
@@ -77,7 +84,7 @@ def test_actual_bytes_count(installed: Installed, tmp_path: Path, cache: Path) -
 def test_a_missing_file_is_named(installed: Installed, cache: Path) -> None:
     (installed.root / "pkg/tool.sh").unlink()
     with pytest.raises(ImageError, match=r"pkg 1.0 is incomplete: 'pkg/tool.sh' is missing"):
-        trees_layer([installed], MINOR, cache=cache)
+        layer_of(installed, cache)
 
 
 def test_another_version_is_named(installed: Installed) -> None:

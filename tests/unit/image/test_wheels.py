@@ -14,12 +14,13 @@ from installer.destinations import SchemeDictionaryDestination
 from installer.sources import WheelFile as WheelSource
 
 from clustrix_containers.errors import ImageError
+from clustrix_containers.image.layers import pack
 from clustrix_containers.oci.model import Image, Layer
 from clustrix_containers.oci.unpack import unpack
-from clustrix_containers.packages.wheels.wheel import parse_record, wheels_layer
+from clustrix_containers.packages.wheels.wheel import parse_record
 from tests.validation import validate
 
-from .making import MINOR, make_wheel, tree
+from .making import MINOR, make_wheel, packable, tree
 
 SITE = f"opt/venv/lib/python{MINOR}/site-packages"
 EVERYTHING = {
@@ -41,8 +42,7 @@ EVERYTHING = {
 
 
 def layer_of(path: Path, cache: Path) -> Layer:
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    made = wheels_layer([(path, sha256)], MINOR, cache=cache)
+    made = pack([packable(path)], MINOR, cache=cache)
     validate(Image((made,)))
     return made
 
@@ -115,12 +115,15 @@ def test_one_digest_in_any_process(tmp_path: Path, cache: Path) -> None:
     path = make_wheel(tmp_path, "pkg", EVERYTHING)
     here = layer_of(path, cache).digest
     script = (
-        "import sys,pathlib;from clustrix_containers.packages.wheels.wheel import wheels_layer\n"
-        "print(wheels_layer([(pathlib.Path(sys.argv[1]),'0'*64)],sys.argv[2],"
-        "cache=pathlib.Path(sys.argv[3])).digest)"
+        "import sys, pathlib\n"
+        "from clustrix_containers.image.layers import pack\n"
+        "from tests.unit.image.making import packable\n"
+        "wheel, cache = map(pathlib.Path, sys.argv[1:])\n"
+        f"print(pack([packable(wheel)], {MINOR!r}, cache=cache).digest)"
     )
-    command = [sys.executable, "-c", script, str(path), MINOR, str(tmp_path / "other")]
+    command = [sys.executable, "-c", script, str(path), str(tmp_path / "other")]
     env = {**os.environ, "PYTHONHASHSEED": "5", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    env["PYTHONPATH"] = os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)
     done = subprocess.run(command, env=env, capture_output=True, check=True, text=True, umask=0o77)
     assert done.stdout.strip() == here
 
@@ -128,10 +131,9 @@ def test_one_digest_in_any_process(tmp_path: Path, cache: Path) -> None:
 def test_made_once(tmp_path: Path, cache: Path) -> None:
     path = make_wheel(tmp_path, "pkg", EVERYTHING)
     made = layer_of(path, cache)
-    content = path.read_bytes()
+    item = packable(path)
     path.write_bytes(b"gone")
-    sha256 = hashlib.sha256(content).hexdigest()
-    assert wheels_layer([(path, sha256)], MINOR, cache=cache) == made
+    assert pack([item], MINOR, cache=cache) == made
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "touched", "record"])
@@ -237,7 +239,7 @@ def test_several_wheels_in_one_layer(tmp_path: Path, cache: Path) -> None:
         make_wheel(tmp_path, "one", {"one.py": b"1", "LICENSE": b"one", **shared}),
         make_wheel(tmp_path, "two", {"two.py": b"2", "LICENSE": b"two", **shared}),
     ]
-    made = wheels_layer([(path, path.name) for path in paths], MINOR, cache=cache)
+    made = pack([packable(path) for path in paths], MINOR, cache=cache)
     validate(Image((made,)))
     unpack(made, tmp_path / "r")
     site = tmp_path / "r" / SITE

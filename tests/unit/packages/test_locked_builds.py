@@ -122,14 +122,14 @@ def test_made_online_it_builds_the_same_bytes_offline(locked: Project) -> None:
 
 def test_a_wheel_that_is_nowhere(locked: Project) -> None:
     locked.online, locked.cache = False, "another cache"
-    assert "the wheel tool-1.0-py3-none-any.whl of the lock cannot be downloaded" in locked.error(
+    assert "the wheel tool-1.0-py3-none-any.whl of the lock is not in the cache" in locked.error(
         "--lock", "pylock.toml"
     )
 
 
 def test_clustrix_yml_names_it_and_another_function_shares_it(locked: Project) -> None:
     (locked.root / "clustrix.yml").write_text("lock: locks/pylock.toml\n")
-    assert "cannot read the lock" in locked.error()
+    assert "cannot read" in locked.error()
     assert "cxc lock" in locked.error()
     done = locked.cxc("lock", "run.py:f")
     assert done.stdout.strip() == str(locked.root / "locks/pylock.toml")
