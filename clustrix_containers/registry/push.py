@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote
 
 from clustrix_containers.errors import DigestMismatch, RegistryError
@@ -30,8 +30,6 @@ _SMALL = 64 << 10
 
 _MIN_CHUNK = 4 << 20
 _SESSION_LOST = (400, 404, 405, 409, 410, 416, 501)
-_HINT_CHANGED = "The file has changed since it was made: build the image again."
-
 
 _Source = Callable[[int], Readable]
 """``source(offset)`` gives a blob's bytes from there on, as often as needed."""
@@ -103,13 +101,7 @@ class Push:
         kind = blob.annotations.get(contract.LAYER_KIND)
         # Known to be new, or so small that asking costs as much as sending.
         if layer.blob is None or (kind not in ("code", "call") and layer.size > _SMALL):
-            # Where it can be mounted from, the most certain first.
-            candidates = self.neighbours(layer.digest)
-            if layer.origin is not None and layer.origin.registry == self.uploads.transport.host:
-                candidates.insert(0, layer.origin.repository)
-            for repository in [it for it in candidates if it != self.uploads.transport.repository][
-                :1
-            ]:
+            if (repository := self._mountable_from(layer)) is not None:
                 session = uploads.mount(blob, repository)
                 if session is None:
                     return
@@ -119,30 +111,35 @@ class Push:
                 return
         _Upload(uploads, blob, source, session or uploads.start()).run()
 
-    def _source(self, layer: Layer) -> _Source:
-        blob, origin = layer.blob, layer.origin
-        if isinstance(blob, Path):
-            check_size(layer.descriptor, blob)
-        if blob is not None:
-            return lambda offset: _seek(open_blob(layer), offset)
-        if origin is None:
-            raise RegistryError(
-                f"the layer {layer.digest} has neither a blob nor an origin", digest=layer.digest
-            )
+    def _mountable_from(self, layer: Layer) -> str | None:
+        candidates = self.neighbours(layer.digest)
+        if layer.origin is not None and layer.origin.registry == self.uploads.transport.host:
+            # The most certain one.
+            candidates.insert(0, layer.origin.repository)
+        return next((it for it in candidates if it != self.uploads.transport.repository), None)
 
-        def read(offset: int) -> RangeReader:
-            same = origin.registry == self.uploads.transport.host
-            transport = (
-                self.uploads.transport.beside(origin.repository) if same else self.origin(origin)
-            )
-            return RangeReader(transport, layer.descriptor, offset)
+    def _source(self, layer: Layer) -> _Source:
+        if isinstance(layer.blob, Path):
+            check_size(layer.descriptor, layer.blob)
+        if layer.blob is None:
+            transport = self.origin(origin_of(layer))
+            return lambda offset: RangeReader(transport, layer.descriptor, offset)
+
+        def read(offset: int) -> Readable:
+            stream = open_blob(layer)
+            stream.seek(offset)
+            return stream
 
         return read
 
 
-def _seek(stream: IO[bytes], offset: int) -> IO[bytes]:
-    stream.seek(offset)
-    return stream
+def origin_of(layer: Layer) -> Reference:
+    """The repository of a layer by reference; RegistryError if it has none."""
+    if layer.origin is None:
+        raise RegistryError(
+            f"the layer {layer.digest} has neither a blob nor an origin", digest=layer.digest
+        )
+    return layer.origin
 
 
 class Uploads:
@@ -158,7 +155,7 @@ class Uploads:
         self.limits = limits or Limits()
         self.stop = threading.Event()
         self.report: ProgressCallback = progress or (lambda _blob, _done: None)
-        self._base = f"/v2/{transport.repository}/blobs"
+        self._blobs = f"/v2/{transport.repository}/blobs"
 
     def send(
         self,
@@ -175,9 +172,16 @@ class Uploads:
         request = Request(method, url, action, scopes, ok, **options)
         return self.transport.send(request, retry=retry)
 
+    def put_manifest(self, image: Image, tag: str) -> None:
+        """Tag the image, whose blobs are all there."""
+        url = f"/v2/{self.transport.repository}/manifests/{tag}"
+        headers = {"Content-Type": image.media_type}
+        response = self.send("PUT", url, (200, 201), headers=headers, body=image.manifest)
+        check_stored(response, image.digest, self.transport.host)
+
     def exists(self, blob: Descriptor) -> bool:
         """Whether the repository holds the blob, which is then reported as sent."""
-        if self.send("HEAD", f"{self._base}/{blob.digest}", (200, 404)).status == 404:
+        if self.send("HEAD", f"{self._blobs}/{blob.digest}", (200, 404)).status == 404:
             return False
         self.report(blob, blob.size)
         return True
@@ -189,7 +193,7 @@ class Uploads:
         for a plain session.
         """
         source = quote(repository, safe="/")
-        url = f"{self._base}/uploads/?mount={descriptor.digest}&from={source}"
+        url = f"{self._blobs}/uploads/?mount={descriptor.digest}&from={source}"
         scopes = (f"repository:{repository}:pull",)
         try:
             response = self.send("POST", url, (201, 202), scopes=scopes)
@@ -204,7 +208,7 @@ class Uploads:
 
     def start(self) -> Response:
         """A new upload session."""
-        return self.send("POST", f"{self._base}/uploads/", (202,))
+        return self.send("POST", f"{self._blobs}/uploads/", (202,))
 
     def cancel(self, session: Response) -> None:
         """Close a session that is not needed; whether that works does not matter."""
@@ -250,9 +254,8 @@ class _Upload:
     def _adopt(self, session: Response) -> None:
         self.offset = 0
         if not session.headers.get("Location"):
-            raise RegistryError(
-                f"the upload response of {self.host} has no Location header", host=self.host
-            )
+            message = f"the upload response of {self.host} has no Location header"
+            raise RegistryError(message, host=self.host)
         self._move(session)
         minimum = session.headers.get("OCI-Chunk-Min-Length", "")
         if minimum.isdigit() and self.chunk is not None:
@@ -267,15 +270,12 @@ class _Upload:
         length = min(self.chunk or self.blob.size, self.blob.size - self.offset)
         end = self.offset + length
         content_range = {"Content-Range": f"{self.offset}-{end - 1}"}
-        response = self._send("PATCH", self.location, length, (201, 202, 204), content_range)
+        response = self._send("PATCH", self.location, length, (201, 202, 204), **content_range)
         self._move(response)
         received = _received(response, end)
         if not self.offset < received <= end:
-            raise RegistryError(
-                f"{self.host} lost a part of the blob {self.blob.digest}",
-                status=416,
-                host=self.host,
-            )
+            message = f"{self.host} lost a part of the blob {self.blob.digest}"
+            raise RegistryError(message, status=416, host=self.host)
         self.offset = received
 
     def _commit(self, length: int) -> None:
@@ -286,18 +286,16 @@ class _Upload:
         self.uploads.report(self.blob, self.blob.size)
 
     def _send(
-        self, method: str, url: str, length: int, ok: tuple[int, ...], headers: Any = None
+        self, method: str, url: str, length: int, ok: tuple[int, ...], **headers: str
     ) -> Response:
-        offset = self.offset
-
         def body() -> Readable:
-            return _Part(self.source(offset), self.blob, offset, length, self.uploads)
+            return _Part(self.source(self.offset), self.blob, self.offset, length, self.uploads)
 
         return self.uploads.send(
             method,
             url,
             ok,
-            headers={"Content-Type": "application/octet-stream", **(headers or {})},
+            headers={"Content-Type": "application/octet-stream", **headers},
             body=body if length else None,
             length=length,
             retry=False,
@@ -323,13 +321,10 @@ class _Upload:
             # Chunks do not work here, or were lost: one PUT from the start.
             self.chunked, self.chunk = False, None
         elif "DIGEST_INVALID" in error.codes:
-            raise DigestMismatch(
-                f"{self.host} rejects the blob {self.blob.digest}: its bytes have another digest",
-                hint=_HINT_CHANGED,
-                digest=self.blob.digest,
-                status=error.status,
-                codes=error.codes,
-            ) from error
+            message = (
+                f"{self.host} rejects the blob {self.blob.digest}: its bytes have another digest"
+            )
+            raise _changed(self.blob, message) from error
         elif error.status not in (404, 410):
             raise error
         return True
@@ -371,6 +366,11 @@ def _received(response: Response, default: int) -> int:
     return last + 1 if last else 0
 
 
+def _changed(blob: Descriptor, message: str) -> DigestMismatch:
+    hint = "The file has changed since it was made: build the image again."
+    return DigestMismatch(message, hint=hint, digest=blob.digest)
+
+
 @dataclass(slots=True)
 class _Part:
     """A part of a blob as a request's body: reports progress, and ends when the push stops."""
@@ -388,11 +388,8 @@ class _Part:
             return b""
         data = self.source.read(self.left if size < 0 else min(size, self.left))
         if not data:
-            raise DigestMismatch(
-                f"the blob {self.blob.digest} ends {self.left:,} bytes early",
-                hint=_HINT_CHANGED,
-                digest=self.blob.digest,
-            )
+            message = f"the blob {self.blob.digest} ends {self.left:,} bytes early"
+            raise _changed(self.blob, message)
         self.left -= len(data)
         self.at += len(data)
         self.uploads.report(self.blob, self.at)

@@ -31,14 +31,14 @@ from clustrix_containers.oci.model import (
     sha256,
 )
 from clustrix_containers.registry.http.auth import Lookup
-from clustrix_containers.registry.http.responses import BLOB_UNKNOWN, Request, check_stored
+from clustrix_containers.registry.http.responses import BLOB_UNKNOWN, Request
 from clustrix_containers.registry.http.transport import RangeReader, ScopedToken, Transport
 from clustrix_containers.remote.retry import Retry
 from clustrix_containers.storage import atomic
 
 from .blobs import BLOCK, ProgressCallback, disk_errors, verified
 from .manifests import config_of, digest_tag, resolve
-from .push import Limits, Push, Uploads
+from .push import Limits, Push, Uploads, origin_of
 
 if TYPE_CHECKING:
     import urllib3
@@ -125,33 +125,26 @@ class Remote:
             image,
             Uploads(self._transport, self._limits, progress),
             self._known.neighbours,
-            origin=lambda reference: self._peer(reference)._transport,
+            self._origin,
         )
         push.blobs(self._known.read())
         try:
-            self._put_manifest(image, digest_tag(image.digest))
+            push.uploads.put_manifest(image, digest_tag(image.digest))
         except RegistryError as error:
             if error.status not in (400, 404) or BLOB_UNKNOWN.isdisjoint(error.codes):
                 raise
             self._known.clear()
             push.blobs(set())
-            self._put_manifest(image, digest_tag(image.digest))
+            push.uploads.put_manifest(image, digest_tag(image.digest))
         if tag is not None:
-            self._put_manifest(image, tag)
+            push.uploads.put_manifest(image, tag)
         self._known.add(layer.digest for layer in push.layers())
         return Descriptor(image.media_type, image.digest, len(image.manifest))
 
-    def _put_manifest(self, image: Image, tag: str) -> None:
-        request = Request(
-            "PUT",
-            f"/v2/{self.reference.repository}/manifests/{tag}",
-            f"pushing {self.reference.repository}",
-            self._transport.scopes("pull,push"),
-            (200, 201),
-            {"Content-Type": image.media_type},
-            image.manifest,
-        )
-        check_stored(self._transport.send(request), image.digest, self.reference.registry)
+    def _origin(self, reference: Reference) -> Transport:
+        if reference.registry == self.reference.registry:
+            return self._transport.beside(reference.repository)
+        return self._peer(reference)._transport
 
     # Reading
 
@@ -226,11 +219,7 @@ def fetch_layers(
         path = directory / layer.digest.removeprefix("sha256:")
         if path.is_file() and path.stat().st_size == layer.size:
             return path
-        if layer.origin is None:
-            raise RegistryError(
-                f"the layer {layer.digest} has neither a blob nor an origin", digest=layer.digest
-            )
-        return remote(layer.origin.name).fetch_blob(layer.descriptor, path)
+        return remote(origin_of(layer).name).fetch_blob(layer.descriptor, path)
 
     return fetch
 
