@@ -321,10 +321,8 @@ class _Upload:
             # Chunks do not work here, or were lost: one PUT from the start.
             self.chunked, self.chunk = False, None
         elif "DIGEST_INVALID" in error.codes:
-            message = (
-                f"{self.host} rejects the blob {self.blob.digest}: its bytes have another digest"
-            )
-            raise _changed(self.blob, message) from error
+            why = f"is rejected by {self.host}: its bytes have another digest"
+            raise _changed(self.blob, why, status=error.status, codes=error.codes) from error
         elif error.status not in (404, 410):
             raise error
         return True
@@ -366,9 +364,9 @@ def _received(response: Response, default: int) -> int:
     return last + 1 if last else 0
 
 
-def _changed(blob: Descriptor, message: str) -> DigestMismatch:
+def _changed(blob: Descriptor, why: str, **fields: Any) -> DigestMismatch:
     hint = "The file has changed since it was made: build the image again."
-    return DigestMismatch(message, hint=hint, digest=blob.digest)
+    return DigestMismatch(f"the blob {blob.digest} {why}", hint=hint, digest=blob.digest, **fields)
 
 
 @dataclass(slots=True)
@@ -388,8 +386,7 @@ class _Part:
             return b""
         data = self.source.read(self.left if size < 0 else min(size, self.left))
         if not data:
-            message = f"the blob {self.blob.digest} ends {self.left:,} bytes early"
-            raise _changed(self.blob, message)
+            raise _changed(self.blob, f"ends {self.left:,} bytes early")
         self.left -= len(data)
         self.at += len(data)
         self.uploads.report(self.blob, self.at)

@@ -31,7 +31,7 @@ from clustrix_containers.oci.model import (
     sha256,
 )
 from clustrix_containers.registry.http.auth import Lookup
-from clustrix_containers.registry.http.responses import BLOB_UNKNOWN, Request
+from clustrix_containers.registry.http.responses import BLOB_UNKNOWN
 from clustrix_containers.registry.http.transport import RangeReader, ScopedToken, Transport
 from clustrix_containers.remote.retry import Retry
 from clustrix_containers.storage import atomic
@@ -168,14 +168,8 @@ class Remote:
     def manifest(self, reference: str) -> bytes:
         """The manifest under a tag or digest, verified if its digest is known or in the response."""
         wanted = reference.rpartition("@")[2]
-        request = Request(
-            "GET",
-            f"/v2/{self.reference.repository}/manifests/{wanted}",
-            f"reading {self.name} {reference}",
-            self._transport.scopes("pull"),
-            headers={"Accept": _ACCEPT},
-        )
-        response = self._transport.send(request)
+        action = f"reading {self.name} {reference}"
+        response = self._transport.get(f"manifests/{wanted}", action, headers={"Accept": _ACCEPT})
         found = sha256(response.body)
         header = response.headers.get("Docker-Content-Digest")
         expected = wanted if wanted.startswith("sha256:") else header
