@@ -10,7 +10,8 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -72,26 +73,20 @@ class Push:
 
     def blobs(self, known: set[str]) -> None:
         """Send all that are not ``known`` to exist there; the first error stops the others."""
-        missing = []
-        # The largest first: the others are sent while it is under way.
-        for layer in sorted(self.layers(), key=lambda layer: -layer.size):
-            if layer.digest in known:
-                self.uploads.report(layer.descriptor, layer.size)
-            else:
-                missing.append(layer)
-        if not missing:
-            return
-        from concurrent.futures import ThreadPoolExecutor, as_completed
-
-        with ThreadPoolExecutor(min(_WORKERS, len(missing)), "push") as threads:
-            futures = [threads.submit(self._blob, layer) for layer in missing]
+        with ThreadPoolExecutor(_WORKERS, "push") as threads:
+            futures = []
             try:
+                # The largest first: the others are sent while it is under way.
+                for layer in sorted(self.layers(), key=lambda layer: -layer.size):
+                    if layer.digest in known:
+                        self.uploads.report(layer.descriptor, layer.size)
+                    else:
+                        futures.append(threads.submit(self._blob, layer))
                 for future in as_completed(futures):
                     future.result()
             except BaseException:
                 self.uploads.stop.set()
-                for future in futures:
-                    future.cancel()
+                threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _blob(self, layer: Layer) -> None:
@@ -142,20 +137,18 @@ def origin_of(layer: Layer) -> Reference:
     return layer.origin
 
 
+@dataclass(frozen=True, slots=True)
 class Uploads:
     """Requests about uploads to one repository; ``stop`` ends those of other threads."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        limits: Limits | None = None,
-        progress: ProgressCallback | None = None,
-    ) -> None:
-        self.transport = transport
-        self.limits = limits or Limits()
-        self.stop = threading.Event()
-        self.report: ProgressCallback = progress or (lambda _blob, _done: None)
-        self._blobs = f"/v2/{transport.repository}/blobs"
+    transport: Transport
+    limits: Limits = Limits()
+    progress: ProgressCallback | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def report(self, blob: Descriptor, sent: int) -> None:
+        if self.progress is not None:
+            self.progress(blob, sent)
 
     def send(
         self,
@@ -171,6 +164,10 @@ class Uploads:
         scopes = (*self.transport.scopes("pull,push"), *scopes)
         request = Request(method, url, action, scopes, ok, **options)
         return self.transport.send(request, retry=retry)
+
+    @property
+    def _blobs(self) -> str:
+        return f"/v2/{self.transport.repository}/blobs"
 
     def put_manifest(self, image: Image, tag: str) -> None:
         """Tag the image, whose blobs are all there."""
@@ -217,18 +214,19 @@ class Uploads:
             self.send("DELETE", location, (204,), retry=False)
 
 
+@dataclass
 class _Upload:
     """The state of one upload: its session's location, and the bytes that the registry has."""
 
-    def __init__(
-        self, uploads: Uploads, blob: Descriptor, source: _Source, session: Response
-    ) -> None:
-        self.uploads = uploads
-        self.host = uploads.transport.host
-        self.blob = blob
-        self.source = source
-        self.chunk = uploads.limits.chunk
-        self.chunked = self.chunk is not None and blob.size > uploads.limits.chunk_above
+    uploads: Uploads
+    blob: Descriptor
+    source: _Source
+    session: InitVar[Response]
+
+    def __post_init__(self, session: Response) -> None:
+        self.host, limits = self.uploads.transport.host, self.uploads.limits
+        self.chunk = limits.chunk
+        self.chunked = self.chunk is not None and self.blob.size > limits.chunk_above
         self.restarts = 0
         self._adopt(session)
 
