@@ -105,7 +105,10 @@ def _from_config(
         if isinstance(helpers.get(key), str):
             return _run_helper(helpers[key], _server(key), path)
     auths = _section(config, "auths", path)
-    entry = _entry(auths, keys, registry)
+    # A key that is a URL is for the whole host, whatever its path.
+    urls = (key for key in auths if key.partition("://")[2].split("/")[0] in _hosts(registry))
+    entries = (auths.get(key) for key in (*keys, *urls))
+    entry = next((entry for entry in entries if isinstance(entry, dict)), None)
     if entry is not None and (credential := _from_entry(entry, path)):
         return credential
     store = config.get("credsStore")
@@ -134,13 +137,6 @@ def _hosts(registry: str) -> tuple[str, ...]:
 
 def _server(key: str) -> str:
     return _HUB_KEY if key in _HUB_NAMES else key
-
-
-def _entry(auths: Mapping[str, Any], keys: list[str], registry: str) -> Mapping[str, Any] | None:
-    # A key that is a URL is for the whole host, whatever its path.
-    urls = [key for key in auths if key.partition("://")[2].split("/")[0] in _hosts(registry)]
-    entries = (auths.get(key) for key in (*keys, *urls))
-    return next((entry for entry in entries if isinstance(entry, dict)), None)
 
 
 def _from_entry(entry: Mapping[str, Any], path: Path) -> Credential | None:

@@ -50,9 +50,7 @@ _MAX_KNOWN = 4096
 class Remote:
     """The repository ``name`` (``registry.example.org/team/runs``, or a Reference).
 
-    ``insecure``: True for plain http; None allows it to this machine itself and to what
-    ``CLUSTRIX_INSECURE_REGISTRIES`` names. ``ca_file``: PEM certificates to trust besides
-    the system's, instead of those in ``certs.d``. ``credentials``: replaces
+    ``insecure`` and ``ca_file``: see :class:`Transport`. ``credentials``: replaces
     :func:`clustrix_containers.credentials.registry.lookup`. ``pool``: connections to share.
     ``cache``: a directory that remembers which blobs registries hold (default: below the
     user's cache directory). ``limits``: when to upload in chunks. ``peer``: gives the

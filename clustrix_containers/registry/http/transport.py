@@ -178,7 +178,7 @@ class Transport:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
-            url, parts, host, port = "", urlsplit(""), None, None
+            host = None
         if not host or parts.scheme not in ("http", "https"):
             raise RegistryError(
                 f"{self.host} sent a location that is not an http(s) URL: {location[:200]!r}",
@@ -187,8 +187,7 @@ class Transport:
         same = host == own.hostname and port in (None, own.port)
         if parts.scheme == "http" and own.scheme == "https" and same:
             # A registry behind a TLS proxy that it does not know of.
-            query = f"?{parts.query}" if parts.query else ""
-            return f"{self.origin}{parts.path}{query}"
+            return parts._replace(scheme=own.scheme, netloc=own.netloc, fragment="").geturl()
         may_be_plain = own.scheme == "http" and (
             is_loopback(host) or (self._allow_http and not is_loopback(own.hostname))
         )
