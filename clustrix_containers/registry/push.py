@@ -242,12 +242,24 @@ class _Upload:
             except DigestMismatch:
                 raise
             except RegistryError as error:
-                if self.offset > furthest:
-                    failures, furthest = 0, self.offset
-                failures += 1
-                restart = self._recover(error, failures)
-            if self._resume(restart):
+                if self.uploads.stop.is_set():
+                    raise
+                if error.temporary:
+                    failures = failures + 1 if self.offset <= furthest else 1
+                    furthest = max(furthest, self.offset)
+                    delay = self.uploads.transport.retry.delay(failures, error)
+                    if delay is None:
+                        raise
+                    self.uploads.stop.wait(delay)
+                    if self.chunk is not None and self._resume():
+                        continue
+                else:
+                    self._fall_back(error)
+            # Perhaps only the response to the commit was lost.
+            if self.uploads.exists(self.blob):
                 return
+            self._adopt(self.uploads.start())
+            self.uploads.report(self.blob, 0)
 
     def _adopt(self, session: Response) -> None:
         self.offset = 0
@@ -299,20 +311,12 @@ class _Upload:
             retry=False,
         )
 
-    def _recover(self, error: RegistryError, failures: int) -> bool:
-        """Wait; whether the upload must start again. Raises ``error`` if it cannot continue."""
-        if self.uploads.stop.is_set():
-            raise error
-        if error.temporary:
-            delay = self.uploads.transport.retry.delay(failures, error)
-            if delay is None:
-                raise error
-            self.uploads.stop.wait(delay)
-            return False
+    def _fall_back(self, error: RegistryError) -> None:
+        """Choose what the registry may take from the start; raises ``error`` if nothing is left."""
         self.restarts += 1
+        small = self.chunk is None or (self.chunked and self.chunk <= _MIN_CHUNK)
         if self.restarts > 2:
             raise error
-        small = self.chunk is None or (self.chunked and self.chunk <= _MIN_CHUNK)
         if error.status == 413 and not small:
             self.chunked, self.chunk = True, min(self.chunk or _MIN_CHUNK, _MIN_CHUNK)
         elif error.status in _SESSION_LOST and (self.chunked or self.offset):
@@ -323,21 +327,9 @@ class _Upload:
             raise _changed(self.blob, why, status=error.status, codes=error.codes) from error
         elif error.status not in (404, 410):
             raise error
-        return True
 
-    def _resume(self, restart: bool) -> bool:
-        """Find out what the registry has; True if that is the whole blob, committed."""
-        if not restart and self.chunk is not None and self._query():
-            return False
-        # Perhaps only the response to the commit was lost.
-        if self.uploads.exists(self.blob):
-            return True
-        self._adopt(self.uploads.start())
-        self.uploads.report(self.blob, 0)
-        return False
-
-    def _query(self) -> bool:
-        """Query the session's state; False if it cannot be resumed."""
+    def _resume(self) -> bool:
+        """Query what the session has; False if it cannot be resumed."""
         try:
             response = self.uploads.send("GET", self.location, (200, 202, 204))
         except RegistryError as error:

@@ -7,10 +7,8 @@ Rules: no credentials are sent before a challenge. A password goes to the regist
 or to the token service (``realm``) that it names; for a registry over https the service must
 use https too; over plain http only a service on the same machine gets the password.
 
-Certificates are where Docker and Podman expect them
-(https://docs.docker.com/engine/security/certificates/, containers-certs.d(5)): in a directory
-``certs.d/HOST[:PORT]`` each ``*.crt`` is an authority (PEM), and ``NAME.cert`` with ``NAME.key``
-a client certificate.
+Certificates are where Docker and Podman expect them (docs/guide.md, "Registries"):
+https://docs.docker.com/engine/security/certificates/, containers-certs.d(5).
 """
 
 from __future__ import annotations
