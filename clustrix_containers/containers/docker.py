@@ -152,13 +152,7 @@ def options(spec: ContainerSpec) -> dict[str, Any]:
     """What the SDK's ``containers.create`` takes."""
     from docker.types import DeviceRequest, Mount
 
-    out: dict[str, Any] = {}
-    if spec.memory is not None:
-        out.update(mem_limit=spec.memory, memswap_limit=spec.memory)
-    if spec.network is not None:
-        out["network_mode"] = spec.network
-    if spec.gpus:
-        out["device_requests"] = [DeviceRequest(count=spec.gpus, capabilities=[["gpu"]])]
+    gpus = DeviceRequest(count=spec.gpus, capabilities=[["gpu"]])
     return {
         "image": spec.root,
         "entrypoint": [spec.argv[0]],
@@ -166,19 +160,22 @@ def options(spec: ContainerSpec) -> dict[str, Any]:
         "environment": dict(spec.env),
         "working_dir": spec.workdir,
         "user": f"{spec.uid}:{spec.gid}",
+        "network_mode": spec.network,
         "hostname": None if spec.network == "host" else HOSTNAME,
         "labels": dict(spec.labels),
         "read_only": True,
         "tmpfs": {"/tmp": "rw,exec,nosuid,nodev,mode=1777"},  # noqa: S108
         "shm_size": spec.shm,
         "nano_cpus": int(spec.cpus * 1e9),
+        "mem_limit": spec.memory,
+        "memswap_limit": spec.memory,
+        "device_requests": [gpus] if spec.gpus else None,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "mounts": [
             Mount(mount.target, mount.source, type="bind", read_only=not mount.writable)
             for mount in spec.mounts
         ],
-        **out,
     }
 
 

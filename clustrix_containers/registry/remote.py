@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import re
 import shutil
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -227,7 +225,6 @@ class KnownBlobs:
         self._directory = directory / hashlib.sha256(name.registry.encode()).hexdigest()[:16]
         # "+" is not allowed in a repository's name.
         self._path = self._directory / name.repository.replace("/", "+")
-        self._lock = threading.Lock()
 
     def read(self) -> set[str]:
         """The digests that this repository is known to hold."""
@@ -235,22 +232,17 @@ class KnownBlobs:
 
     def neighbours(self, digest: str) -> list[str]:
         """Other repositories of this registry that are known to hold ``digest``."""
-        return sorted(
-            path.name.replace("+", "/")
-            for path in self._directory.glob("*")
-            if not path.name.startswith(".") and path != self._path and digest in _digests(path)
-        )
+        others = {*self._directory.glob("[!.]*")} - {self._path}
+        return sorted(it.name.replace("+", "/") for it in others if digest in _digests(it))
 
     def add(self, digests: Iterable[str]) -> None:
         """Remember digests; a cache that cannot be written is not an error."""
-        with self._lock:
-            before, new = _digests(self._path), set(digests)
-            if new <= set(before):
-                return
-            lines = [line for line in before if line not in new] + sorted(new)
-            text = "\n".join(lines[-_MAX_KNOWN:]) + "\n"
-            with contextlib.suppress(OSError):
-                atomic.write(self._path, text.encode("ascii"), mode=0o600)
+        before, new = _digests(self._path), set(digests)
+        if new <= set(before):
+            return
+        lines = [line for line in before if line not in new] + sorted(new)
+        with contextlib.suppress(OSError):
+            atomic.write(self._path, "\n".join(lines[-_MAX_KNOWN:]).encode(), mode=0o600)
 
     def clear(self) -> None:
         """Forget this repository's digests."""
@@ -260,7 +252,6 @@ class KnownBlobs:
 
 def _digests(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="ascii")
+        return path.read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError):
         return []
-    return [line for line in text.splitlines() if re.fullmatch(r"sha256:[0-9a-f]{64}", line)]
