@@ -130,15 +130,15 @@ def _parse(path: Path) -> Config:
     fields = document.mapping(_compose(path), "", _KEYS)
     targets = {"local": _LOCAL} | document.targets(fields.get("targets"))
     resources = document.resources(fields.get("resources"))
-    default = document.text(fields.get("default"), "default") or "local"
+    default, registry, lock = (
+        document.text(fields.get(key), key) for key in ("default", "registry", "lock")
+    )
+    default = default or "local"
     if default not in targets:
-        hint = _targets_hint(default, targets)
-        message = f"no such target: {default!r}"
+        message, hint = f"no such target: {default!r}", _targets_hint(default, targets)
         raise document.error(fields["default"], "default", message, hint)
-    registry = document.text(fields.get("registry"), "registry")
     if registry is not None:
         _check_registry(registry, path, _line(fields["registry"]), "registry")
-    lock = document.text(fields.get("lock"), "lock")
     lock_path = path.parent.absolute() / lock if lock else None
     return Config(default, registry, targets, resources, path, lock_path)
 
@@ -153,13 +153,12 @@ def _compose(path: Path) -> yaml.Node | None:
         raise _error(f"cannot be read: {error.strerror}", path, None, None) from error
     except UnicodeDecodeError as error:
         raise _error("is not UTF-8", path, None, None) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        message = f"not YAML: {error.problem or error.context}"
-        hint = "Indent with spaces, not with tabs." if "'\\t'" in message else None
-        raise _error(message, path, mark.line + 1 if mark else None, None, hint) from error
     except yaml.YAMLError as error:
-        raise _error(f"not YAML: {error}", path, None, None) from error
+        # Text that no YAML can have (a control character) has no mark.
+        mark = getattr(error, "problem_mark", None)
+        message = f"not YAML: {getattr(error, 'problem', error)}"
+        hint = "Indent with spaces, not with tabs." if "'\\t'" in message else None
+        raise _error(message, path, mark and mark.line + 1, None, hint) from error
 
 
 def _line(node: yaml.Node) -> int:
@@ -188,16 +187,14 @@ class _Document:
         if node is None or node.tag == _NULL:
             return
         if _kind(node) != "mapping":
-            what = key or "the file"
-            hint = "Expected name: value."
-            raise self.error(node, key or None, f"{what} is not a mapping", hint)
+            message = f"{key or 'the file'} is not a mapping"
+            raise self.error(node, key or None, message, "Expected name: value.")
         seen: set[str] = set()
         for name, value in node.value:
             if name.tag != _STRING:
                 spelled = str(name.value if _kind(name) == "scalar" else f"a {_kind(name)}")
-                hint = f'Quote it: "{spelled}".'
-                if spelled == "<<":
-                    hint = "Merge keys (<<) are not supported."
+                merge = "Merge keys (<<) are not supported."
+                hint = merge if spelled == "<<" else f'Quote it: "{spelled}".'
                 raise self.error(name, spelled, f"the key {spelled!r} is not a string", hint)
             if name.value in seen:
                 raise self.error(name, name.value, f"duplicate key {name.value!r}")

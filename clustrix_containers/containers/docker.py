@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
 import os
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers.errors import ClusterError, ImageError
+from clustrix_containers.errors import ClusterError
 from clustrix_containers.oci.model import Image
+from clustrix_containers.oci.reading import open_blob
 
 from .container import HOSTNAME, Container, ContainerSpec
 
@@ -33,10 +34,11 @@ def unusable() -> str | None:
     from importlib.util import find_spec
 
     host = os.environ.get("DOCKER_HOST", f"unix://{SOCKET}")
-    if not host.startswith("unix://"):
+    scheme, _, socket = host.partition("://")
+    if scheme != "unix":
         return f"DOCKER_HOST is {host}: a remote engine cannot see the run's directory"
-    if not Path(host.removeprefix("unix://")).exists():
-        return f"no such socket: {host.removeprefix('unix://')}"
+    if not Path(socket).exists():
+        return f"no such socket: {socket}"
     if find_spec("docker") is None:
         return "the docker SDK is not installed (pip install 'clustrix-containers[docker]')"
     try:
@@ -85,9 +87,8 @@ def load(client: Any, image: Image) -> str:
             return str(client.images.get(name).id)
         except docker.errors.APIError as error:  # noqa: PERF203
             if not known:
-                raise ClusterError(
-                    f"the engine cannot load the image {image.digest}: {error}"
-                ) from error
+                message = f"the engine cannot load the image {image.digest}: {error}"
+                raise ClusterError(message) from error
             # It may have lost a layer in the meantime: send all.
             known = 0
 
@@ -97,12 +98,8 @@ def _known_layers(client: Any, image: Image) -> int:
     wanted = [layer.diff_id for layer in image.layers]
     others = client.images.list(name=REPOSITORY)
     present = [other.attrs.get("RootFS", {}).get("Layers") or [] for other in others]
-    return max((_common_prefix(wanted, layers) for layers in present), default=0)
-
-
-def _common_prefix(left: Sequence[str], right: Sequence[str]) -> int:
-    pairs = zip(left, right, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    prefixes = (os.path.commonprefix([wanted, layers]) for layers in present)  # noqa: RUF071
+    return max(map(len, prefixes), default=0)
 
 
 def _archive(image: Image, known: int) -> Iterator[bytes]:
@@ -112,23 +109,13 @@ def _archive(image: Image, known: int) -> Iterator[bytes]:
     tag = f"{REPOSITORY}:{image.digest.removeprefix('sha256:')[:12]}"
     manifest = [{"Config": config, "RepoTags": [tag], "Layers": names}]
     yield from _member(config, len(image.config), [image.config])
-    sent = set()
-    for layer, name in list(zip(image.layers, names, strict=True))[known:]:
-        if name in sent:
-            continue
-        sent.add(name)
-        if not isinstance(layer.blob, Path):
-            raise ImageError(f"the layer {layer.digest} is not on this machine")
-        yield from _member(name, layer.size, _read(layer.blob))
+    # A layer that occurs twice is sent once.
+    for name, layer in dict(list(zip(names, image.layers, strict=True))[known:]).items():
+        with open_blob(layer) as blob:
+            yield from _member(name, layer.size, iter(partial(blob.read, BLOCK), b""))
     data = json.dumps(manifest).encode()
     yield from _member("manifest.json", len(data), [data])
     yield bytes(1024)
-
-
-def _read(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while data := file.read(BLOCK):
-            yield data
 
 
 def _member(name: str, size: int, content: Iterable[bytes]) -> Iterator[bytes]:
@@ -165,13 +152,7 @@ def options(spec: ContainerSpec) -> dict[str, Any]:
     """What the SDK's ``containers.create`` takes."""
     from docker.types import DeviceRequest, Mount
 
-    out: dict[str, Any] = {}
-    if spec.memory is not None:
-        out.update(mem_limit=spec.memory, memswap_limit=spec.memory)
-    if spec.network is not None:
-        out["network_mode"] = spec.network
-    if spec.gpus:
-        out["device_requests"] = [DeviceRequest(count=spec.gpus, capabilities=[["gpu"]])]
+    gpus = DeviceRequest(count=spec.gpus, capabilities=[["gpu"]])
     return {
         "image": spec.root,
         "entrypoint": [spec.argv[0]],
@@ -179,19 +160,22 @@ def options(spec: ContainerSpec) -> dict[str, Any]:
         "environment": dict(spec.env),
         "working_dir": spec.workdir,
         "user": f"{spec.uid}:{spec.gid}",
+        "network_mode": spec.network,
         "hostname": None if spec.network == "host" else HOSTNAME,
         "labels": dict(spec.labels),
         "read_only": True,
         "tmpfs": {"/tmp": "rw,exec,nosuid,nodev,mode=1777"},  # noqa: S108
         "shm_size": spec.shm,
         "nano_cpus": int(spec.cpus * 1e9),
+        "mem_limit": spec.memory,
+        "memswap_limit": spec.memory,
+        "device_requests": [gpus] if spec.gpus else None,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "mounts": [
             Mount(mount.target, mount.source, type="bind", read_only=not mount.writable)
             for mount in spec.mounts
         ],
-        **out,
     }
 
 
@@ -235,15 +219,13 @@ class _DockerContainer:
         return self._code
 
     def terminate(self) -> None:
-        self._signal("SIGTERM")
-
-    def kill(self) -> None:
-        self._signal("SIGKILL")
-
-    def _signal(self, name: str) -> None:
         # It may have ended just now.
         with contextlib.suppress(Exception):
-            self._container.kill(signal=name)
+            self._container.kill(signal="SIGTERM")
+
+    def kill(self) -> None:
+        with contextlib.suppress(Exception):
+            self._container.kill()
 
     def out_of_memory(self) -> bool:
         return self._oom

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers.errors import ConfigError
+from clustrix_containers.errors import ClusterError, ConfigError
+from clustrix_containers.remote import shell
 
 DOCKER_HUB = "docker.io"
 _HUB_KEY = "https://index.docker.io/v1/"
@@ -53,11 +54,9 @@ def lookup(registry: str, repository: str = "") -> Credential | None:
     ConfigError for a file that cannot be read or parsed, and for a credential helper that is
     missing, fails or does not answer within a minute.
     """
-    for path in _files():
-        config = _read(path)
-        if config is not None and (found := _from_config(path, config, registry, repository)):
-            return found
-    return None
+    configs = ((path, config) for path in _files() if (config := _read(path)) is not None)
+    found = (_from_config(path, config, registry, repository) for path, config in configs)
+    return next(filter(None, found), None)
 
 
 def user_directory(variable: str) -> Path:
@@ -106,7 +105,10 @@ def _from_config(
         if isinstance(helpers.get(key), str):
             return _run_helper(helpers[key], _server(key), path)
     auths = _section(config, "auths", path)
-    entry = _entry(auths, keys, registry)
+    # A key that is a URL is for the whole host, whatever its path.
+    urls = (key for key in auths if key.partition("://")[2].split("/")[0] in _hosts(registry))
+    entries = (auths.get(key) for key in (*keys, *urls))
+    entry = next((entry for entry in entries if isinstance(entry, dict)), None)
     if entry is not None and (credential := _from_entry(entry, path)):
         return credential
     store = config.get("credsStore")
@@ -137,13 +139,6 @@ def _server(key: str) -> str:
     return _HUB_KEY if key in _HUB_NAMES else key
 
 
-def _entry(auths: Mapping[str, Any], keys: list[str], registry: str) -> Mapping[str, Any] | None:
-    # A key that is a URL is for the whole host, whatever its path.
-    urls = [key for key in auths if key.partition("://")[2].split("/")[0] in _hosts(registry)]
-    entries = (auths.get(key) for key in (*keys, *urls))
-    return next((entry for entry in entries if isinstance(entry, dict)), None)
-
-
 def _from_entry(entry: Mapping[str, Any], path: Path) -> Credential | None:
     import base64
     import binascii
@@ -169,15 +164,10 @@ def _from_entry(entry: Mapping[str, Any], path: Path) -> Credential | None:
 
 def _run_helper(name: str, server: str, path: Path, *, required: bool = True) -> Credential | None:
     """``docker-credential-NAME get``: https://github.com/docker/docker-credential-helpers."""
-    # Not remote.shell: this folder is below it.
-    import shutil
-    import subprocess
-
     program = f"docker-credential-{name}"
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise ConfigError(f"invalid name of a credential helper in {path}: {name!r}", path=path)
-    executable = shutil.which(program)
-    if executable is None:
+    if shell.find(program) is None:
         if not required:
             # A leftover credsStore must not prevent an anonymous pull.
             return None
@@ -187,25 +177,15 @@ def _run_helper(name: str, server: str, path: Path, *, required: bool = True) ->
             path=path,
         )
     try:
-        done = subprocess.run(
-            [executable, "get"],
-            input=server.encode(),
-            capture_output=True,
-            timeout=_HELPER_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(
-            f"{program} did not answer within {_HELPER_SECONDS:.0f} s for {server}", path=path
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"cannot run {executable}: {error}", path=path) from error
-    if done.returncode != 0:
+        done = shell.run([program, "get"], stdin=server.encode(), timeout=_HELPER_SECONDS)
+    except ClusterError as error:
+        raise ConfigError(f"no credentials for {server}: {error.message}", path=path) from error
+    if done.code != 0:
         message = (done.stdout.strip() or done.stderr.strip()).decode(errors="replace")[:300]
         if "credentials not found" in message.lower():
             return None
         raise ConfigError(
-            f"{program} failed for {server} (exit code {done.returncode}): {message}", path=path
+            f"{program} failed for {server} (exit code {done.code}): {message}", path=path
         )
     return _from_output(done.stdout, program, server, path)
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,12 +226,9 @@ class Image:
         if self.raw_config is not None:
             return self.raw_config
         created = "1970-01-01T00:00:00Z"
-        platform = {"os": self.platform.os, "architecture": self.platform.architecture}
-        if self.platform.variant:
-            platform["variant"] = self.platform.variant
         return canonical(
             {
-                **platform,
+                **{name: value for name, value in asdict(self.platform).items() if value},
                 "created": created,
                 "config": dict(self.settings),
                 "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in self.layers]},
@@ -251,15 +248,15 @@ class Image:
         """The image manifest, canonical unless it was read from somewhere."""
         if self.raw_manifest is not None:
             return self.raw_manifest
-        manifest: dict[str, Any] = {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": self.config_descriptor.to_json(),
-            "layers": [layer.descriptor.to_json() for layer in self.layers],
-        }
-        if self.annotations:
-            manifest["annotations"] = dict(self.annotations)
-        return canonical(manifest)
+        return canonical(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST,
+                "config": self.config_descriptor.to_json(),
+                "layers": [layer.descriptor.to_json() for layer in self.layers],
+                **({"annotations": dict(self.annotations)} if self.annotations else {}),
+            }
+        )
 
     @property
     def media_type(self) -> str:

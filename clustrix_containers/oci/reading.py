@@ -7,7 +7,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO, RawIOBase
+from io import BufferedReader, BytesIO, RawIOBase
 from typing import IO, Any, cast
 
 from clustrix_containers.errors import ImageError
@@ -47,8 +47,8 @@ def open_layer(source: Any, name: str) -> HashingReader:
     The first bytes decide, not the media type. Reading raises an ImageError with ``name`` for
     compressed data that is damaged or truncated.
     """
-    head = source.read(4)
-    blob: Any = HashingReader(source, name, head)
+    blob = BufferedReader(source, _CHUNK)
+    head = blob.peek(4)[:4]
     if head[:2] == _GZIP:
         from gzip import BadGzipFile
 
@@ -64,35 +64,31 @@ def open_layer(source: Any, name: str) -> HashingReader:
         else:
             from backports import zstd
         return HashingReader(zstd.ZstdFile(blob), name, errors=(zstd.ZstdError, EOFError))
-    return cast("HashingReader", blob)
+    return HashingReader(blob, name)
 
 
 class HashingReader(RawIOBase):
-    """Reads ``head``, then ``rest``, and hashes both.
+    """Reads ``source`` and hashes what it reads.
 
     ``errors`` are those of a decompressor; they become an ImageError with the layer's ``name``.
     """
 
-    def __init__(self, rest: Any, name: str, head: bytes = b"", errors: Any = ()) -> None:
-        self._rest = rest
+    def __init__(self, source: Any, name: str, errors: Any = ()) -> None:
+        self._source = source
         self._name = name
-        self._head = head
         self._errors = errors
         self._hash = hashlib.sha256()
         self.size = 0
 
     def read(self, size: int = -1) -> bytes:
-        data = self._head if size < 0 else self._head[:size]
-        self._head = self._head[len(data) :]
-        if not self._head and len(data) != size:
-            try:
-                data += self._rest.read(size - len(data) if size >= 0 else -1)
-            except self._errors as error:
-                raise ImageError(
-                    f"layer {self._name} is damaged or truncated: {error}",
-                    hint="Fetch or build the image again.",
-                    layer=self._name,
-                ) from error
+        try:
+            data: bytes = self._source.read(size)
+        except self._errors as error:
+            raise ImageError(
+                f"layer {self._name} is damaged or truncated: {error}",
+                hint="Fetch or build the image again.",
+                layer=self._name,
+            ) from error
         self._hash.update(data)
         self.size += len(data)
         return data

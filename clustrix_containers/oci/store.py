@@ -50,7 +50,6 @@ class Spool:
         self._cache = cache
         self._spill = spill
         self._memory: list[bytes] = []
-        self._path: Path | None = None
         self._file: Any = None
 
     def write(self, data: bytes) -> None:
@@ -64,8 +63,8 @@ class Spool:
             if self._file is None:
                 folder = self._cache / "tmp"
                 folder.mkdir(parents=True, exist_ok=True)
-                self._path = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
-                self._file = self._path.open("xb", buffering=_CHUNK)
+                path = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
+                self._file = path.open("xb", buffering=_CHUNK)
                 self._file.write(b"".join(self._memory))
                 self._memory.clear()
             self._file.write(data)
@@ -74,20 +73,19 @@ class Spool:
 
     def content(self) -> bytes | Path:
         """What was written: the bytes, or the temporary file."""
-        if self._path is None:
+        if self._file is None:
             return b"".join(self._memory)
         self._file.flush()
-        return self._path
+        return Path(self._file.name)
 
     def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._path is not None:
-            if self._file is not None:
-                with suppress(OSError):
-                    self._file.close()
-            self._path.unlink(missing_ok=True)
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            Path(self._file.name).unlink(missing_ok=True)
 
 
 class BlobWriter(Spool):

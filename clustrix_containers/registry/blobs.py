@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import os
 import shutil
@@ -13,14 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from clustrix_containers.errors import DigestMismatch, ImageError
 from clustrix_containers.oci.model import Descriptor, check_digest, sha256
+from clustrix_containers.oci.reading import HashingReader
 from clustrix_containers.storage import atomic
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 BLOCK = 1 << 20
 """Bytes that are read and written at once."""
@@ -31,11 +28,8 @@ ProgressCallback = Callable[[Descriptor, int], None]
 _ABANDONED = 600.0
 """Seconds without a write after which a temporary file belongs to no living process."""
 
-_DISK_FULL = {
-    errno.ENOSPC: "no space left",
-    errno.EDQUOT: "disk quota exceeded",
-    errno.EFBIG: "the file exceeds this process's file size limit",
-}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
@@ -44,19 +38,15 @@ def disk_errors(what: str, directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _DISK_FULL.get(error.errno or 0)
-        hint = "Free some space (clustrix-containers prune), or choose another directory."
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR):
-            reason = f"{error.strerror} ({error.filename})"
+        if error.errno in _FULL:
+            hint = "Free some space (clustrix-containers prune), or choose another directory."
+        elif error.errno in _FORBIDDEN:
             hint = "Choose a directory of your own, or have its permissions changed."
-        if reason is None:
+        else:
             raise
-        raise ImageError(
-            f"cannot write {what} to {directory}: {reason}",
-            hint=hint,
-            path=directory,
-            errno=error.errno,
-        ) from error
+        at = f" ({error.filename})" if error.filename else ""
+        message = f"cannot write {what} to {directory}: {error.strerror}{at}"
+        raise ImageError(message, hint=hint, path=directory, errno=error.errno) from error
 
 
 def check_size(descriptor: Descriptor, path: Path) -> None:
@@ -173,10 +163,9 @@ class Blobs:
         now = self.now()
         freed = 0
         for path in list(self.directory.glob("*")):
-            if f"sha256:{path.name}" in referenced:
-                continue
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ctime <= now - grace:
+                old = path.stat().st_ctime <= now - grace
+                if old and f"sha256:{path.name}" not in referenced:
                     freed += _remove(path)
         for path in list(self.temporary.glob("*")):
             with contextlib.suppress(FileNotFoundError):
@@ -233,36 +222,23 @@ class _VerifiedReader(io.RawIOBase):
     _on_mismatch: Callable[[], None] | None
 
     def __post_init__(self) -> None:
-        self._left = self._descriptor.size
-        self._hash = hashlib.sha256()
-        self._checked = False
+        self._hashed = HashingReader(self._source, self._descriptor.digest)
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        if self._left == 0:
-            if not self._checked:
-                self._check()
-            return 0
-        data = self._source.read(min(len(view), self._left))
-        if not data:
-            self._fail(f"ends {self._left:,} bytes early")
-        self._hash.update(data)
-        self._left -= len(data)
-        if self._left == 0:
-            self._check()
-        view[: len(data)] = data
+    def readinto(self, buffer: Any, /) -> int:
+        blob, hashed = self._descriptor, self._hashed
+        data = hashed.read(min(len(buffer), blob.size - hashed.size))
+        left = blob.size - hashed.size
+        if left and not data:
+            self._fail(f"ends {left:,} bytes early")
+        if not left and self._source.read(1):
+            self._fail(f"is longer than {blob.size:,} bytes")
+        if not left and hashed.digest != blob.digest:
+            self._fail(f"has the digest {hashed.digest}")
+        buffer[: len(data)] = data
         return len(data)
-
-    def _check(self) -> None:
-        if self._source.read(1):
-            self._fail(f"is longer than {self._descriptor.size:,} bytes")
-        found = f"sha256:{self._hash.hexdigest()}"
-        if found != self._descriptor.digest:
-            self._fail(f"has the digest {found}")
-        self._checked = True
 
     def _fail(self, why: str) -> None:
         if self._on_mismatch is not None:

@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clustrix_containers.errors import DigestMismatch, ImageError
-from clustrix_containers.oci.model import (
-    INDEX,
-    Descriptor,
-    Image,
-    Layer,
-    Platform,
-    canonical,
-)
+from clustrix_containers.oci.model import INDEX, Descriptor, Image, Layer, Platform, canonical
 from clustrix_containers.storage.locks import locked
 
 from .blobs import Blobs, disk_errors, verified
@@ -88,8 +81,7 @@ class Layout:
             entries = [entry for entry in index["manifests"] if self._present(entry)]
             if keep is not None:
                 entries = self._kept(entries, set(keep), grace)
-            if entries != index["manifests"]:
-                self._write_index({**index, "manifests": entries})
+            self._write_index(index, entries)
             reached = (self._reaches(Descriptor.from_json(entry)) for entry in entries)
             return self._blobs.sweep(set().union(*reached), grace)
 
@@ -102,10 +94,8 @@ class Layout:
         ImageError, and so is one of the wrong size, which is removed.
         """
         name = f"{self.directory} {reference}"
-        manifest = self._read(self._find(reference))
-        manifest, _ = resolve(manifest, platform, name, self._read)
-        config = self._read(config_of(manifest, name))
-        image = Image.read(manifest, config)
+        manifest, _ = resolve(self._read(self._find(reference)), platform, name, self._read)
+        image = Image.read(manifest, self._read(config_of(manifest, name)))
         layers = []
         for layer in image.layers:
             if not self._blobs.holds(layer.descriptor):
@@ -115,10 +105,9 @@ class Layout:
 
     def blob(self, digest: str) -> Path:
         """The file of a blob, not verified; ImageError if it does not exist."""
-        path = self._blobs.path(digest)
-        if not path.is_file():
+        if not self.has(digest):
             raise self._missing(digest)
-        return path
+        return self._blobs.path(digest)
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
         """A blob's bytes. A damaged blob raises DigestMismatch before its end, and is removed."""
@@ -142,9 +131,7 @@ class Layout:
         for layer in {layer.digest: layer for layer in image.layers}.values():
             if self._blobs.holds(layer.descriptor) and self._blobs.touch(layer.digest):
                 continue
-            blob = layer.blob
-            if blob is None:
-                blob = self._fetched(layer, fetch)
+            blob = self._fetched(layer, fetch) if layer.blob is None else layer.blob
             if isinstance(blob, bytes):
                 self._blobs.add_bytes(layer.digest, blob)
             else:
@@ -169,8 +156,7 @@ class Layout:
         index = self._index()
         entries = [entry for entry in index["manifests"] if _ref_name(entry) not in names]
         entries += [{**descriptor.to_json(), "annotations": {REF_NAME: name}} for name in names]
-        if entries != index["manifests"]:
-            self._write_index({**index, "manifests": entries})
+        self._write_index(index, entries)
 
     def _index(self) -> dict[str, Any]:
         path = self.directory / "index.json"
@@ -188,8 +174,10 @@ class Layout:
             ) from error
         return dict(index)
 
-    def _write_index(self, index: dict[str, Any]) -> None:
-        self._blobs.write(self.directory / "index.json", canonical(index))
+    def _write_index(self, index: dict[str, Any], entries: list[Any]) -> None:
+        if entries != index["manifests"]:
+            changed = canonical({**index, "manifests": entries})
+            self._blobs.write(self.directory / "index.json", changed)
 
     def _find(self, reference: str) -> Descriptor:
         wanted = reference.rpartition("@")[2]
@@ -215,15 +203,13 @@ class Layout:
             return blob.read()
 
     def _kept(self, entries: list[Any], keep: set[str], grace: float) -> list[Any]:
-        digests = {entry["digest"] for entry in entries if _ref_name(entry) in keep}
-        wanted = digests | keep
+        wanted = keep | {entry["digest"] for entry in entries if _ref_name(entry) in keep}
         oldest = self._blobs.now() - grace
-        return [
-            entry
-            for entry in entries
-            if entry["digest"] in wanted
-            or self._blobs.path(entry["digest"]).stat().st_ctime > oldest
-        ]
+
+        def is_kept(digest: str) -> bool:
+            return digest in wanted or self._blobs.path(digest).stat().st_ctime > oldest
+
+        return [entry for entry in entries if is_kept(entry["digest"])]
 
     def _present(self, entry: Any) -> bool:
         try:
@@ -240,8 +226,9 @@ class Layout:
                 inner = Descriptor.from_json(part)
                 if self.has(inner.digest):
                     yield from self._reaches(inner)
-            for part in [*filter(None, [parsed.get("config")]), *(parsed.get("layers") or ())]:
-                yield Descriptor.from_json(part).digest
+            for part in (parsed.get("config"), *(parsed.get("layers") or ())):
+                if part:
+                    yield Descriptor.from_json(part).digest
         except (ValueError, AttributeError, DigestMismatch):
             # Not a manifest, or a damaged one that has just been removed.
             return

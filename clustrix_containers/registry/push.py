@@ -10,9 +10,10 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote
 
 from clustrix_containers.errors import DigestMismatch, RegistryError
@@ -30,8 +31,6 @@ _SMALL = 64 << 10
 
 _MIN_CHUNK = 4 << 20
 _SESSION_LOST = (400, 404, 405, 409, 410, 416, 501)
-_HINT_CHANGED = "The file has changed since it was made: build the image again."
-
 
 _Source = Callable[[int], Readable]
 """``source(offset)`` gives a blob's bytes from there on, as often as needed."""
@@ -74,26 +73,20 @@ class Push:
 
     def blobs(self, known: set[str]) -> None:
         """Send all that are not ``known`` to exist there; the first error stops the others."""
-        missing = []
-        # The largest first: the others are sent while it is under way.
-        for layer in sorted(self.layers(), key=lambda layer: -layer.size):
-            if layer.digest in known:
-                self.uploads.report(layer.descriptor, layer.size)
-            else:
-                missing.append(layer)
-        if not missing:
-            return
-        from concurrent.futures import ThreadPoolExecutor, as_completed
-
-        with ThreadPoolExecutor(min(_WORKERS, len(missing)), "push") as threads:
-            futures = [threads.submit(self._blob, layer) for layer in missing]
+        with ThreadPoolExecutor(_WORKERS, "push") as threads:
+            futures = []
             try:
+                # The largest first: the others are sent while it is under way.
+                for layer in sorted(self.layers(), key=lambda layer: -layer.size):
+                    if layer.digest in known:
+                        self.uploads.report(layer.descriptor, layer.size)
+                    else:
+                        futures.append(threads.submit(self._blob, layer))
                 for future in as_completed(futures):
                     future.result()
             except BaseException:
                 self.uploads.stop.set()
-                for future in futures:
-                    future.cancel()
+                threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _blob(self, layer: Layer) -> None:
@@ -103,13 +96,7 @@ class Push:
         kind = blob.annotations.get(contract.LAYER_KIND)
         # Known to be new, or so small that asking costs as much as sending.
         if layer.blob is None or (kind not in ("code", "call") and layer.size > _SMALL):
-            # Where it can be mounted from, the most certain first.
-            candidates = self.neighbours(layer.digest)
-            if layer.origin is not None and layer.origin.registry == self.uploads.transport.host:
-                candidates.insert(0, layer.origin.repository)
-            for repository in [it for it in candidates if it != self.uploads.transport.repository][
-                :1
-            ]:
+            if (repository := self._mountable_from(layer)) is not None:
                 session = uploads.mount(blob, repository)
                 if session is None:
                     return
@@ -119,46 +106,49 @@ class Push:
                 return
         _Upload(uploads, blob, source, session or uploads.start()).run()
 
-    def _source(self, layer: Layer) -> _Source:
-        blob, origin = layer.blob, layer.origin
-        if isinstance(blob, Path):
-            check_size(layer.descriptor, blob)
-        if blob is not None:
-            return lambda offset: _seek(open_blob(layer), offset)
-        if origin is None:
-            raise RegistryError(
-                f"the layer {layer.digest} has neither a blob nor an origin", digest=layer.digest
-            )
+    def _mountable_from(self, layer: Layer) -> str | None:
+        candidates = self.neighbours(layer.digest)
+        if layer.origin is not None and layer.origin.registry == self.uploads.transport.host:
+            # The most certain one.
+            candidates.insert(0, layer.origin.repository)
+        return next((it for it in candidates if it != self.uploads.transport.repository), None)
 
-        def read(offset: int) -> RangeReader:
-            same = origin.registry == self.uploads.transport.host
-            transport = (
-                self.uploads.transport.beside(origin.repository) if same else self.origin(origin)
-            )
-            return RangeReader(transport, layer.descriptor, offset)
+    def _source(self, layer: Layer) -> _Source:
+        if isinstance(layer.blob, Path):
+            check_size(layer.descriptor, layer.blob)
+        if layer.blob is None:
+            transport = self.origin(origin_of(layer))
+            return lambda offset: RangeReader(transport, layer.descriptor, offset)
+
+        def read(offset: int) -> Readable:
+            stream = open_blob(layer)
+            stream.seek(offset)
+            return stream
 
         return read
 
 
-def _seek(stream: IO[bytes], offset: int) -> IO[bytes]:
-    stream.seek(offset)
-    return stream
+def origin_of(layer: Layer) -> Reference:
+    """The repository of a layer by reference; RegistryError if it has none."""
+    if layer.origin is None:
+        raise RegistryError(
+            f"the layer {layer.digest} has neither a blob nor an origin", digest=layer.digest
+        )
+    return layer.origin
 
 
+@dataclass(frozen=True, slots=True)
 class Uploads:
     """Requests about uploads to one repository; ``stop`` ends those of other threads."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        limits: Limits | None = None,
-        progress: ProgressCallback | None = None,
-    ) -> None:
-        self.transport = transport
-        self.limits = limits or Limits()
-        self.stop = threading.Event()
-        self.report: ProgressCallback = progress or (lambda _blob, _done: None)
-        self._base = f"/v2/{transport.repository}/blobs"
+    transport: Transport
+    limits: Limits = Limits()
+    progress: ProgressCallback | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def report(self, blob: Descriptor, sent: int) -> None:
+        if self.progress is not None:
+            self.progress(blob, sent)
 
     def send(
         self,
@@ -175,9 +165,20 @@ class Uploads:
         request = Request(method, url, action, scopes, ok, **options)
         return self.transport.send(request, retry=retry)
 
+    @property
+    def _blobs(self) -> str:
+        return f"/v2/{self.transport.repository}/blobs"
+
+    def put_manifest(self, image: Image, tag: str) -> None:
+        """Tag the image, whose blobs are all there."""
+        url = f"/v2/{self.transport.repository}/manifests/{tag}"
+        headers = {"Content-Type": image.media_type}
+        response = self.send("PUT", url, (200, 201), headers=headers, body=image.manifest)
+        check_stored(response, image.digest, self.transport.host)
+
     def exists(self, blob: Descriptor) -> bool:
         """Whether the repository holds the blob, which is then reported as sent."""
-        if self.send("HEAD", f"{self._base}/{blob.digest}", (200, 404)).status == 404:
+        if self.send("HEAD", f"{self._blobs}/{blob.digest}", (200, 404)).status == 404:
             return False
         self.report(blob, blob.size)
         return True
@@ -189,7 +190,7 @@ class Uploads:
         for a plain session.
         """
         source = quote(repository, safe="/")
-        url = f"{self._base}/uploads/?mount={descriptor.digest}&from={source}"
+        url = f"{self._blobs}/uploads/?mount={descriptor.digest}&from={source}"
         scopes = (f"repository:{repository}:pull",)
         try:
             response = self.send("POST", url, (201, 202), scopes=scopes)
@@ -204,7 +205,7 @@ class Uploads:
 
     def start(self) -> Response:
         """A new upload session."""
-        return self.send("POST", f"{self._base}/uploads/", (202,))
+        return self.send("POST", f"{self._blobs}/uploads/", (202,))
 
     def cancel(self, session: Response) -> None:
         """Close a session that is not needed; whether that works does not matter."""
@@ -213,18 +214,19 @@ class Uploads:
             self.send("DELETE", location, (204,), retry=False)
 
 
+@dataclass
 class _Upload:
     """The state of one upload: its session's location, and the bytes that the registry has."""
 
-    def __init__(
-        self, uploads: Uploads, blob: Descriptor, source: _Source, session: Response
-    ) -> None:
-        self.uploads = uploads
-        self.host = uploads.transport.host
-        self.blob = blob
-        self.source = source
-        self.chunk = uploads.limits.chunk
-        self.chunked = self.chunk is not None and blob.size > uploads.limits.chunk_above
+    uploads: Uploads
+    blob: Descriptor
+    source: _Source
+    session: InitVar[Response]
+
+    def __post_init__(self, session: Response) -> None:
+        self.host, limits = self.uploads.transport.host, self.uploads.limits
+        self.chunk = limits.chunk
+        self.chunked = self.chunk is not None and self.blob.size > limits.chunk_above
         self.restarts = 0
         self._adopt(session)
 
@@ -240,19 +242,30 @@ class _Upload:
             except DigestMismatch:
                 raise
             except RegistryError as error:
-                if self.offset > furthest:
-                    failures, furthest = 0, self.offset
-                failures += 1
-                restart = self._recover(error, failures)
-            if self._resume(restart):
+                if self.uploads.stop.is_set():
+                    raise
+                if error.temporary:
+                    failures = failures + 1 if self.offset <= furthest else 1
+                    furthest = max(furthest, self.offset)
+                    delay = self.uploads.transport.retry.delay(failures, error)
+                    if delay is None:
+                        raise
+                    self.uploads.stop.wait(delay)
+                    if self.chunk is not None and self._resume():
+                        continue
+                else:
+                    self._fall_back(error)
+            # Perhaps only the response to the commit was lost.
+            if self.uploads.exists(self.blob):
                 return
+            self._adopt(self.uploads.start())
+            self.uploads.report(self.blob, 0)
 
     def _adopt(self, session: Response) -> None:
         self.offset = 0
         if not session.headers.get("Location"):
-            raise RegistryError(
-                f"the upload response of {self.host} has no Location header", host=self.host
-            )
+            message = f"the upload response of {self.host} has no Location header"
+            raise RegistryError(message, host=self.host)
         self._move(session)
         minimum = session.headers.get("OCI-Chunk-Min-Length", "")
         if minimum.isdigit() and self.chunk is not None:
@@ -267,15 +280,12 @@ class _Upload:
         length = min(self.chunk or self.blob.size, self.blob.size - self.offset)
         end = self.offset + length
         content_range = {"Content-Range": f"{self.offset}-{end - 1}"}
-        response = self._send("PATCH", self.location, length, (201, 202, 204), content_range)
+        response = self._send("PATCH", self.location, length, (201, 202, 204), **content_range)
         self._move(response)
         received = _received(response, end)
         if not self.offset < received <= end:
-            raise RegistryError(
-                f"{self.host} lost a part of the blob {self.blob.digest}",
-                status=416,
-                host=self.host,
-            )
+            message = f"{self.host} lost a part of the blob {self.blob.digest}"
+            raise RegistryError(message, status=416, host=self.host)
         self.offset = received
 
     def _commit(self, length: int) -> None:
@@ -286,67 +296,40 @@ class _Upload:
         self.uploads.report(self.blob, self.blob.size)
 
     def _send(
-        self, method: str, url: str, length: int, ok: tuple[int, ...], headers: Any = None
+        self, method: str, url: str, length: int, ok: tuple[int, ...], **headers: str
     ) -> Response:
-        offset = self.offset
-
         def body() -> Readable:
-            return _Part(self.source(offset), self.blob, offset, length, self.uploads)
+            return _Part(self.source(self.offset), self.blob, self.offset, length, self.uploads)
 
         return self.uploads.send(
             method,
             url,
             ok,
-            headers={"Content-Type": "application/octet-stream", **(headers or {})},
+            headers={"Content-Type": "application/octet-stream", **headers},
             body=body if length else None,
             length=length,
             retry=False,
         )
 
-    def _recover(self, error: RegistryError, failures: int) -> bool:
-        """Wait; whether the upload must start again. Raises ``error`` if it cannot continue."""
-        if self.uploads.stop.is_set():
-            raise error
-        if error.temporary:
-            delay = self.uploads.transport.retry.delay(failures, error)
-            if delay is None:
-                raise error
-            self.uploads.stop.wait(delay)
-            return False
+    def _fall_back(self, error: RegistryError) -> None:
+        """Choose what the registry may take from the start; raises ``error`` if nothing is left."""
         self.restarts += 1
+        small = self.chunk is None or (self.chunked and self.chunk <= _MIN_CHUNK)
         if self.restarts > 2:
             raise error
-        small = self.chunk is None or (self.chunked and self.chunk <= _MIN_CHUNK)
         if error.status == 413 and not small:
             self.chunked, self.chunk = True, min(self.chunk or _MIN_CHUNK, _MIN_CHUNK)
         elif error.status in _SESSION_LOST and (self.chunked or self.offset):
             # Chunks do not work here, or were lost: one PUT from the start.
             self.chunked, self.chunk = False, None
         elif "DIGEST_INVALID" in error.codes:
-            raise DigestMismatch(
-                f"{self.host} rejects the blob {self.blob.digest}: its bytes have another digest",
-                hint=_HINT_CHANGED,
-                digest=self.blob.digest,
-                status=error.status,
-                codes=error.codes,
-            ) from error
+            why = f"is rejected by {self.host}: its bytes have another digest"
+            raise _changed(self.blob, why, status=error.status, codes=error.codes) from error
         elif error.status not in (404, 410):
             raise error
-        return True
 
-    def _resume(self, restart: bool) -> bool:
-        """Find out what the registry has; True if that is the whole blob, committed."""
-        if not restart and self.chunk is not None and self._query():
-            return False
-        # Perhaps only the response to the commit was lost.
-        if self.uploads.exists(self.blob):
-            return True
-        self._adopt(self.uploads.start())
-        self.uploads.report(self.blob, 0)
-        return False
-
-    def _query(self) -> bool:
-        """Query the session's state; False if it cannot be resumed."""
+    def _resume(self) -> bool:
+        """Query what the session has; False if it cannot be resumed."""
         try:
             response = self.uploads.send("GET", self.location, (200, 202, 204))
         except RegistryError as error:
@@ -371,6 +354,11 @@ def _received(response: Response, default: int) -> int:
     return last + 1 if last else 0
 
 
+def _changed(blob: Descriptor, why: str, **fields: Any) -> DigestMismatch:
+    hint = "The file has changed since it was made: build the image again."
+    return DigestMismatch(f"the blob {blob.digest} {why}", hint=hint, digest=blob.digest, **fields)
+
+
 @dataclass(slots=True)
 class _Part:
     """A part of a blob as a request's body: reports progress, and ends when the push stops."""
@@ -388,11 +376,7 @@ class _Part:
             return b""
         data = self.source.read(self.left if size < 0 else min(size, self.left))
         if not data:
-            raise DigestMismatch(
-                f"the blob {self.blob.digest} ends {self.left:,} bytes early",
-                hint=_HINT_CHANGED,
-                digest=self.blob.digest,
-            )
+            raise _changed(self.blob, f"ends {self.left:,} bytes early")
         self.left -= len(data)
         self.at += len(data)
         self.uploads.report(self.blob, self.at)

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import re
 import shutil
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -31,14 +29,14 @@ from clustrix_containers.oci.model import (
     sha256,
 )
 from clustrix_containers.registry.http.auth import Lookup
-from clustrix_containers.registry.http.responses import BLOB_UNKNOWN, Request, check_stored
+from clustrix_containers.registry.http.responses import BLOB_UNKNOWN
 from clustrix_containers.registry.http.transport import RangeReader, ScopedToken, Transport
 from clustrix_containers.remote.retry import Retry
 from clustrix_containers.storage import atomic
 
 from .blobs import BLOCK, ProgressCallback, disk_errors, verified
 from .manifests import config_of, digest_tag, resolve
-from .push import Limits, Push, Uploads
+from .push import Limits, Push, Uploads, origin_of
 
 if TYPE_CHECKING:
     import urllib3
@@ -50,9 +48,7 @@ _MAX_KNOWN = 4096
 class Remote:
     """The repository ``name`` (``registry.example.org/team/runs``, or a Reference).
 
-    ``insecure``: True for plain http; None allows it to this machine itself and to what
-    ``CLUSTRIX_INSECURE_REGISTRIES`` names. ``ca_file``: PEM certificates to trust besides
-    the system's, instead of those in ``certs.d``. ``credentials``: replaces
+    ``insecure`` and ``ca_file``: see :class:`Transport`. ``credentials``: replaces
     :func:`clustrix_containers.credentials.registry.lookup`. ``pool``: connections to share.
     ``cache``: a directory that remembers which blobs registries hold (default: below the
     user's cache directory). ``limits``: when to upload in chunks. ``peer``: gives the
@@ -125,33 +121,26 @@ class Remote:
             image,
             Uploads(self._transport, self._limits, progress),
             self._known.neighbours,
-            origin=lambda reference: self._peer(reference)._transport,
+            self._origin,
         )
         push.blobs(self._known.read())
         try:
-            self._put_manifest(image, digest_tag(image.digest))
+            push.uploads.put_manifest(image, digest_tag(image.digest))
         except RegistryError as error:
             if error.status not in (400, 404) or BLOB_UNKNOWN.isdisjoint(error.codes):
                 raise
             self._known.clear()
             push.blobs(set())
-            self._put_manifest(image, digest_tag(image.digest))
+            push.uploads.put_manifest(image, digest_tag(image.digest))
         if tag is not None:
-            self._put_manifest(image, tag)
+            push.uploads.put_manifest(image, tag)
         self._known.add(layer.digest for layer in push.layers())
         return Descriptor(image.media_type, image.digest, len(image.manifest))
 
-    def _put_manifest(self, image: Image, tag: str) -> None:
-        request = Request(
-            "PUT",
-            f"/v2/{self.reference.repository}/manifests/{tag}",
-            f"pushing {self.reference.repository}",
-            self._transport.scopes("pull,push"),
-            (200, 201),
-            {"Content-Type": image.media_type},
-            image.manifest,
-        )
-        check_stored(self._transport.send(request), image.digest, self.reference.registry)
+    def _origin(self, reference: Reference) -> Transport:
+        if reference.registry == self.reference.registry:
+            return self._transport.beside(reference.repository)
+        return self._peer(reference)._transport
 
     # Reading
 
@@ -175,14 +164,8 @@ class Remote:
     def manifest(self, reference: str) -> bytes:
         """The manifest under a tag or digest, verified if its digest is known or in the response."""
         wanted = reference.rpartition("@")[2]
-        request = Request(
-            "GET",
-            f"/v2/{self.reference.repository}/manifests/{wanted}",
-            f"reading {self.name} {reference}",
-            self._transport.scopes("pull"),
-            headers={"Accept": _ACCEPT},
-        )
-        response = self._transport.send(request)
+        action = f"reading {self.name} {reference}"
+        response = self._transport.get(f"manifests/{wanted}", action, headers={"Accept": _ACCEPT})
         found = sha256(response.body)
         header = response.headers.get("Docker-Content-Digest")
         expected = wanted if wanted.startswith("sha256:") else header
@@ -226,11 +209,7 @@ def fetch_layers(
         path = directory / layer.digest.removeprefix("sha256:")
         if path.is_file() and path.stat().st_size == layer.size:
             return path
-        if layer.origin is None:
-            raise RegistryError(
-                f"the layer {layer.digest} has neither a blob nor an origin", digest=layer.digest
-            )
-        return remote(layer.origin.name).fetch_blob(layer.descriptor, path)
+        return remote(origin_of(layer).name).fetch_blob(layer.descriptor, path)
 
     return fetch
 
@@ -246,7 +225,6 @@ class KnownBlobs:
         self._directory = directory / hashlib.sha256(name.registry.encode()).hexdigest()[:16]
         # "+" is not allowed in a repository's name.
         self._path = self._directory / name.repository.replace("/", "+")
-        self._lock = threading.Lock()
 
     def read(self) -> set[str]:
         """The digests that this repository is known to hold."""
@@ -254,22 +232,17 @@ class KnownBlobs:
 
     def neighbours(self, digest: str) -> list[str]:
         """Other repositories of this registry that are known to hold ``digest``."""
-        return sorted(
-            path.name.replace("+", "/")
-            for path in self._directory.glob("*")
-            if not path.name.startswith(".") and path != self._path and digest in _digests(path)
-        )
+        others = {*self._directory.glob("[!.]*")} - {self._path}
+        return sorted(it.name.replace("+", "/") for it in others if digest in _digests(it))
 
     def add(self, digests: Iterable[str]) -> None:
         """Remember digests; a cache that cannot be written is not an error."""
-        with self._lock:
-            before, new = _digests(self._path), set(digests)
-            if new <= set(before):
-                return
-            lines = [line for line in before if line not in new] + sorted(new)
-            text = "\n".join(lines[-_MAX_KNOWN:]) + "\n"
-            with contextlib.suppress(OSError):
-                atomic.write(self._path, text.encode("ascii"), mode=0o600)
+        before, new = _digests(self._path), set(digests)
+        if new <= set(before):
+            return
+        lines = [line for line in before if line not in new] + sorted(new)
+        with contextlib.suppress(OSError):
+            atomic.write(self._path, "\n".join(lines[-_MAX_KNOWN:]).encode(), mode=0o600)
 
     def clear(self) -> None:
         """Forget this repository's digests."""
@@ -279,7 +252,6 @@ class KnownBlobs:
 
 def _digests(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="ascii")
+        return path.read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError):
         return []
-    return [line for line in text.splitlines() if re.fullmatch(r"sha256:[0-9a-f]{64}", line)]

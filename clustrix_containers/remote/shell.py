@@ -45,7 +45,11 @@ def find(program: str) -> str | None:
 
 
 def run(
-    argv: Sequence[str], *, timeout: float | None = None, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
 ) -> Completed:
     """Run a command to its end, whatever its exit code.
 
@@ -56,7 +60,7 @@ def run(
 
     try:
         done = subprocess.run(
-            argv, input=b"", capture_output=True, timeout=timeout, env=env, check=False
+            argv, input=stdin, capture_output=True, timeout=timeout, env=env, check=False
         )
     except OSError as error:
         raise _not_started(argv[0], error) from error

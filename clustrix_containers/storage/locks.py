@@ -29,45 +29,24 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, mode: int = 0o666, remove: bool = False) -> Iterator[None]:
+def locked(path: Path, *, mode: int = 0o666) -> Iterator[None]:
     """Hold the file ``path`` exclusively for the block; waits for whoever holds it.
 
     The file and its parent directory are created if they do not exist (``mode`` is subject to the
-    umask). ``remove`` deletes the file at the end of the block: for locks of many short-lived
-    things, on a local file system. Not reentrant. A child forked in the block does not hold it.
+    umask). Not reentrant. A child forked in the block does not hold it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _acquire(path, mode)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+    _mutexes.add(file)
     try:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
         if file in _mutexes:
-            if remove:
-                path.unlink(missing_ok=True)
             # Explicitly: the copy of a child that was forked just now may still be open.
             fcntl.flock(file, fcntl.LOCK_UN)
-            _close(file)
-
-
-def _acquire(path: Path, mode: int) -> int:
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
-        _mutexes.add(file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            # The previous holder may have removed it, and another one may have created it anew.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), os.fstat(file)):
-                    return file
-        except BaseException:
-            _close(file)
-            raise
-        _close(file)
-
-
-def _close(file: int) -> None:
-    _mutexes.discard(file)
-    os.close(file)
+            _mutexes.discard(file)
+            os.close(file)
 
 
 def hold(path: Path, *, patience: float = 1.0) -> int | None:

@@ -99,7 +99,7 @@ def test_a_full_disk_is_one_error_and_leaves_what_was_there(tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "no space left" in done.stdout
+    assert "No space left" in done.stdout
     assert "prune" in done.stdout
 
 

@@ -5,6 +5,7 @@ As root it is always system calls, because bubblewrap cannot change to another r
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -79,12 +80,9 @@ def _sysctl_reason() -> str:
         ("user/max_user_namespaces", "0"),
         ("kernel/apparmor_restrict_unprivileged_userns", "1"),
     ):
-        try:
-            value = Path("/proc/sys", path).read_text().strip()
-        except OSError:
-            continue
-        if value == forbids:
-            return f" (sysctl {path.replace('/', '.')} is {value})"
+        with contextlib.suppress(OSError):
+            if Path("/proc/sys", path).read_text().strip() == forbids:
+                return f" (sysctl {path.replace('/', '.')} is {forbids})"
     return ""
 
 

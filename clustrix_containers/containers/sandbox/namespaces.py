@@ -62,26 +62,24 @@ def enter(
 
 
 def probe(user_namespace: bool) -> str | None:
-    """Why namespaces cannot be created here; ``None`` if they can. Forks."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _unshare(user_namespace, os.getuid(), os.getgid())
-            child = os.fork()
-            if child == 0:
+    """Why namespaces cannot be created here; ``None`` if they can.
+
+    For a process that was started for it: it loses its own namespaces, and forks.
+    """
+    try:
+        _unshare(user_namespace, os.getuid(), os.getgid())
+        child = os.fork()
+        if child == 0:
+            try:
                 _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
                 os._exit(0)
-            if os.waitpid(child, 0)[1]:
-                os.write(writer, b"a new /proc cannot be mounted (inside another container?)")
-        except OSError as error:
-            os.write(writer, str(error.strerror).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(pid, 0)
-    with open(reader, "rb") as file:
-        return file.read().decode() or None
+            finally:
+                os._exit(1)
+        if os.waitpid(child, 0)[1]:
+            return "a new /proc cannot be mounted (inside another container?)"
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 @contextlib.contextmanager

@@ -7,10 +7,8 @@ Rules: no credentials are sent before a challenge. A password goes to the regist
 or to the token service (``realm``) that it names; for a registry over https the service must
 use https too; over plain http only a service on the same machine gets the password.
 
-Certificates are where Docker and Podman expect them
-(https://docs.docker.com/engine/security/certificates/, containers-certs.d(5)): in a directory
-``certs.d/HOST[:PORT]`` each ``*.crt`` is an authority (PEM), and ``NAME.cert`` with ``NAME.key``
-a client certificate.
+Certificates are where Docker and Podman expect them (docs/guide.md, "Registries"):
+https://docs.docker.com/engine/security/certificates/, containers-certs.d(5).
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from urllib.parse import urlencode, urlsplit
 from clustrix_containers.credentials.registry import Credential, user_directory
 from clustrix_containers.errors import ConfigError, RegistryError
 
-from .responses import Request, Response, response_error
+from .responses import Request, Response
 
 if TYPE_CHECKING:
     import ssl
@@ -38,7 +36,7 @@ Lookup = Callable[[str, str], "Credential | None"]
 """``(registry, repository)`` → the credential for it."""
 
 Send = Callable[[Request], Response]
-"""One request, no redirects followed, no credentials added."""
+"""One request, no redirects followed, no credentials added; RegistryError unless it is answered 200."""
 
 
 def parse_challenges(headers: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -157,7 +155,6 @@ class Auth:
         credential = self._current()
         realm, service = self._challenge.get("realm", ""), self._challenge.get("service", "")
         self._check_realm(realm, credential)
-        host = urlsplit(realm).netloc
         action = f"a token to use {self._repository} on {self._host}"
         if refresh := self._refresh_token or (credential.identity_token if credential else ""):
             form = {
@@ -180,19 +177,14 @@ class Auth:
             url = f"{realm}{'&' if urlsplit(realm).query else '?'}{urlencode(query)}"
             request = Request("GET", url, action, headers=headers)
         response = self._send(request)
-        if response.status != 200:
-            raise response_error(response, host, action, self.source, login=self._host)
         try:
             reply = json.loads(response.body)
             token = str(reply.get("token") or reply["access_token"])
             # 60 s is the specification's default.
             seconds = float(reply.get("expires_in") or 60)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RegistryError(
-                f"the response of {host} has no token for {self._host}",
-                status=response.status,
-                host=self._host,
-            ) from error
+            message = f"the response of {urlsplit(realm).netloc} has no token for {self._host}"
+            raise RegistryError(message, status=200, host=self._host) from error
         if isinstance(reply.get("refresh_token"), str) and credential is not None:
             self._refresh_token = reply["refresh_token"]
         return token, seconds
@@ -272,21 +264,17 @@ class Trust:
         import ssl
 
         context = ssl.create_default_context()
-        message, hint, path = "", "", Path()
+        path, hint = Path(), "Expected the authority of the registry's certificate, as PEM."
         try:
             for path in self.authorities:
-                message = f"cannot read the certificates in {path}"
-                hint = (
-                    "Expected a PEM file of the authority that signed the registry's certificate."
-                )
                 context.load_verify_locations(path)
             if self.client is not None:
                 path, key = self.client
-                message = f"cannot use the client certificate {path}"
                 hint = f"Expected a PEM file, and its key without a password in {key}."
                 context.load_cert_chain(path, key)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"{message}: {error}", hint=hint, path=path) from error
+            message = f"cannot use the certificate {path}: {error}"
+            raise ConfigError(message, hint=hint, path=path) from error
         return context
 
 

@@ -169,52 +169,50 @@ def network_errors(url: str) -> Iterator[None]:
 
     try:
         yield
-    except (http.SSLError, ssl.SSLError) as error:
-        raise _tls_error(urlsplit(url).netloc, error) from error
-    except (http.HTTPError, ConnectionError, TimeoutError) as error:
-        raise _network_error(urlsplit(url).netloc, error) from error
+    except (http.HTTPError, ssl.SSLError, ConnectionError, TimeoutError) as error:
+        host = urlsplit(url).netloc
+        tls = isinstance(error, http.SSLError | ssl.SSLError)
+        message, hint, temporary = (_tls_error if tls else _network_error)(host, error)
+        raise RegistryError(message, hint=hint, temporary=temporary, host=host) from error
 
 
-def _tls_error(host: str, error: Exception) -> RegistryError:
-    text, hint, temporary = str(error), None, False
+def _tls_error(host: str, error: Exception) -> tuple[str, str | None, bool]:
+    """The message, the hint, and whether it is temporary."""
+    text = str(error)
     if "WRONG_VERSION_NUMBER" in text or "UNKNOWN_PROTOCOL" in text or "record layer" in text:
-        message = f"{host} does not speak TLS"
         hint = f"To use a registry without TLS, set CLUSTRIX_INSECURE_REGISTRIES={host}."
-    elif "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
+        return f"{host} does not speak TLS", hint, False
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
         causes = (*error.args[:1], error)
         why = next(filter(None, (getattr(it, "verify_message", "") for it in causes)), text)
-        message = f"the certificate of {host} is not trusted: {why}"
         hint = (
             "Put the certificate of its authority (PEM) into"
             f" ~/.config/containers/certs.d/{host}/ca.crt, or name it in SSL_CERT_FILE."
         )
-    else:
-        message, temporary = f"TLS handshake with {host} failed: {text}", True
-    return RegistryError(message, hint=hint, temporary=temporary, host=host)
+        return f"the certificate of {host} is not trusted: {why}", hint, False
+    return f"TLS handshake with {host} failed: {text}", None, True
 
 
-def _network_error(host: str, error: Exception) -> RegistryError:
+def _network_error(host: str, error: Exception) -> tuple[str, str | None, bool]:
+    """The message, the hint, and whether it is temporary."""
     import socket
 
     import urllib3.exceptions as http
 
-    hint, temporary = None, True
     if isinstance(error, http.NameResolutionError):
         cause = error.__cause__ or error.__context__
         temporary = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
-        now = " at the moment" if temporary else ""
-        message = f"cannot resolve the host name {host.rsplit(':', 1)[0]}{now}"
+        name, now = host.rsplit(":", 1)[0], " at the moment" if temporary else ""
         hint = "Check the registry's name and this machine's DNS."
-    elif isinstance(error, http.ProxyError):
-        message = f"the proxy cannot connect to {host}: {error.original_error}"
+        return f"cannot resolve the host name {name}{now}", hint, temporary
+    if isinstance(error, http.ProxyError):
         hint = "Check HTTPS_PROXY, HTTP_PROXY and NO_PROXY."
-    elif isinstance(error, http.LocationParseError):
-        message, temporary = f"{host} is not a valid host[:port]", False
-    elif isinstance(error, http.ConnectTimeoutError | http.NewConnectionError):
-        message = f"cannot connect to {host}"
+        return f"the proxy cannot connect to {host}: {error.original_error}", hint, True
+    if isinstance(error, http.LocationParseError):
+        return f"{host} is not a valid host[:port]", None, False
+    if isinstance(error, http.ConnectTimeoutError | http.NewConnectionError):
         hint = "Is the registry running, and is a firewall or a VPN in between?"
-    elif isinstance(error, http.ReadTimeoutError | TimeoutError):
-        message = f"timed out waiting for {host}"
-    else:
-        message = f"the connection to {host} was lost"
-    return RegistryError(message, hint=hint, temporary=temporary, host=host)
+        return f"cannot connect to {host}", hint, True
+    if isinstance(error, http.ReadTimeoutError | TimeoutError):
+        return f"timed out waiting for {host}", None, True
+    return f"the connection to {host} was lost", None, True

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -19,11 +20,10 @@ from clustrix_containers.remote.retry import Retry
 from clustrix_containers.worker.contract import package_version
 
 from .auth import Auth, Lookup, Trust, find_trust, is_loopback
-from .responses import TRANSIENT, Request, Response, network_errors, response_error
+from .responses import Request, Response, network_errors, response_error
 
 if TYPE_CHECKING:
     import urllib3
-    from urllib3 import BaseHTTPResponse
 
 _MAX_BODY = 8 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -104,6 +104,11 @@ class Transport:
         """The token scope for ``actions`` (``pull,push``) on this repository."""
         return (f"repository:{self.repository}:{actions}",)
 
+    def get(self, path: str, action: str, ok: tuple[int, ...] = (200,), **options: Any) -> Response:
+        """Read ``path`` of this repository."""
+        url = f"/v2/{self.repository}/{path}"
+        return self.send(Request("GET", url, action, self.scopes("pull"), ok, **options))
+
     def scoped_token(self) -> ScopedToken:
         """What another machine needs to push to this repository, after a request that needed it.
 
@@ -173,7 +178,7 @@ class Transport:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
-            url, parts, host, port = "", urlsplit(""), None, None
+            host = None
         if not host or parts.scheme not in ("http", "https"):
             raise RegistryError(
                 f"{self.host} sent a location that is not an http(s) URL: {location[:200]!r}",
@@ -182,8 +187,7 @@ class Transport:
         same = host == own.hostname and port in (None, own.port)
         if parts.scheme == "http" and own.scheme == "https" and same:
             # A registry behind a TLS proxy that it does not know of.
-            query = f"?{parts.query}" if parts.query else ""
-            return f"{self.origin}{parts.path}{query}"
+            return parts._replace(scheme=own.scheme, netloc=own.netloc, fragment="").geturl()
         may_be_plain = own.scheme == "http" and (
             is_loopback(host) or (self._allow_http and not is_loopback(own.hostname))
         )
@@ -214,9 +218,9 @@ class Transport:
     def _token_request(self, request: Request) -> Response:
         def once() -> Response:
             response = self._once(request)
-            if response.status in TRANSIENT:
-                host = urlsplit(request.url).netloc
-                raise response_error(response, host, request.action, None, login=self.host)
+            if response.status != 200:
+                host, sent = urlsplit(request.url).netloc, self._auth.source
+                raise response_error(response, host, request.action, sent, login=self.host)
             return response
 
         return self.retry.run(once)
@@ -267,16 +271,14 @@ class Transport:
         with self._lock:
             if proxy not in self._pools:
                 options: dict[str, Any] = {
+                    "num_pools": 8,
                     "maxsize": 16,
                     "blocksize": 256 << 10,
                     "timeout": urllib3.Timeout(connect=15.0, read=300.0),
                     "ssl_context": self._trust.context() if self.origin[:5] == "https" else None,
                 }
-                self._pools[proxy] = (
-                    urllib3.ProxyManager(proxy, **options)
-                    if proxy
-                    else urllib3.PoolManager(num_pools=8, **options)
-                )
+                make = partial(urllib3.ProxyManager, proxy) if proxy else urllib3.PoolManager
+                self._pools[proxy] = make(**options)
             return self._pools[proxy]
 
 
@@ -288,8 +290,7 @@ class RangeReader:
         self._descriptor = descriptor
         self._at = offset
         self._failures = 0
-        self._response: BaseHTTPResponse | None = None
-        self._url = ""
+        self._response: Response | None = None
         if offset < descriptor.size or descriptor.size == 0:
             self._open()
 
@@ -315,55 +316,42 @@ class RangeReader:
                 self._failures = 0
             return data
 
-    def _read(self, size: int) -> bytes:
-        response = self._response
-        assert response is not None
-        with network_errors(self._url):
-            data: bytes = response.read(size)
-        complete = self._at >= self._descriptor.size
-        if not data and not complete and not response.headers.get("Content-Length"):
-            # Without a length a lost connection looks like the end.
-            raise self._ended_early()
+    def _read(self, size: int, *, needed: bool = False) -> bytes:
+        assert self._response is not None
+        assert self._response.stream is not None
+        with network_errors(self._response.url):
+            data: bytes = self._response.stream.read(size)
+        # Without a length a lost connection looks like the end.
+        unknown = "Content-Length" not in self._response.headers
+        if not data and (needed or (unknown and self._at < self._descriptor.size)):
+            raise RegistryError(f"{self._transport.host} ended a blob early", temporary=True)
         return data
 
-    def _ended_early(self) -> RegistryError:
-        return RegistryError(f"{self._transport.host} ended a blob early", temporary=True)
-
     def _open(self) -> None:
-        repository, digest = self._transport.repository, self._descriptor.digest
-        request = Request(
-            "GET",
-            f"/v2/{repository}/blobs/{digest}",
-            f"reading the blob {digest} of {repository}",
-            self._transport.scopes("pull"),
-            (200, 206),
-            {"Range": f"bytes={self._at}-"} if self._at else {},
-            stream=True,
+        digest = self._descriptor.digest
+        action = f"reading the blob {digest} of {self._transport.repository}"
+        headers = {"Range": f"bytes={self._at}-"} if self._at else {}
+        self._response = self._transport.get(
+            f"blobs/{digest}", action, (200, 206), headers=headers, stream=True
         )
-        response = self._transport.send(request)
-        self._response, self._url = response.stream, response.url
-        start = 0
-        if response.status == 206:
-            match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-            if match is None:
-                raise RegistryError("the 206 response has no Content-Range header", status=206)
-            start = int(match.group(1))
-        if start > self._at:
-            self.close()
-            raise RegistryError(f"{self._transport.host} left out a part of a blob")
         # A registry that does not support Range sends the whole blob again.
-        left = self._at - start
+        whole = self._response.status == 200
+        sent = "bytes 0-" if whole else self._response.headers.get("Content-Range", "")
+        start = re.match(r"bytes (\d+)-", sent)
+        if start is None or int(start[1]) > self._at:
+            self.close()
+            raise RegistryError(
+                f"{self._transport.host} sent a part of a blob that was not asked for"
+            )
+        left = self._at - int(start[1])
         while left:
-            data = self._read(min(left, BLOCK))
-            if not data:
-                raise self._ended_early()
-            left -= len(data)
+            left -= len(self._read(min(left, BLOCK), needed=True))
 
     def close(self) -> None:
-        if self._response is not None:
+        if self._response is not None and self._response.stream is not None:
             # Closed and not returned to the pool: it may have unread bytes.
-            self._response.close()
-            self._response = None
+            self._response.stream.close()
+        self._response = None
 
 
 def _proxy(url: str) -> str | None:

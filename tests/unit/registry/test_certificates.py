@@ -61,7 +61,7 @@ def test_a_client_certificate_without_its_key_is_named(own: Path) -> None:
 
 def test_a_client_certificate_that_is_none_is_named(own: Path) -> None:
     put(own / "docker" / "certs.d" / "example.org", me_cert="x", me_key="y")
-    with pytest.raises(ConfigError, match=r"client certificate .*me\.cert"):
+    with pytest.raises(ConfigError, match=r"use the certificate .*me\.cert"):
         find_trust("example.org").context()
 
 
@@ -78,7 +78,7 @@ def test_a_registry_on_this_machine_that_wants_tls_gets_it(
         connect(server).push(sample)
         assert arrived(server, sample)
         trusted.write_bytes(b"nothing")
-        with pytest.raises(ConfigError, match=r"cannot read the certificates in .*ca\.crt"):
+        with pytest.raises(ConfigError, match=r"cannot use the certificate .*ca\.crt"):
             connect(server).push(sample)
 
 
