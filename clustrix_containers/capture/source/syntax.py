@@ -8,7 +8,9 @@ is this interpreter's, ``sys.platform`` is ``"linux"``.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
+import importlib.util
 import sys
 import types
 import warnings
@@ -70,6 +72,7 @@ class Source:
         return any("*" in statement.names for statement in self.imports)
 
 
+_Block = tuple[list[ast.stmt], Statement]
 # What surrounds a statement is itself one: those inside inherit its flags.
 _MODULE_LEVEL = Statement("", (), 0, 0)
 _CATCHES = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
@@ -125,30 +128,45 @@ class _Visitor:
             if isinstance(node, ast.ImportFrom) and node.module in _ALIASED_MODULES:
                 for alias in node.names:
                     aliases.get(alias.name, set()).add(alias.asname or alias.name)
-        self._body(tree.body, _MODULE_LEVEL)
+        self._visit(tree.body, _MODULE_LEVEL)
 
-    def _body(self, body: Iterable[ast.stmt], context: Statement) -> None:
+    def _visit(self, body: Iterable[ast.stmt], context: Statement) -> None:
         for node in body:
-            self._statement(node, context)
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                self._import(node, context)
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                self._bind(context, node.name)
+            elif isinstance(node, ast.Global):
+                self.source.bound.update(node.names)
+            self._expressions(node, context)
+            for block, inner in self._blocks(node, context):
+                self._visit(block, inner)
 
-    def _statement(self, node: ast.stmt, context: Statement) -> None:
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            self._import(node, context)
-        elif isinstance(node, ast.If):
-            self._if(node, context)
-        elif isinstance(node, ast.Try) or type(node).__name__ == "TryStar":
-            self._try(node, context)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            self._bind(context, node.name)
-            self._expressions(node, context)
+    def _blocks(self, node: Any, context: Statement) -> Iterator[_Block]:
+        """The blocks of a compound statement, each with its context."""
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             unit = context.unit or self._unit(node, context)
-            self._body(node.body, replace(context, deferred=True, toplevel=False, unit=unit))
+            yield node.body, replace(context, deferred=True, toplevel=False, unit=unit)
         elif isinstance(node, ast.ClassDef):
-            self._bind(context, node.name)
-            self._expressions(node, context)
-            self._body(node.body, replace(context, toplevel=False))
+            yield node.body, replace(context, toplevel=False)
+        elif isinstance(node, (ast.With, ast.AsyncWith)):
+            yield node.body, replace(context, optional=context.optional or _suppresses(node))
+        elif isinstance(node, ast.Try) or type(node).__name__ == "TryStar":
+            caught = any(_catches(handler) for handler in node.handlers)
+            inner = replace(context, optional=context.optional or caught)
+            yield node.body + node.orelse, inner
+            for handler in node.handlers:
+                yield handler.body, replace(inner, conditional=True)
+            yield node.finalbody, context
+        elif isinstance(node, ast.If) and (truth := _decide(node.test, self.checking)) is not None:
+            run, skipped = (node.body, node.orelse) if truth else (node.orelse, node.body)
+            yield run, context
+            if _mentions_main(node.test):
+                yield skipped, replace(context, guarded=True)
         else:
-            self._other(node, context)
+            for part in (node, *getattr(node, "cases", ())):
+                block = getattr(part, "body", []) + getattr(part, "orelse", [])
+                yield block, replace(context, conditional=True)
 
     def _unit(self, node: ast.FunctionDef | ast.AsyncFunctionDef, context: Statement) -> str:
         plain = all(_is_our_decorator(item) for item in node.decorator_list)
@@ -162,71 +180,32 @@ class _Visitor:
             source = self.source
             (source.units[context.unit] if context.unit else source.uses).update(names)
 
-    def _other(self, node: ast.stmt, context: Statement) -> None:
-        """Loops, ``with``, ``match``, assignments, expressions."""
-        if isinstance(node, ast.Global):
-            self.source.bound.update(node.names)
-        inner = context
-        if isinstance(node, (ast.With, ast.AsyncWith)):
-            inner = replace(context, optional=context.optional or _suppresses(node))
-        elif not isinstance(node, (ast.Expr, ast.Assign, ast.AnnAssign, ast.AugAssign)):
-            inner = replace(context, conditional=True)
-        self._expressions(node, context)
-        if _is_export(node):
-            for element in getattr(getattr(node, "value", None), "elts", ()):
-                if isinstance(element, ast.Constant) and isinstance(element.value, str):
-                    self.source.exports.append(element.value)
-        for part in (node, *getattr(node, "cases", ())):
-            for name in ("body", "orelse"):
-                self._body(getattr(part, name, ()), inner)
-
-    def _import(self, node: ast.Import | ast.ImportFrom, context: Statement) -> None:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                self._add(context, alias.name, (), 0, node.lineno)
-                self._bind(context, alias.asname or alias.name.partition(".")[0])
-            return
-        names = tuple(alias.name for alias in node.names)
-        self._use(context, *(alias.name for alias in node.names if alias.asname))
-        self._add(context, node.module or "", names, node.level, node.lineno)
-        self._bind(context, *(alias.asname or alias.name for alias in node.names))
-
-    def _add(
-        self, context: Statement, module: str, names: tuple[str, ...], level: int, line: int
-    ) -> None:
-        self.source.imports.append(
-            replace(context, module=module, names=names, level=level, line=line)
-        )
-
-    def _if(self, node: ast.If, context: Statement) -> None:
-        truth = _decide(node.test, self.checking)
-        self._expressions(node, context)
-        if truth is _UNKNOWN:
-            self._body(node.body, replace(context, conditional=True))
-            self._body(node.orelse, replace(context, conditional=True))
-            return
-        self._body(node.body if truth else node.orelse, context)
-        if _mentions_main(node.test):
-            self._body(node.orelse if truth else node.body, replace(context, guarded=True))
-
-    def _try(self, node: Any, context: Statement) -> None:
-        caught = any(_catches(handler) for handler in node.handlers)
-        inner = replace(context, optional=context.optional or caught)
-        self._body(node.body, inner)
-        for handler in node.handlers:
-            self._body(handler.body, replace(inner, conditional=True))
-        self._body(node.orelse, inner)
-        self._body(node.finalbody, context)
-
     def _bind(self, context: Statement, *names: str) -> None:
         if context.toplevel:
             source = self.source
             (source.guarded if context.guarded else source.bound).update(names)
 
+    def _add(self, context: Statement, line: int, module: str, level: int = 0) -> None:
+        self.source.imports.append(replace(context, module=module, level=level, line=line))
+
+    def _import(self, node: ast.Import | ast.ImportFrom, context: Statement) -> None:
+        if isinstance(node, ast.ImportFrom):
+            self._use(context, *(alias.name for alias in node.names if alias.asname))
+            names = tuple(alias.name for alias in node.names)
+            self._add(replace(context, names=names), node.lineno, node.module or "", node.level)
+        else:
+            for alias in node.names:
+                self._add(context, node.lineno, alias.name)
+        bound = (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+        self._bind(context, *bound)
+
     def _expressions(self, node: ast.stmt, context: Statement) -> None:
         """Calls that import, and names that are bound, in a statement's own expressions."""
-        # A name in __all__ is not a use.
-        is_use = not _is_export(node)
+        is_export = _is_export(node)
+        if is_export:
+            elements = getattr(getattr(node, "value", None), "elts", ())
+            literals = [getattr(element, "value", None) for element in elements]
+            self.source.exports += [name for name in literals if isinstance(name, str)]
         for expression in _own_expressions(node):
             for inner in ast.walk(expression):
                 if isinstance(inner, ast.Call):
@@ -235,7 +214,8 @@ class _Visitor:
                     self._bind(context, inner.id)
                 elif isinstance(inner, (ast.MatchAs, ast.MatchStar)) and inner.name:
                     self._bind(context, inner.name)
-                if is_use:
+                # A name in __all__ is not a use.
+                if not is_export:
                     self._use(context, *_names(inner))
 
     def _call(self, node: ast.Call, context: Statement) -> None:
@@ -246,37 +226,35 @@ class _Visitor:
         imports = isinstance(function, ast.Name) and name in self.importers
         imports = imports or name == "import_module"
         if imports and isinstance(literal, str):
-            self._literal_import(node, literal, context)
+            self._add(context, node.lineno, *_named_module(node, literal))
         elif imports or name in _DISCOVERIES:
             self.source.dynamic.append((node.lineno, ast.unparse(node), context.unit))
         elif name in _RESOURCE_CALLS and isinstance(literal, str):
             if all(part.isidentifier() for part in literal.split(".")):
-                inner = replace(context, optional=True, resource=True)
-                self._add(inner, literal, (), 0, node.lineno)
+                self._add(replace(context, optional=True, resource=True), node.lineno, literal)
         elif name in ("extend_path", "declare_namespace"):
             self.source.extends_path = True
 
-    def _literal_import(self, node: ast.Call, literal: str, context: Statement) -> None:
-        name = literal.lstrip(".")
-        level = len(literal) - len(name)
-        named = [keyword.value for keyword in node.keywords if keyword.arg == "package"]
-        package = next(iter([*named, *node.args[1:2]]), None)
-        if level and isinstance(package, ast.Constant) and isinstance(package.value, str):
-            base = package.value.split(".")
-            base = base[: len(base) - level + 1]
-            name, level = ".".join([*base, name]), 0
-        self._add(context, name, (), level, node.lineno)
+
+def _named_module(node: ast.Call, name: str) -> tuple[str, int]:
+    """Module and level of ``import_module(name, package)``: absolute if the package is literal."""
+    module = name.lstrip(".")
+    level = len(name) - len(module)
+    named = [keyword.value for keyword in node.keywords if keyword.arg == "package"]
+    package = next(iter([*named, *node.args[1:2]]), None)
+    if level and isinstance(package, ast.Constant) and isinstance(package.value, str):
+        with contextlib.suppress(ImportError):
+            return importlib.util.resolve_name(name, package.value), 0
+    return module, level
 
 
 def _names(node: ast.AST) -> tuple[str, ...]:
     """The names in a node: a variable, an attribute, or a string that ``getattr`` could take."""
-    if isinstance(node, ast.Name):
-        return (node.id,)
-    if isinstance(node, ast.Attribute):
-        return (node.attr,)
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return (node.value,) if node.value.isidentifier() else ()
-    return ()
+    if isinstance(node, ast.Constant):
+        is_name = isinstance(node.value, str) and node.value.isidentifier()
+        return (str(node.value),) if is_name else ()
+    name = _last_name(node) if isinstance(node, (ast.Name, ast.Attribute)) else ""
+    return (name,) if name else ()
 
 
 def _last_name(node: ast.AST) -> str:
@@ -320,7 +298,6 @@ def _own_expressions(node: ast.stmt) -> Iterator[ast.AST]:
             yield child
 
 
-_UNKNOWN: Any = object()
 _DECIDABLE = (
     ast.Attribute, ast.Call, ast.Compare, ast.Constant, ast.List, ast.Name, ast.Slice,
     ast.Subscript, ast.Tuple, ast.UnaryOp, ast.USub, ast.Not, ast.cmpop, ast.expr_context,
@@ -332,20 +309,20 @@ _CONTAINER = {
 }
 
 
-def _decide(node: ast.expr, checking: Iterable[str]) -> Any:
-    """The value that a condition has in the container, or :data:`_UNKNOWN`.
+def _decide(node: ast.expr, checking: Iterable[str]) -> bool | None:
+    """Whether a condition holds in the container; ``None`` if that cannot be known.
 
     ``checking`` are the names under which ``TYPE_CHECKING`` was imported.
     """
     if isinstance(node, ast.BoolOp):
         values = [_decide(value, checking) for value in node.values]
         decisive = isinstance(node.op, ast.Or)
-        if any(value is not _UNKNOWN and bool(value) is decisive for value in values):
+        if decisive in values:
             return decisive
-        return _UNKNOWN if _UNKNOWN in values else not decisive
+        return None if None in values else not decisive
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         value = _decide(node.operand, checking)
-        return value if value is _UNKNOWN else not value
+        return None if value is None else not value
     if isinstance(node, ast.Compare) and _mentions_main(node):
         return isinstance(node.ops[0], ast.NotEq)
     if isinstance(node, ast.Attribute) and node.attr == "TYPE_CHECKING":
@@ -353,22 +330,20 @@ def _decide(node: ast.expr, checking: Iterable[str]) -> Any:
     for inner in ast.walk(node):
         called = _last_name(inner.func) if isinstance(inner, ast.Call) else "startswith"
         if not isinstance(inner, _DECIDABLE) or called != "startswith":
-            return _UNKNOWN
+            return None
     # Only constants, the names of _CONTAINER and str.startswith: nothing of the file is run.
     try:
         code = compile(ast.Expression(node), "<condition>", "eval")
-        return eval(code, {**_CONTAINER, **dict.fromkeys(checking, False)})  # noqa: S307
+        return bool(eval(code, {**_CONTAINER, **dict.fromkeys(checking, False)}))  # noqa: S307
     except Exception:
-        return _UNKNOWN
+        return None
 
 
 def _mentions_main(node: ast.expr) -> bool:
     """Whether an expression compares ``__name__`` with ``"__main__"``."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Compare) and isinstance(inner.ops[0], (ast.Eq, ast.NotEq)):
-            sides = (inner.left, inner.comparators[0])
-            names = {getattr(side, "id", None) for side in sides}
-            values = {repr(getattr(side, "value", None)) for side in sides}
-            if "__name__" in names and repr("__main__") in values:
+            sides = {ast.unparse(side) for side in (inner.left, inner.comparators[0])}
+            if sides == {"__name__", repr("__main__")}:
                 return True
     return False
