@@ -11,7 +11,7 @@ from clustrix_containers.clusters import staging
 from clustrix_containers.config import file as config
 from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import Error
-from clustrix_containers.runs.destination import open_target
+from clustrix_containers.runs.destination import check_results, open_target
 
 from . import output
 
@@ -77,6 +77,7 @@ def _configuration_and_target(name: str | None) -> list[Finding]:
     try:
         target = loaded.target(name)
         cluster = open_target(target)
+        check_results(target, cluster)
     except Error as error:
         return [*found, Finding("target", False, str(error))]
     checks = cluster.check()

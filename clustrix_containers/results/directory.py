@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from clustrix_containers.errors import ResultError, ResultLost
-from clustrix_containers.storage import atomic
+from clustrix_containers.storage import atomic, untrusted
 from clustrix_containers.storage.locks import locked
+from clustrix_containers.storage.untrusted import no_follow
 
 from .outcome import MARK_LIMIT, Expected, Mark, Outcome, parse_mark
 
@@ -77,8 +77,7 @@ def collect(directory: Path, element: int, attempt: int, key: bytes, *, run: str
 
 def _read_mark(expected: Expected) -> Mark | None:
     try:
-        with open(expected.mark, "rb", opener=_no_follow) as file:
-            data = file.read(MARK_LIMIT)
+        data = untrusted.read(expected.mark, MARK_LIMIT)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -121,10 +120,6 @@ def _checked(pieces: Iterable[bytes], mark: Mark) -> Iterator[bytes]:
         )
 
 
-def _no_follow(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
 def _move(source: Path, own: Path, mark: Mark) -> None:
     """Move the result out of the container's reach; another client may do the same right now."""
     own.parent.mkdir(mode=0o700, exist_ok=True)
@@ -147,7 +142,7 @@ def _verify(path: Path, mark: Mark) -> None:
     digest = hashlib.sha256()
     size = 0
     buffer = memoryview(bytearray(max(1, min(mark.size, 1 << 20))))
-    with open(path, "rb", buffering=0, opener=_no_follow) as file:
+    with open(path, "rb", buffering=0, opener=no_follow) as file:
         while count := file.readinto(buffer):
             size += count
             digest.update(buffer[:count])

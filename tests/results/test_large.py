@@ -47,7 +47,8 @@ deliver.deliver(json.load(open(sys.argv[1])), sys.argv[2], 0, 0, stop_requested,
 FETCH = f"""
 import sys
 from pathlib import Path
-from clustrix_containers.results import delivery, volume
+from clustrix_containers.results import delivery
+from clustrix_containers.results.stores import volume
 from clustrix_containers.results.directory import collect
 from clustrix_containers.results.outcome import Expected
 from clustrix_containers.results.stores.registry import RegistryStore

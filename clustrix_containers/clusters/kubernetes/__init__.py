@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from clustrix_containers.clusters.kubernetes.pods.status import Events, status_o
 from clustrix_containers.clusters.kubernetes.pods.views import JobView, PodView, newest
 from clustrix_containers.clusters.kubernetes.pods.watch import Watcher
 from clustrix_containers.clusters.task import Capabilities, DiscoveredRun, Fetched, Handle, Task
-from clustrix_containers.errors import ClusterError, Error
+from clustrix_containers.errors import ClusterError
 
 from .api import Api, connect
 from .settings import Settings, check
@@ -38,8 +37,6 @@ NAMED_GRACE, UNNAMED_GRACE = 75.0, 15.0
 """Seconds for which a file on a volume may show up late: one that a pod has named, and any."""
 SLOW = 3.0
 """Seconds without pods after which the reason for a Job having none is of interest."""
-FETCHES = 8
-"""How many elements' outcomes are fetched at the same time."""
 
 
 class KubernetesCluster:
@@ -122,7 +119,12 @@ class KubernetesCluster:
     def capabilities(self) -> Capabilities:
         """A server without Indexed Jobs cannot limit how many elements run at once."""
         server = self._connected.api.server
-        return Capabilities(images="registry", retries=True, max_parallel=server.indexed)
+        return Capabilities(
+            images="registry",
+            retries=True,
+            max_parallel=server.indexed,
+            results=("s3", "registry", "volume"),
+        )
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         from .doctor import check_queue
@@ -247,29 +249,15 @@ class KubernetesCluster:
 
     def fetch(self, task: Task, handles: Sequence[Handle]) -> Mapping[Handle, Fetched]:
         """From termination messages, pods that hold a result, and stores: a few side by side."""
+        from clustrix_containers.clusters.fetching import fetch_each
 
-        def fetch(handle: Handle) -> Fetched:
-            try:
-                return self._fetch(task, handle)
-            except Error as error:
-                return Fetched(error=error)
-            except OSError as error:
-                text = f"the outcome of element {handle.element} cannot be stored here: {error}"
-                return Fetched(error=ClusterError(text, temporary=True))
+        return fetch_each(self._fetch, task, handles)
 
-        if len(handles) <= 1:
-            return {handle: fetch(handle) for handle in handles}
-        with ThreadPoolExecutor(min(FETCHES, len(handles))) as pool:
-            return dict(zip(handles, pool.map(fetch, handles), strict=True))
-
-    def _fetch(self, task: Task, handle: Handle) -> Fetched:
+    def _fetch(self, task: Task, handle: Handle, expected: Expected) -> Fetched:
         from clustrix_containers.clusters.kubernetes.results import take
         from clustrix_containers.results import delivery, directory
-        from clustrix_containers.results.outcome import Expected
 
         at = self._connected
-        key = (task.directory / "key").read_bytes()
-        expected = Expected(task.directory, handle.run, handle.element, handle.attempt, key)
         if at.settings.volume and directory.arrived(expected):
             return Fetched()
         pods = self._pods(at, handle)
@@ -282,7 +270,7 @@ class KubernetesCluster:
             pods = self._pods(at, handle)
         for pod in pods:
             whole = at.watcher.reread(pod) if pod.trimmed else pod
-            message = take.message_of(whole, handle.run)
+            message = take.message_of(whole, expected)
             if isinstance(message, delivery.Inline):
                 delivery.put(expected, message)
                 at.watcher.trim(pod)
@@ -303,16 +291,12 @@ class KubernetesCluster:
     def _from_store(
         self, at: _Connection, task: Task, expected: Expected, stored: Stored | None
     ) -> Fetched:
+        from clustrix_containers.results.stores import check_kind
+
         store, volume = at.settings.results, at.settings.volume
         if store is None or (stored is not None and stored.kind == "hold"):
             return Fetched()
-        if stored is not None and stored.kind != store.kind:
-            raise ClusterError(
-                f"the result of element {expected.element} is in a store of kind {stored.kind!r},"
-                f" and the target's results are in {store.kind!r}",
-                hint="Name the store of the run (results:) in clustrix.yml.",
-                option="results",
-            )
+        check_kind(store, expected, stored)
         if volume is None:
             store.fetch(expected, stored, task.image)
             return Fetched()

@@ -7,7 +7,6 @@ not at all. This machine may see files of a shared file system late.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from clustrix_containers.errors import ClusterError, ResultError
 from clustrix_containers.results.delivery import Absent, Stored
 from clustrix_containers.results.directory import arrive
 from clustrix_containers.results.outcome import MARK_LIMIT, Expected, Mark, parse_mark
+from clustrix_containers.storage.untrusted import no_follow
 
 MOUNT_PATH = "/opt/clustrix/volume"
 """Where a container has the root of the volume."""
@@ -156,16 +156,12 @@ def _pieces(path: Path, largest: int) -> Iterator[bytes]:
 
 def _open(path: Path) -> FileIO:
     try:
-        return open(path, "rb", buffering=0, opener=_no_follow)
+        return open(path, "rb", buffering=0, opener=no_follow)
     except FileNotFoundError:
         # After a listing, an NFS client's view of a directory is not older than that.
         for _ in path.parent.iterdir():
             break
-        return open(path, "rb", buffering=0, opener=_no_follow)
-
-
-def _no_follow(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open(path, "rb", buffering=0, opener=no_follow)
 
 
 @contextlib.contextmanager
