@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from clustrix_containers.clusters import staging
 from clustrix_containers.config import file as config
@@ -16,8 +15,7 @@ from clustrix_containers.runs.destination import check_results, open_target
 from . import output
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """The result of one check: whether it passed, and a sentence about it."""
 
     name: str
@@ -38,11 +36,10 @@ def add(commands: Any) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     findings = [_python(), *_environment(), *_configuration_and_target(arguments.on)]
     if arguments.json:
-        output.emit_json([asdict(finding) for finding in findings])
+        output.emit_json([finding._asdict() for finding in findings])
     else:
-        for finding in findings:
-            mark = "ok " if finding.ok else "NOT"
-            sys.stdout.write(f"{mark}  {finding.name}: {finding.message}\n")
+        for name, ok, message in findings:
+            sys.stdout.write(f"{'ok ' if ok else 'NOT'}  {name}: {message}\n")
     return 0 if all(finding.ok for finding in findings) else 1
 
 

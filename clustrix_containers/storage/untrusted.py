@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -15,3 +16,10 @@ def read(path: Path, limit: int) -> bytes:
     """At most ``limit`` bytes from its beginning."""
     with open(path, "rb", opener=no_follow) as file:
         return file.read(limit) or b""
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """All of it, in pieces of at most 1 MiB."""
+    with open(path, "rb", buffering=0, opener=no_follow) as file:
+        while piece := file.read(1 << 20):
+            yield piece

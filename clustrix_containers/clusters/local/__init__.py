@@ -23,7 +23,7 @@ from clustrix_containers.clusters.task import Capabilities, Fetched, Handle, Tas
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.remote import shell
 from clustrix_containers.storage import untrusted
-from clustrix_containers.storage.locks import locked
+from clustrix_containers.storage.locks import is_held, locked
 
 from . import journal
 from .attempt import MESSAGE, AttemptSpec, control_directory, delivery_directory, log_file
@@ -276,7 +276,7 @@ class LocalCluster:
         control = control_directory(Path(directory), attempt)
         reader = self._readers.setdefault(control, journal.Reader(control))
         reader.update()
-        if not reader.ended and not journal.is_alive(control):
+        if not reader.ended and not is_held(control / journal.LOCK):
             # It may have written its last lines between the two looks.
             reader.update()
             if reader.started is None or not control.is_dir():

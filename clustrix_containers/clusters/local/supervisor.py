@@ -24,6 +24,7 @@ from clustrix_containers.containers.container import Container, ContainerSpec
 from clustrix_containers.containers.environment import outer_limit, worker_environment
 from clustrix_containers.containers.runtimes import open_runtime
 from clustrix_containers.containers.sandbox import limits
+from clustrix_containers.storage.locks import hold
 from clustrix_containers.worker import contract
 
 from . import journal
@@ -58,7 +59,7 @@ def main(control: str) -> None:
     directory = Path(control)
     spec = AttemptSpec.read(directory)
     os.umask(0o077)
-    lock = journal.hold(directory)
+    lock = hold(directory / journal.LOCK)
     if spec is None or lock is None or journal.has_started(directory):
         sys.exit(TAKEN)
     wake = journal.open_wake(directory)

@@ -68,7 +68,7 @@ def parse_results(option: object, *, own: Sequence[str] = ()) -> ResultStore | N
             return _make(name, options or {})
         if not options:
             return None
-    raise _refused(
+    raise invalid(
         f"{option!r} is not a result store",
         f"Expected one of {', '.join((*own, *_STORES))}, or one of these with its options, as in"
         " results: {s3: {bucket: my-bucket}}.",
@@ -100,19 +100,20 @@ def _make(name: str, options: Mapping[str, Any]) -> ResultStore:
     hint = f"Its options are {', '.join(item.name for item in known)}."
     for option in options:
         if option not in {item.name for item in known}:
-            raise _refused(f"{name}: unknown option {option!r}", hint)
+            raise invalid(f"{name}: unknown option {option!r}", hint)
     for item in known:
         if item.default is MISSING and item.name not in options:
-            raise _refused(f"{name}: option {item.name!r} is missing", hint)
+            raise invalid(f"{name}: option {item.name!r} is missing", hint)
     given = dict(options)
     if "expires" in given:
         try:
             given["expires"] = parse_duration(given["expires"])
         except ConfigError as error:
-            raise _refused(f"{name}: expires: {error.message}", error.hint) from error
+            raise invalid(f"{name}: expires: {error.message}", error.hint) from error
     made: ResultStore = factory(**given)
     return made
 
 
-def _refused(text: str, hint: str | None) -> ClusterError:
+def invalid(text: str, hint: str | None) -> ClusterError:
+    """The error for an option ``results`` that cannot be used."""
     return ClusterError(f"results: {text}", hint=hint, option="results")
