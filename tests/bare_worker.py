@@ -18,7 +18,7 @@ import cloudpickle
 
 import clustrix_containers
 from clustrix_containers.results import directory
-from clustrix_containers.results.outcome import Outcome, load
+from clustrix_containers.results.outcome import Expected, Outcome, load
 from clustrix_containers.worker import contract
 
 WORKER = Path(clustrix_containers.__file__).parent / "worker/worker.py"
@@ -117,7 +117,7 @@ class Bare:
         return process.returncode, out, err
 
     def outcome(self, element: int = 0, attempt: int = 0) -> Outcome:
-        outcome = directory.collect(self.root, element, attempt, KEY, run=RUN)
+        outcome = directory.collect(Expected(self.root, RUN, element, attempt, KEY))
         assert outcome is not None, "the worker wrote no mark"
         return outcome
 

@@ -65,7 +65,7 @@ class Delivering:
         return Expected(self.mine, RUN, element, attempt, KEY)
 
     def outcome(self, element: int = 0, attempt: int = 0) -> Outcome:
-        found = directory.collect(self.mine, element, attempt, KEY, run=RUN)
+        found = directory.collect(self.expected(element, attempt))
         assert found is not None
         return found
 

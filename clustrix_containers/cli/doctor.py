@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from clustrix_containers.clusters import staging
 from clustrix_containers.config import file as config
 from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import Error
-from clustrix_containers.runs.destination import open_target
+from clustrix_containers.runs.destination import check_results, open_target
 
 from . import output
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """The result of one check: whether it passed, and a sentence about it."""
 
     name: str
@@ -38,11 +36,10 @@ def add(commands: Any) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     findings = [_python(), *_environment(), *_configuration_and_target(arguments.on)]
     if arguments.json:
-        output.emit_json([asdict(finding) for finding in findings])
+        output.emit_json([finding._asdict() for finding in findings])
     else:
-        for finding in findings:
-            mark = "ok " if finding.ok else "NOT"
-            sys.stdout.write(f"{mark}  {finding.name}: {finding.message}\n")
+        for name, ok, message in findings:
+            sys.stdout.write(f"{'ok ' if ok else 'NOT'}  {name}: {message}\n")
     return 0 if all(finding.ok for finding in findings) else 1
 
 
@@ -77,6 +74,7 @@ def _configuration_and_target(name: str | None) -> list[Finding]:
     try:
         target = loaded.target(name)
         cluster = open_target(target)
+        check_results(target, cluster)
     except Error as error:
         return [*found, Finding("target", False, str(error))]
     checks = cluster.check()

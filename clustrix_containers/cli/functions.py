@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -127,36 +129,31 @@ def _load_script(path: Path) -> Any:
     from clustrix_containers.worker.contract import MAIN
 
     sys.path.insert(0, str(path.parent))
-    try:
+    with _importing(path):
         return load_script(path, MAIN, str(path))
+
+
+@contextlib.contextmanager
+def _importing(what: object) -> Iterator[None]:
+    """Turn what code raises at its import into a ConfigError."""
+    try:
+        yield
+    except Error:
+        raise
     except ModuleNotFoundError as error:
-        raise _not_importable(path, error) from error
+        raise ConfigError(
+            f"{what} cannot be imported: {error}",
+            hint="Run cxc with the Python environment that the function runs in.",
+        ) from error
     except (Exception, SystemExit) as error:
-        if isinstance(error, Error):
-            raise
-        raise ConfigError(f"{path} raises an exception when it is loaded: {error!r}") from error
-
-
-def _not_importable(what: object, error: ModuleNotFoundError) -> ConfigError:
-    return ConfigError(
-        f"{what} cannot be imported: {error}",
-        hint="Run cxc with the Python environment that the function runs in.",
-    )
+        raise ConfigError(f"{what} raises an exception when it is imported: {error!r}") from error
 
 
 def _import_name(name: str, path: Path | None = None) -> Any:
     if path is None:
         sys.path.insert(0, "")
-    try:
+    with _importing(path or name):
         module = importlib.import_module(name)
-    except Error:
-        raise
-    except ModuleNotFoundError as error:
-        raise _not_importable(path or name, error) from error
-    except Exception as error:
-        raise ConfigError(
-            f"{path or name} raises an exception when it is imported: {error!r}"
-        ) from error
     found = getattr(module, "__file__", None)
     if path is not None and (found is None or Path(found).resolve() != path):
         raise ConfigError(

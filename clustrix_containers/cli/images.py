@@ -48,14 +48,16 @@ def add(commands: Any) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from clustrix_containers.runs.explain import layer_lines, size
+    from rich.filesize import decimal
+
+    from clustrix_containers.runs.explain import layer_lines
 
     image = function_of(arguments).build()
     if arguments.json:
         layers = [asdict(line) for line in layer_lines(image)]
         output.emit_json({"digest": image.digest, "size": image.size, "layers": layers})
     else:
-        output.note(f"{len(image.layers)} layers, {size(image.size)}")
+        output.note(f"{len(image.layers)} layers, {decimal(image.size)}")
         sys.stdout.write(f"{image.digest}\n")
     return 0
 

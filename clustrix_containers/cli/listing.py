@@ -121,7 +121,7 @@ def _ago(then: float) -> str:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    from clustrix_containers.runs.explain import size
+    from rich.filesize import decimal
 
     age = parse_duration(arguments.older_than)
     before = time.time() - age
@@ -140,7 +140,7 @@ def _prune(arguments: argparse.Namespace) -> int:
         freed = staging.layout().prune(keep=kept, grace=max(age, 3600.0))
         if not live:
             resolve(Options()).cluster.prune_cache(max(age, 3600.0))
-        output.note(f"{len(old)} runs removed, {size(freed)} of images freed")
+        output.note(f"{len(old)} runs removed, {decimal(freed)} of images freed")
     return 0
 
 

@@ -15,11 +15,12 @@ from clustrix_containers.errors import Error
 class Capabilities:
     """What a cluster can do. Asked before anything is built.
 
-    ``images``: where its nodes get images: ``registry`` (they pull), or ``layout`` (this user's
-    image layout directory, from which the cluster stages them itself). ``max_array``: elements of
-    one submission, ``None`` for no limit. ``retries``: whether an element that fails can be run
-    again. ``max_parallel``: whether the elements that run at once can be limited. ``gpus``:
-    whether elements can have GPUs.
+    ``images``: where a run's image is put: ``registry`` (nodes pull it, or results refer to it
+    there), or ``layout`` (this user's image layout directory, from which the cluster stages it
+    itself). ``max_array``: elements of one submission, ``None`` for no limit. ``retries``: whether
+    an element that fails can be run again. ``max_parallel``: whether the elements that run at once
+    can be limited. ``gpus``: whether elements can have GPUs. ``results``: the kinds of
+    :mod:`~clustrix_containers.results.stores` that the target's option ``results`` may name.
     """
 
     images: Literal["registry", "layout"]
@@ -27,6 +28,7 @@ class Capabilities:
     retries: bool = False
     max_parallel: bool = True
     gpus: bool = True
+    results: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from clustrix_containers.errors import ResultError
+from clustrix_containers.errors import ResultError, ResultLost
 from clustrix_containers.worker.contract import FAILED, INLINE, MESSAGE_LIMIT, PACKED_LIMIT, STORED
 
 from .directory import arrive
@@ -73,6 +73,15 @@ def read(message: str) -> Inline | Stored | Undelivered:
     raise ResultError(
         f"the termination message was not written by our worker: {_plain(message, 200)!r}"
     )
+
+
+def read_outcome(message: str, expected: Expected) -> Inline | Stored:
+    """As :func:`read`; ``ResultLost`` if the worker could not deliver its outcome."""
+    found = read(message)
+    if isinstance(found, Undelivered):
+        text = f"element {expected.element}: its result was not delivered: {found.reason}"
+        raise ResultLost(text, run=expected.run, element=expected.element)
+    return found
 
 
 def _unpack(text: str) -> Inline:

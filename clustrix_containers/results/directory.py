@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
-import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from clustrix_containers.errors import ResultError, ResultLost
-from clustrix_containers.storage import atomic
+from clustrix_containers.storage import atomic, untrusted
 from clustrix_containers.storage.locks import locked
 
 from .outcome import MARK_LIMIT, Expected, Mark, Outcome, parse_mark
@@ -57,28 +55,28 @@ def arrived(expected: Expected) -> bool:
     return mark is not None and (not mark.sha256 or _has_result(expected, mark))
 
 
-def collect(directory: Path, element: int, attempt: int, key: bytes, *, run: str) -> Outcome | None:
+def collect(expected: Expected) -> Outcome | None:
     """Take an element's outcome out of a run's directory; ``None`` while there is no mark.
 
     The result file is moved into ``outcomes/`` and its size and sha256 are verified there.
     Collecting again gives the same. ``ResultLost`` if the file is gone, ``ResultError`` if
     mark or file are not what this run's worker wrote.
     """
-    mark = _read_mark(Expected(directory, run, element, attempt, key))
+    mark = _read_mark(expected)
     if mark is None:
         return None
     if not mark.sha256:
         return Outcome(mark, None)
-    own = directory / "outcomes" / mark.result_name
-    _move(directory / "results" / mark.result_name, own, mark)
-    _verify(own, mark)
+    own = expected.directory / "outcomes" / mark.result_name
+    _move(expected.mark.with_name(mark.result_name), own, mark)
+    for _ in _checked(untrusted.pieces(own), mark):
+        pass
     return Outcome(mark, own)
 
 
 def _read_mark(expected: Expected) -> Mark | None:
     try:
-        with open(expected.mark, "rb", opener=_no_follow) as file:
-            data = file.read(MARK_LIMIT)
+        data = untrusted.read(expected.mark, MARK_LIMIT)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -115,14 +113,10 @@ def _checked(pieces: Iterable[bytes], mark: Mark) -> Iterator[bytes]:
         yield piece
     if size != mark.size or digest.hexdigest() != mark.sha256:
         raise ResultError(
-            f"the result of element {mark.element} did not arrive as its worker wrote it",
+            f"the result of element {mark.element} is not what its worker wrote",
             hint=f"Its size or sha256 differ from the mark's, which has {mark.size:,} bytes.",
             element=mark.element,
         )
-
-
-def _no_follow(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _move(source: Path, own: Path, mark: Mark) -> None:
@@ -141,20 +135,3 @@ def _move(source: Path, own: Path, mark: Mark) -> None:
                 hint=f"{source} was removed after the worker wrote it.",
                 element=mark.element,
             ) from None
-
-
-def _verify(path: Path, mark: Mark) -> None:
-    digest = hashlib.sha256()
-    size = 0
-    buffer = memoryview(bytearray(max(1, min(mark.size, 1 << 20))))
-    with open(path, "rb", buffering=0, opener=_no_follow) as file:
-        while count := file.readinto(buffer):
-            size += count
-            digest.update(buffer[:count])
-    if size != mark.size or not hmac.compare_digest(digest.hexdigest(), mark.sha256):
-        raise ResultError(
-            f"the result of element {mark.element} is not the one that its worker wrote",
-            hint=f"{path} has {size} bytes; size or sha256 differ from the mark's.",
-            element=mark.element,
-            path=str(path),
-        )

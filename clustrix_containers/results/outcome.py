@@ -52,13 +52,17 @@ class Expected:
     key: bytes = field(repr=False)
 
     @property
-    def name(self) -> str:
+    def prefix(self) -> str:
         """How the names of all of its files begin."""
-        return f"{self.element}.{self.attempt}"
+        return f"{self.element}.{self.attempt}."
 
     @property
     def mark(self) -> Path:
-        return self.directory / "results" / f"{self.name}.mark"
+        return self.directory / "results" / f"{self.prefix}mark"
+
+    def is_mark(self, name: str) -> bool:
+        """Whether a mark of it may have this name in a store."""
+        return bool(re.fullmatch(re.escape(self.prefix) + r"[0-9a-f]{16}\.mark", name))
 
 
 @dataclass(frozen=True, slots=True)

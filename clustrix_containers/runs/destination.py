@@ -10,6 +10,7 @@ from clustrix_containers.api.options import Options, Resources
 from clustrix_containers.clusters import Cluster, is_cluster_type, open_cluster
 from clustrix_containers.config import file as configuration
 from clustrix_containers.errors import ClusterError, ConfigError
+from clustrix_containers.results.stores import kind_of
 
 RESOURCES = tuple(item.name for item in fields(Resources))
 """The options of a target that say what its elements get."""
@@ -67,6 +68,7 @@ def resolve(options: Options) -> Destination:
             f"the target {target.name!r} cannot give GPUs to an element",
             hint="Leave gpus out, or submit to a target that has them.",
         )
+    check_results(target, cluster)
     own = _cluster_options(target, cluster, options)
     repository = options.registry or target.options.get("registry") or config.registry
     if able.images == "layout":
@@ -74,7 +76,7 @@ def resolve(options: Options) -> Destination:
     elif not repository:
         raise target.error(
             "registry",
-            "its nodes pull images from a registry, and none is named",
+            "its images are put into a registry, and none is named",
             "Set registry: (host[:port]/name) for the target or at the top of clustrix.yml,"
             " or CLUSTRIX_REGISTRY.",
         )
@@ -91,6 +93,17 @@ def open_target(target: configuration.Target) -> Cluster:
         if option is None:
             raise
         raise target.error(option, error.message, error.hint) from error
+
+
+def check_results(target: configuration.Target, cluster: Cluster) -> None:
+    """``ConfigError`` if the target's option ``results`` names a store that its cluster cannot use."""
+    kind, able = kind_of(target.options.get("results")), cluster.capabilities.results
+    if kind is not None and kind not in able:
+        raise target.error(
+            "results",
+            f"a target of type {target.type!r} cannot store results in {kind!r}",
+            f"Its result stores are: {', '.join(able)}." if able else None,
+        )
 
 
 def default_resources(config: configuration.Config, target_options: Mapping[str, Any]) -> Resources:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
+
 from clustrix_containers.oci.model import Image
 from clustrix_containers.worker.contract import LAYER_KIND, LAYER_TITLE
 
@@ -63,9 +65,9 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [self.function, f"image {self.digest}", ""]
-        width = max((len(size(line.size)) for line in self.layers), default=0)
+        width = max((len(decimal(line.size)) for line in self.layers), default=0)
         lines += [
-            f"  {size(line.size):>{width}}  {'reused' if line.reused else 'new':6}"
+            f"  {decimal(line.size):>{width}}  {'reused' if line.reused else 'new':6}"
             f"  {line.kind:9} {line.title}"
             for line in self.layers
         ]
@@ -73,7 +75,7 @@ class Explanation:
         lines += [
             "",
             f"  {len(self.layers) - len(new)} of {len(self.layers)} layers are reused;"
-            f" {size(sum(line.size for line in new))} are new",
+            f" {decimal(sum(line.size for line in new))} are new",
         ]
         if self.packages:
             lines += ["", "Packages, and why:"]
@@ -132,13 +134,3 @@ def layer_lines(image: Image) -> tuple[LayerLine, ...]:
         )
         for layer in image.layers
     )
-
-
-def size(count: int) -> str:
-    """A size for people: 999 B, 12.3 kB, 4.5 MB."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} GB"

@@ -16,7 +16,7 @@ from clustrix_containers.api.status import State, Status
 from clustrix_containers.clusters.local import LocalCluster
 from clustrix_containers.clusters.task import Handle, Task
 from clustrix_containers.results.directory import collect
-from clustrix_containers.results.outcome import load
+from clustrix_containers.results.outcome import Expected, load
 from tests.bare_worker import unpickle
 
 from .images import Layout
@@ -102,7 +102,7 @@ class Bench:
         return self.wait(self.submit(task))
 
     def value(self, task: Task, element: int = 0, status: Status | None = None) -> Any:
-        outcome = collect(task.directory, element, task.attempt, self.key, run=task.run)
+        outcome = collect(Expected(task.directory, task.run, element, task.attempt, self.key))
         assert outcome is not None, "no mark"
         return load(outcome, unpickle=unpickle, status=status)
 

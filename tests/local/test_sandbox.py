@@ -174,10 +174,10 @@ def test_one_gibibyte_without_a_second_copy(bench: Bench, tmp_path: Path) -> Non
         "import sys\n"
         "from pathlib import Path\n"
         "from clustrix_containers.results.directory import collect\n"
-        "from clustrix_containers.results.outcome import load\n"
+        "from clustrix_containers.results.outcome import Expected, load\n"
         "from tests.bare_worker import unpickle\n"
         "key = bytes.fromhex(sys.argv[2])\n"
-        "outcome = collect(Path(sys.argv[1]), 0, 0, key, run=sys.argv[3])\n"
+        "outcome = collect(Expected(Path(sys.argv[1]), sys.argv[3], 0, 0, key))\n"
         # Not ru_maxrss: a new process inherits that of the one that started it.
         "def peak():\n"
         "    lines = Path('/proc/self/status').read_text().splitlines()\n"
@@ -240,7 +240,7 @@ from clustrix_containers.clusters.local import LocalCluster
 from clustrix_containers.api.options import Resources
 from clustrix_containers.clusters.task import Task
 from clustrix_containers.results.directory import collect
-from clustrix_containers.results.outcome import load
+from clustrix_containers.results.outcome import Expected, load
 method, image, where = sys.argv[1:]
 directory = Path(where, "run of a user")
 directory.mkdir(mode=0o700)
@@ -252,7 +252,7 @@ handles = cluster.submit(task)
 while not cluster.states(handles)[handles[0]].state.terminal:
     time.sleep(0.01)
 sys.stderr.write(str(cluster.states(handles)) + b"".join(piece for _, piece in cluster.logs(handles)).decode())
-outcome = collect(directory, 0, 0, b"k" * 32, run="u-1")
+outcome = collect(Expected(directory, "u-1", 0, 0, b"k" * 32))
 value = load(outcome, unpickle=lambda data, buffers: pickle.loads(data, buffers=buffers))
 value["caps"] = sorted(value["caps"])
 print(json.dumps(value))

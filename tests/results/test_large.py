@@ -19,7 +19,7 @@ from clustrix_containers.registry import Remote
 from clustrix_containers.results import delivery, directory
 from clustrix_containers.results.stores import registry
 from clustrix_containers.results.stores.s3 import S3Store
-from tests.bare_worker import KEY, RUN, WORKER, interpreters
+from tests.bare_worker import RUN, WORKER, interpreters
 from tests.clusters.registry.cluster import Service
 from tests.clusters.s3.cluster import BUCKET, S3
 from tests.delivered import Delivering
@@ -47,7 +47,8 @@ deliver.deliver(json.load(open(sys.argv[1])), sys.argv[2], 0, 0, stop_requested,
 FETCH = f"""
 import sys
 from pathlib import Path
-from clustrix_containers.results import delivery, volume
+from clustrix_containers.results import delivery
+from clustrix_containers.results.stores import volume
 from clustrix_containers.results.directory import collect
 from clustrix_containers.results.outcome import Expected
 from clustrix_containers.results.stores.registry import RegistryStore
@@ -62,7 +63,7 @@ elif message.kind == "volume":
 else:
     found = RegistryStore(sys.argv[3]).fetch(expected, message, "")
 assert found
-print(collect(mine, 0, 0, KEY, run=RUN).mark.size)
+print(collect(expected).mark.size)
 {PEAK}"""
 GIVE = """
 import runpy, sys
@@ -183,4 +184,4 @@ def streamed(pod: Delivering, *arguments: object) -> None:
             process.stdin.close()
         assert int(process.stderr.read().split(b"peak ")[1]) < 50
     assert mark.size > 256 * MIB
-    assert directory.collect(pod.mine, 0, 0, KEY, run=RUN) is not None
+    assert directory.collect(pod.expected()) is not None

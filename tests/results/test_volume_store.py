@@ -160,7 +160,7 @@ def test_what_is_not_the_runs_is_not_taken(place: Path, pod: Delivering) -> None
     (place / parsed.mark).write_bytes(mark)
     result = place / str(parsed.result)
     result.write_bytes(result.read_bytes()[:-1] + b"x")
-    with pytest.raises(ResultError, match="did not arrive as its worker wrote it"):
+    with pytest.raises(ResultError, match="is not what its worker wrote"):
         fetch(place, pod, parsed)
     result.unlink()
     assert not fetch(place, pod, parsed)

@@ -110,7 +110,12 @@ class KubernetesCluster:
     def capabilities(self) -> Capabilities:
         """A server without Indexed Jobs cannot limit how many elements run at once."""
         server = self._connected.api.server
-        return Capabilities(images="registry", retries=True, max_parallel=server.indexed)
+        return Capabilities(
+            images="registry",
+            retries=True,
+            max_parallel=server.indexed,
+            results=("s3", "registry", "volume"),
+        )
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         settings = Settings(namespace="", **self._checked).with_options(options)
@@ -214,22 +219,12 @@ class KubernetesCluster:
 
     def fetch(self, task: Task, handles: Sequence[Handle]) -> Mapping[Handle, Fetched]:
         """From termination messages, pods that hold a result, and stores: a few side by side."""
+        from clustrix_containers.clusters.fetching import fetch_each
 
-        def fetch(handle: Handle) -> Fetched:
-            try:
-                return self._fetch(task, handle)
-            except Error as error:
-                return Fetched(error=error)
-            except OSError as error:
-                text = f"the outcome of element {handle.element} cannot be stored here: {error}"
-                return Fetched(error=ClusterError(text, temporary=True))
+        return fetch_each(self._fetch, task, handles)
 
-        return dict(zip(handles, each(fetch, handles), strict=True))
-
-    def _fetch(self, task: Task, handle: Handle) -> Fetched:
+    def _fetch(self, task: Task, handle: Handle, expected: Expected) -> Fetched:
         at = self._connected
-        key = (task.directory / "key").read_bytes()
-        expected = Expected(task.directory, handle.run, handle.element, handle.attempt, key)
         if at.settings.volume and directory.arrived(expected):
             return Fetched()
         pods = self._pods(at, handle)
@@ -242,7 +237,7 @@ class KubernetesCluster:
             pods = self._pods(at, handle)
         for pod in pods:
             whole = at.watcher.reread(pod) if pod.trimmed else pod
-            message = take.message_of(whole, handle.run)
+            message = take.message_of(whole, expected)
             if isinstance(message, delivery.Inline):
                 delivery.put(expected, message)
                 at.watcher.trim(pod)
@@ -263,16 +258,12 @@ class KubernetesCluster:
     def _from_store(
         self, at: _Connection, task: Task, expected: Expected, stored: delivery.Stored | None
     ) -> Fetched:
+        from clustrix_containers.results.stores import check_kind
+
         store, volume = at.settings.results, at.settings.volume
         if store is None or (stored is not None and stored.kind == "hold"):
             return Fetched()
-        if stored is not None and stored.kind != store.kind:
-            raise ClusterError(
-                f"the result of element {expected.element} is in a store of kind {stored.kind!r},"
-                f" and the target's results are in {store.kind!r}",
-                hint="Name the store of the run (results:) in clustrix.yml.",
-                option="results",
-            )
+        check_kind(store, expected, stored)
         if volume is None:
             store.fetch(expected, stored, task.image)
             return Fetched()

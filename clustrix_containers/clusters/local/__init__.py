@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,18 @@ from clustrix_containers.clusters import Notify
 from clustrix_containers.clusters.task import Capabilities, Fetched, Handle, Task
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.remote import shell
-from clustrix_containers.storage.locks import locked
+from clustrix_containers.storage import untrusted
+from clustrix_containers.storage.locks import is_held, locked
 
 from . import journal
-from .attempt import AttemptSpec, control_directory, log_file
+from .attempt import MESSAGE, AttemptSpec, control_directory, delivery_directory, log_file
 
 if TYPE_CHECKING:
     from clustrix_containers.containers.runtimes import Availability
     from clustrix_containers.oci.model import Image
     from clustrix_containers.remote.progress import Progress
+    from clustrix_containers.results.outcome import Expected
+    from clustrix_containers.results.stores import ResultStore
 
 START_TIMEOUT = 60.0
 
@@ -49,7 +52,8 @@ class LocalCluster:
     ``cache``: where images are unpacked (default: the user's cache directory).
     ``max_parallel``: elements at once (default: as many as fit into cores and memory).
     ``network``: Docker's network mode. ``limits``: ``auto``, or ``sample`` to use no cgroups.
-    ``grace``: seconds between SIGTERM and SIGKILL.
+    ``grace``: seconds between SIGTERM and SIGKILL. ``results``: ``auto`` (the run's directory), or
+    a store for those that do not fit into a message of the worker.
 
     Options at the call: ``network`` and ``grace``.
     """
@@ -63,6 +67,7 @@ class LocalCluster:
         network: str | None = None,
         limits: str = "auto",
         grace: float = 5.0,
+        results: str | Mapping[str, Any] = "auto",
     ) -> None:
         if limits not in ("auto", "sample"):
             raise ClusterError(f"invalid limits: {limits!r}", hint="Expected auto or sample.")
@@ -74,6 +79,11 @@ class LocalCluster:
         self.network = network
         self.limits = limits
         self.grace = grace
+        self.store: ResultStore | None = None
+        if results != "auto":
+            from clustrix_containers.results.stores import parse_results
+
+            self.store = parse_results(results, own=("auto",))
         # Used by several threads at once: only with operations that are atomic.
         self._readers: dict[Path, journal.Reader] = {}
 
@@ -100,7 +110,16 @@ class LocalCluster:
             gpus = self.chosen.gpus
         except ClusterError:
             gpus = True
-        return Capabilities(images="layout", gpus=gpus)
+        return Capabilities(
+            images="registry" if self._refers_to_image else "layout",
+            gpus=gpus,
+            results=("s3", "registry"),
+        )
+
+    @property
+    def _refers_to_image(self) -> bool:
+        """Whether results go to a registry, and refer to their image there."""
+        return self.store is not None and self.store.kind == "registry"
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """``ClusterError`` for a wrong option, or if no runtime works here."""
@@ -129,17 +148,24 @@ class LocalCluster:
         return [
             ("runtime", True, chosen),
             *((it.runtime, True, it.reason if it.ok else f"no: {it.reason}") for it in found),
+            *((("results", True, self.store.describe()),) if self.store else ()),
         ]
 
-    def stage(self, image: Image, *, repository: str | None, progress: Progress) -> str:  # noqa: ARG002
-        """Store the image in this user's layout."""
-        from clustrix_containers.clusters.staging import to_layout
+    def stage(self, image: Image, *, repository: str | None, progress: Progress) -> str:
+        """Store the image in this user's layout; also in the registry that its results go to."""
+        from clustrix_containers.clusters.staging import to_layout, to_registry
 
-        return to_layout(image)
+        reference = to_layout(image)
+        if self._refers_to_image:
+            assert repository is not None  # capabilities.images is registry
+            reference = to_registry(image, repository, progress=progress)
+        return reference
 
     def describe(self, task: Task) -> str:  # noqa: ARG002
-        """Which runtime is used here, and why not those before it. One line each."""
-        return self._description
+        """Which runtime is used here, why not those before it, where results go. One line each."""
+        return "\n".join(
+            [self._description, *([f"results: {self.store.describe()}"] if self.store else ())]
+        )
 
     @cached_property
     def _description(self) -> str:
@@ -192,9 +218,13 @@ class LocalCluster:
         """Does nothing: polling is cheap here."""
         return lambda: None
 
-    def fetch(self, task: Task, handles: Sequence[Handle]) -> Mapping[Handle, Fetched]:  # noqa: ARG002
-        """The directory is shared, and a mark is there before its container ends."""
-        return dict.fromkeys(handles, Fetched(grace=0.0))
+    def fetch(self, task: Task, handles: Sequence[Handle]) -> Mapping[Handle, Fetched]:
+        """Without a store the directory is shared, and a mark is there before its container ends."""
+        if self.store is None:
+            return dict.fromkeys(handles, Fetched(grace=0.0))
+        from clustrix_containers.clusters.fetching import fetch_each
+
+        return fetch_each(partial(_fetch, self.store), task, handles)
 
     def find(self, run: str) -> None:
         """Nothing is kept outside of the user's own directories."""
@@ -246,7 +276,7 @@ class LocalCluster:
         control = control_directory(Path(directory), attempt)
         reader = self._readers.setdefault(control, journal.Reader(control))
         reader.update()
-        if not reader.ended and not journal.is_alive(control):
+        if not reader.ended and not is_held(control / journal.LOCK):
             # It may have written its last lines between the two looks.
             reader.update()
             if reader.started is None or not control.is_dir():
@@ -258,6 +288,25 @@ class LocalCluster:
             # Nothing more is to be read; this object may live for long.
             self._readers.pop(control, None)
         return lambda element: reader.statuses.get(element, journal.PENDING)
+
+
+def _fetch(store: ResultStore, task: Task, handle: Handle, expected: Expected) -> Fetched:
+    """What the worker's message has of the outcome, and what it names in the store."""
+    from clustrix_containers.results import delivery
+    from clustrix_containers.results.stores import check_kind
+    from clustrix_containers.worker.contract import MESSAGE_LIMIT
+
+    place = delivery_directory(Path(handle.id), handle.attempt, handle.element)
+    message = None
+    with contextlib.suppress(FileNotFoundError):  # it was killed before it had written one
+        text = untrusted.read(place / MESSAGE, MESSAGE_LIMIT).decode("utf-8", "replace")
+        message = delivery.read_outcome(text, expected)
+    if isinstance(message, delivery.Inline):
+        delivery.put(expected, message)
+    else:
+        check_kind(store, expected, message)
+        store.fetch(expected, message, task.image)
+    return Fetched(grace=0.0)
 
 
 def _terminal(reader: journal.Reader, element: int) -> Status | None:

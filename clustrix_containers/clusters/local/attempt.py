@@ -15,6 +15,8 @@ from clustrix_containers.errors import ClusterError
 LABEL_ATTEMPT = "io.clustrix-containers.attempt"
 LABEL_RUN = "io.clustrix-containers.run"
 LABEL_ELEMENT = "io.clustrix-containers.element"
+MESSAGE = "message"
+"""The file in a delivery directory that is what the termination message is on Kubernetes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class AttemptSpec:
     ``container`` is the same for all elements but for its scratch directory, its labels and the
     worker's variables. ``method``: how the runtime makes it, where it has more than one way.
     ``timeout`` and ``grace`` in seconds. ``limits``: ``auto`` or ``sample``. ``pool``: the
-    directory of the :class:`.pool.ResourcePool`.
+    directory of the :class:`.pool.ResourcePool`. ``delivers``: whether the worker delivers outcomes
+    as the file ``run/deliver`` says; then each element has a results directory of its own.
     """
 
     run: str
@@ -40,6 +43,7 @@ class AttemptSpec:
     pool: Path
     limits: str = "auto"
     grace: float = 5.0
+    delivers: bool = False
 
     def to_json(self) -> bytes:
         elements = self.elements
@@ -92,15 +96,31 @@ class AttemptSpec:
         digest = hashlib.blake2b(os.fsencode(self.directory), digest_size=10)
         return f"{digest.hexdigest()}.{self.attempt}"
 
+    @property
+    def deliver_file(self) -> Path:
+        """It has what the containers may do in a store: nobody needs it once they have ended."""
+        return self.control / "run" / "deliver"
+
     def log(self, element: int) -> Path:
         return log_file(self.directory, self.attempt, element)
 
+    def results(self, element: int) -> Path:
+        """The directory that the element's worker writes to."""
+        if self.delivers:
+            return delivery_directory(self.directory, self.attempt, element)
+        return self.directory / "results"
+
     def mark(self, element: int) -> Path:
-        return self.directory / "results" / f"{element}.{self.attempt}.mark"
+        return self.results(element) / f"{element}.{self.attempt}.mark"
 
 
 def control_directory(directory: Path, attempt: int) -> Path:
     return directory / "local" / str(attempt)
+
+
+def delivery_directory(directory: Path, attempt: int, element: int) -> Path:
+    """Where an element writes what it then delivers, and the :data:`MESSAGE` about it."""
+    return control_directory(directory, attempt) / "delivery" / str(element)
 
 
 def log_file(directory: Path, attempt: int, element: int) -> Path:

@@ -14,10 +14,11 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from clustrix_containers.api.status import Cause, State, Status
-from clustrix_containers.storage import locks
 
+LOCK = "lock"
 RUNNING = Status(State.RUNNING)
 SUCCEEDED = Status(State.SUCCEEDED, exit_code=0)
 PENDING = Status(State.PENDING)
@@ -37,14 +38,11 @@ class Writer:
         self._append({"event": "end"})
 
     def status(self, element: int, status: Status) -> None:
-        event: dict[str, object] = {"element": element, "state": status.state.value}
-        if status.state.terminal and status != SUCCEEDED:
-            event["cause"] = status.cause.value
-            event["exit_code"] = status.exit_code
-            event["message"] = status.message
-        self._append(event)
+        how = {"state": status.state.value, "cause": status.cause.value}
+        why = {"exit_code": status.exit_code, "message": status.message}
+        self._append({"element": element, **how, **why})
 
-    def _append(self, event: dict[str, object]) -> None:
+    def _append(self, event: dict[str, Any]) -> None:
         os.write(self._file, json.dumps({**event, "time": round(time.time(), 3)}).encode() + b"\n")
 
 
@@ -76,7 +74,7 @@ class Reader:
     def __init__(self, control: Path) -> None:
         self.control = control
         self.statuses: dict[int, Status] = {}
-        self.started: dict[str, object] | None = None
+        self.started: dict[str, Any] | None = None
         self.ended = False
         self._tail = _Tail(control / "events.jsonl")
         self._lock = threading.Lock()
@@ -86,26 +84,18 @@ class Reader:
             for line in self._tail.lines():
                 self._apply(json.loads(line))
 
-    def _apply(self, event: dict[str, object]) -> None:
+    def _apply(self, event: dict[str, Any]) -> None:
         if "element" not in event:
             if event["event"] == "start":
                 self.started = event
             self.ended = event["event"] == "end"
             return
-        state = State(event["state"])
-        if state is State.RUNNING:
-            status = RUNNING
-        elif state is State.SUCCEEDED:
-            status = SUCCEEDED
-        else:
-            code = event["exit_code"]
-            status = Status(
-                state,
-                Cause(event["cause"]),
-                code if isinstance(code, int) else None,
-                str(event["message"]),
-            )
-        self.statuses[int(str(event["element"]))] = status
+        self.statuses[event["element"]] = Status(
+            State(event["state"]),
+            Cause(event.get("cause", Cause.NONE)),
+            event.get("exit_code"),
+            event.get("message", ""),
+        )
 
 
 def has_started(control: Path) -> bool:
@@ -114,16 +104,6 @@ def has_started(control: Path) -> bool:
         return (control / "events.jsonl").stat().st_size > 0
     except FileNotFoundError:
         return False
-
-
-def hold(control: Path) -> int | None:
-    """The lock of a living supervisor: see :func:`clustrix_containers.storage.locks.hold`."""
-    return locks.hold(control / "lock")
-
-
-def is_alive(control: Path) -> bool:
-    """Whether a supervisor is running for this attempt."""
-    return locks.is_held(control / "lock")
 
 
 def request_cancel(control: Path, elements: Iterable[int] | None) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clustrix_containers.storage import atomic
-from clustrix_containers.storage.locks import locked
+from clustrix_containers.storage.locks import is_held, locked
 
 from . import journal
 
@@ -142,7 +142,7 @@ class ResourcePool:
 
     def _remove_dead(self, table: dict[str, Any]) -> None:
         for name in list(table):
-            if name != str(self.control) and not journal.is_alive(Path(name)):
+            if name != str(self.control) and not is_held(Path(name, journal.LOCK)):
                 del table[name]
 
     def _wake_first(self, table: dict[str, Any]) -> None:

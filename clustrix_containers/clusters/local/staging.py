@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clustrix_containers.clusters.staging import layout
 from clustrix_containers.clusters.task import Task
 from clustrix_containers.config.paths import paths
 from clustrix_containers.containers import sandbox
@@ -19,10 +22,12 @@ from clustrix_containers.registry import Layout
 from clustrix_containers.storage import atomic
 from clustrix_containers.worker import contract
 
-from .attempt import AttemptSpec, control_directory
+from .attempt import MESSAGE, AttemptSpec, control_directory
 from .pool import Machine
 
 if TYPE_CHECKING:
+    from clustrix_containers.results.stores import ResultStore
+
     from . import LocalCluster
 
 NOBODY = 65534
@@ -42,8 +47,10 @@ def prepare(
             f"the {runtime.runtime} runtime cannot pass GPUs to containers",
             hint="Use runtime docker or apptainer.",
         )
-    key = _read_key(directory)
+    files = {"key": _read_key(directory)}
     image = read_layout(task.image)
+    if cluster.store is not None:
+        files["deliver"] = _deliver(cluster.store, task)
     is_root = os.geteuid() == 0
     owner = user = (NOBODY, NOBODY) if is_root else (os.geteuid(), os.getegid())
     mounts: tuple[Mount, ...] = ()
@@ -61,7 +68,7 @@ def prepare(
         unpacked = rootfs.prepare(image, cluster.unpacked)
         root = str(unpacked.root)
         mounts = (*unpacked.mounts, *rootfs.host_files(unpacked.root))
-    mounts += _lay_out(directory, task.attempt, key, owner)
+    mounts += _lay_out(directory, task.attempt, files, owner)
     settings = image.settings
     argv = [*(settings.get("Entrypoint") or ()), *(settings.get("Cmd") or ())]
     spec = AttemptSpec(
@@ -93,20 +100,35 @@ def prepare(
         pool=paths().state / "pool",
         limits=cluster.limits,
         grace=task.options.get("grace", cluster.grace),
+        delivers=cluster.store is not None,
     )
     atomic.write(spec.control / "attempt.json", spec.to_json(), mode=0o600, durable=True)
     return spec
 
 
 def read_layout(reference: str) -> Image:
-    """The image ``oci:DIRECTORY@sha256:…``, its layers with their blobs' paths."""
-    if not reference.startswith("oci:"):
-        raise ClusterError(
-            f"the local target runs images of an image layout on this machine, not {reference}",
-            hint="Pull it into a layout first; its reference is then oci:DIRECTORY@sha256:….",
-        )
-    directory, _, digest = reference.removeprefix("oci:").rpartition("@")
-    return Layout(directory).image(digest)
+    """The image ``oci:DIRECTORY@sha256:…``, its layers with their blobs' paths.
+
+    One that is in a registry for its results' sake (``HOST/NAME@sha256:…``) is in this user's
+    layout, too.
+    """
+    name, _, digest = reference.rpartition("@")
+    if name.startswith("oci:"):
+        return Layout(name.removeprefix("oci:")).image(digest)
+    if layout().find(digest or reference) == [digest]:
+        return layout().image(digest)
+    raise ClusterError(
+        f"the local target runs images of an image layout on this machine, not {reference}",
+        hint="Pull it into a layout first; its reference is then oci:DIRECTORY@sha256:….",
+    )
+
+
+def _deliver(store: ResultStore, task: Task) -> bytes:
+    """The file ``run/deliver``; ``ClusterError`` if the store cannot be opened for the container."""
+    opened = store.open(task.run, task.image, task.resources.timeout or 0.0)
+    message = f"{contract.RESULTS}/{MESSAGE}"
+    config = {"message": message, "limit": contract.MESSAGE_LIMIT, "store": opened}
+    return json.dumps(config).encode()
 
 
 def _read_key(directory: Path) -> bytes:
@@ -117,18 +139,19 @@ def _read_key(directory: Path) -> bytes:
 
 
 def _lay_out(
-    directory: Path, attempt: int, key: bytes, owner: tuple[int, int]
+    directory: Path, attempt: int, files: Mapping[str, bytes], owner: tuple[int, int]
 ) -> tuple[Mount, ...]:
-    """The run's directories; results and key belong to the user of the container."""
+    """The run's directories; results and ``files`` (secret) belong to the user of the container."""
     control = control_directory(directory, attempt)
     run, results = control / "run", directory / "results"
     for path in (control, run, results, directory / "logs"):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     foreign = owner != (os.geteuid(), os.getegid())
-    with atomic.replacing(run / "key", mode=0o400) as file:
-        file.write(key)
-        if foreign:
-            os.fchown(file.fileno(), *owner)
+    for name, data in files.items():
+        with atomic.replacing(run / name, mode=0o400) as file:
+            file.write(data)
+            if foreign:
+                os.fchown(file.fileno(), *owner)
     if foreign:
         os.chown(results, *owner)
         os.chown(run, *owner)

@@ -24,6 +24,8 @@ from clustrix_containers.containers.container import Container, ContainerSpec
 from clustrix_containers.containers.environment import outer_limit, worker_environment
 from clustrix_containers.containers.runtimes import open_runtime
 from clustrix_containers.containers.sandbox import limits
+from clustrix_containers.storage.locks import hold
+from clustrix_containers.worker import contract
 
 from . import journal
 from .attempt import LABEL_ATTEMPT, LABEL_ELEMENT, LABEL_RUN, AttemptSpec
@@ -42,6 +44,9 @@ TAKEN = 3
 SAMPLE_INTERVAL = 0.1
 """Seconds between two samples of memory use where no cgroup limits it."""
 
+DELIVERY = 3600.0
+"""Seconds more in which an outcome may reach its store, where a time limit is set."""
+
 CANCEL_INTERVAL = 2.0
 """Seconds between two reads of the cancel requests: a client on another host cannot wake it."""
 
@@ -54,7 +59,7 @@ def main(control: str) -> None:
     directory = Path(control)
     spec = AttemptSpec.read(directory)
     os.umask(0o077)
-    lock = journal.hold(directory)
+    lock = hold(directory / journal.LOCK)
     if spec is None or lock is None or journal.has_started(directory):
         sys.exit(TAKEN)
     wake = journal.open_wake(directory)
@@ -66,6 +71,7 @@ def main(control: str) -> None:
     _redirect(directory / "supervisor.log")
     writer.started(os.getpid(), os.uname().nodename)
     Supervisor(spec, writer, wake).run()
+    spec.deliver_file.unlink(missing_ok=True)
     writer.ended()
     sys.stdout.flush()
     os._exit(0)
@@ -179,13 +185,21 @@ class Supervisor:
             self._release(element)
             self.writer.status(element, not_started(error))
             return
-        limit = outer_limit(spec.timeout, spec.grace)
+        limit = outer_limit(spec.timeout, spec.grace + DELIVERY * spec.delivers)
         deadline = None if limit is None else time.monotonic() + limit
         self.running[element] = Running(element, container, cgroup, deadline)
         self.writer.status(element, journal.RUNNING)
 
     def _container(self, element: int) -> ContainerSpec:
         spec = self.spec
+        mounts = spec.container.mounts
+        if spec.delivers:
+            mounts = tuple(
+                replace(mount, source=_own_results(spec, element))
+                if mount.target == contract.RESULTS
+                else mount
+                for mount in mounts
+            )
         worker = worker_environment(
             run=spec.run,
             attempt=spec.attempt,
@@ -197,6 +211,7 @@ class Supervisor:
         return replace(
             spec.container,
             env={**spec.container.env, **worker},
+            mounts=mounts,
             scratch=str(spec.control / "scratch" / str(element)),
             labels={LABEL_ATTEMPT: spec.tag, LABEL_RUN: spec.run, LABEL_ELEMENT: str(element)},
         )
@@ -254,6 +269,10 @@ class Supervisor:
             if running.cgroup:
                 running.cgroup.remove()
             del self.running[element]
+            if self.spec.delivers:
+                # What has arrived in the store is not kept here as well.
+                for path in self.spec.results(element).glob("*.result"):
+                    path.unlink(missing_ok=True)
             self._release(element)
             self.writer.status(element, status)
 
@@ -306,6 +325,15 @@ class Supervisor:
         for file in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(file, 4096)
+
+
+def _own_results(spec: AttemptSpec, element: int) -> str:
+    """An element's own results directory, new; it belongs to whom the run's belongs to."""
+    place = spec.results(element)
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = (spec.directory / "results").stat()
+    os.chown(place, owner.st_uid, owner.st_gid)
+    return str(place)
 
 
 def _confine(cgroup: limits.Cgroup | None, cores: frozenset[int]) -> None:

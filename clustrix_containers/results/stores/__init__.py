@@ -50,25 +50,48 @@ _STORES = {"s3": "S3Store", "registry": "RegistryStore", "volume": "VolumeStore"
 """The module of each and its class, imported where it is used: they need libraries."""
 
 
+def kind_of(option: object) -> str | None:
+    """The kind of the store that a target's option ``results`` names; ``None`` if none."""
+    name, _ = _split(option)
+    return name if isinstance(name, str) and name in _STORES else None
+
+
 def parse_results(option: object, *, own: Sequence[str] = ()) -> ResultStore | None:
     """The store that a target's option ``results`` names.
 
     ``own`` are further names, for what the target does without a store: None. ``ClusterError``
     (``option``) if the option is not valid.
     """
-    name, options = option, None
-    if isinstance(option, Mapping) and len(option) == 1:
-        ((name, options),) = option.items()
+    name, options = _split(option)
     if isinstance(name, str) and name in (*own, *_STORES) and isinstance(options, Mapping | None):
         if name in _STORES:
             return _make(name, options or {})
         if not options:
             return None
-    raise _refused(
+    raise invalid(
         f"{option!r} is not a result store",
         f"Expected one of {', '.join((*own, *_STORES))}, or one of these with its options, as in"
         " results: {s3: {bucket: my-bucket}}.",
     )
+
+
+def check_kind(store: ResultStore, expected: Expected, stored: Stored | None) -> None:
+    """``ClusterError`` (``option``) if an outcome was stored in another kind of store than this."""
+    if stored is not None and stored.kind != store.kind:
+        raise ClusterError(
+            f"the result of element {expected.element} is in a store of kind {stored.kind!r},"
+            f" and the target's results are in {store.kind!r}",
+            hint="Name the store of the run (results:) in clustrix.yml.",
+            option="results",
+        )
+
+
+def _split(option: object) -> tuple[object, object]:
+    """The name in a target's option ``results``, and the options given with it."""
+    if isinstance(option, Mapping) and len(option) == 1:
+        ((name, options),) = option.items()
+        return name, options
+    return option, None
 
 
 def _make(name: str, options: Mapping[str, Any]) -> ResultStore:
@@ -77,19 +100,20 @@ def _make(name: str, options: Mapping[str, Any]) -> ResultStore:
     hint = f"Its options are {', '.join(item.name for item in known)}."
     for option in options:
         if option not in {item.name for item in known}:
-            raise _refused(f"{name}: unknown option {option!r}", hint)
+            raise invalid(f"{name}: unknown option {option!r}", hint)
     for item in known:
         if item.default is MISSING and item.name not in options:
-            raise _refused(f"{name}: option {item.name!r} is missing", hint)
+            raise invalid(f"{name}: option {item.name!r} is missing", hint)
     given = dict(options)
     if "expires" in given:
         try:
             given["expires"] = parse_duration(given["expires"])
         except ConfigError as error:
-            raise _refused(f"{name}: expires: {error.message}", error.hint) from error
+            raise invalid(f"{name}: expires: {error.message}", error.hint) from error
     made: ResultStore = factory(**given)
     return made
 
 
-def _refused(text: str, hint: str | None) -> ClusterError:
+def invalid(text: str, hint: str | None) -> ClusterError:
+    """The error for an option ``results`` that cannot be used."""
     return ClusterError(f"results: {text}", hint=hint, option="results")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import re
+import functools
 import threading
 import time
 from collections.abc import Iterator
@@ -101,11 +101,10 @@ class S3Store:
             def result(mark: Mark) -> Iterator[bytes]:
                 return bucket.pieces(prefix + mark.result_name, mark.size)
 
-            names = [prefix + stored.mark] if stored else bucket.marks(f"{prefix}{expected.name}.")
-            pattern = rf"{re.escape(expected.name)}\.[0-9a-f]{{16}}\.mark"
+            names = [prefix + stored.mark] if stored else bucket.marks(prefix + expected.prefix)
             refused: ResultError | None = None
             for name in names:
-                if not re.fullmatch(pattern, name[len(prefix) :]):
+                if not expected.is_mark(name.removeprefix(prefix)):
                     continue
                 data = b"".join(bucket.pieces(name, MARK_LIMIT))
                 try:
@@ -129,12 +128,10 @@ class S3Store:
     def _connected(self) -> tuple[Any, Any]:
         """The session and its client: made once, for all runs and threads."""
         with self._lock:
-            if "_made" not in self.__dict__:
-                self.__dict__["_made"] = self._connect()
-            made: tuple[Any, Any] = self.__dict__["_made"]
-            return made
+            return self._connection
 
-    def _connect(self) -> tuple[Any, Any]:
+    @functools.cached_property
+    def _connection(self) -> tuple[Any, Any]:
         try:
             from botocore.config import Config
             from botocore.session import Session

@@ -7,7 +7,6 @@ not at all. This machine may see files of a shared file system late.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,9 @@ from clustrix_containers.errors import ClusterError, ResultError
 from clustrix_containers.results.delivery import Absent, Stored
 from clustrix_containers.results.directory import arrive
 from clustrix_containers.results.outcome import MARK_LIMIT, Expected, Mark, parse_mark
+from clustrix_containers.storage.untrusted import no_follow
+
+from . import invalid
 
 MOUNT_PATH = "/opt/clustrix/volume"
 """Where a container has the root of the volume."""
@@ -40,22 +42,19 @@ class VolumeStore:
     def __post_init__(self) -> None:
         name = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
         if not isinstance(self.claim, str) or not re.fullmatch(name, self.claim):
-            raise ClusterError(
-                f"results: volume: claim {self.claim!r} is not a valid name of a volume claim",
-                hint="`kubectl get pvc` lists the names.",
-                option="results",
+            raise invalid(
+                f"volume: claim {self.claim!r} is not a valid name of a volume claim",
+                "`kubectl get pvc` lists the names.",
             )
         if ".." in PurePosixPath(str(self.path)).parts or "\0" in str(self.path):
-            raise ClusterError(
-                f"results: volume: path {self.path!r} is not valid",
-                hint="Expected a directory below the root of the volume, without '..'.",
-                option="results",
+            raise invalid(
+                f"volume: path {self.path!r} is not valid",
+                "Expected a directory below the root of the volume, without '..'.",
             )
         if self.mount is not None and not Path(str(self.mount)).expanduser().is_absolute():
-            raise ClusterError(
-                f"results: volume: mount {self.mount!r} is not an absolute path",
-                hint="Expected the directory where this machine has the root of the volume.",
-                option="results",
+            raise invalid(
+                f"volume: mount {self.mount!r} is not an absolute path",
+                "Expected the directory where this machine has the root of the volume.",
             )
 
     def directory(self, root: str, run: str) -> PurePosixPath:
@@ -72,11 +71,10 @@ class VolumeStore:
             return None
         root = Path(self.mount).expanduser()
         if not root.is_dir():
-            raise ClusterError(
-                f"results: volume: mount {self.mount}: no such directory",
-                hint=f"Mount the file system of the claim {self.claim} there, or leave `mount:`"
-                " out: then a pod reads the results for you.",
-                option="results",
+            raise invalid(
+                f"volume: mount {self.mount}: no such directory",
+                f"Mount the file system of the claim {self.claim} there, or leave `mount:` out:"
+                " then a pod reads the results for you.",
             )
         return Path(self.directory(str(root), run))
 
@@ -91,10 +89,9 @@ class VolumeStore:
         """
         place = self.mounted(expected.run)
         if place is None:
-            raise ClusterError(
-                f"results: volume: this machine does not have the claim {self.claim}",
-                hint="Say with `mount:` where it has the root of the volume.",
-                option="results",
+            raise invalid(
+                f"volume: this machine does not have the claim {self.claim}",
+                "Say with `mount:` where it has the root of the volume.",
             )
         return fetch(place, expected, stored)
 
@@ -132,9 +129,8 @@ def fetch(place: Path, expected: Expected, stored: Stored | None) -> bool:
 
 
 def _marks(place: Path, expected: Expected) -> list[str]:
-    pattern = rf"{re.escape(expected.name)}\.[0-9a-f]{{16}}\.mark"
     with contextlib.suppress(Absent), _reading(place):
-        return [path.name for path in place.iterdir() if re.fullmatch(pattern, path.name)]
+        return [path.name for path in place.iterdir() if expected.is_mark(path.name)]
     return []
 
 
@@ -156,16 +152,12 @@ def _pieces(path: Path, largest: int) -> Iterator[bytes]:
 
 def _open(path: Path) -> FileIO:
     try:
-        return open(path, "rb", buffering=0, opener=_no_follow)
+        return open(path, "rb", buffering=0, opener=no_follow)
     except FileNotFoundError:
         # After a listing, an NFS client's view of a directory is not older than that.
         for _ in path.parent.iterdir():
             break
-        return open(path, "rb", buffering=0, opener=_no_follow)
-
-
-def _no_follow(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open(path, "rb", buffering=0, opener=no_follow)
 
 
 @contextlib.contextmanager

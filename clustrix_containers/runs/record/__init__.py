@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,18 +110,7 @@ class Run:
         )
 
 
-_COLUMNS = [
-    "id",
-    "created",
-    "name",
-    "image",
-    "count",
-    "target",
-    "type",
-    "details",
-    "state",
-    "updated",
-]
+_COLUMNS = re.findall(r"^    (\w+) ", _CREATE, re.MULTILINE)
 _DETAILS = tuple(item.name for item in fields(Run) if item.name not in _COLUMNS)
 
 
@@ -169,24 +159,19 @@ class Record:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
-            db = sqlite3.connect(self._path, timeout=60, isolation_level=None)
-        except sqlite3.Error as error:
-            raise ClusterError(f"cannot open the run record {self._path}: {error}") from error
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            try:
+            with (
+                contextlib.closing(
+                    sqlite3.connect(self._path, timeout=60, isolation_level=None)
+                ) as db,
+                db,
+            ):
+                db.execute("BEGIN IMMEDIATE")
                 yield db
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
         except sqlite3.Error as error:
             raise ClusterError(
                 f"the run record {self._path} cannot be used: {error}",
                 hint="Is the disk full, or the directory read-only? CLUSTRIX_STATE_DIR names another place.",
             ) from error
-        finally:
-            db.close()
 
     def run_directory(self, run: str) -> Path:
         """Where a run's key, results and logs lie on this machine."""
@@ -251,19 +236,17 @@ class Record:
                 (escaped + "%",),
             ).fetchall()
         found = [_from_row(row) for row in rows]
-        exact = [run for run in found if run.id == name]
-        if exact:
-            return exact[0]
+        exact = [run for run in found if run.id == name] or found
         if not name or not found:
             raise ClusterError(
                 f"no run {name!r} in this user's record",
                 hint="`cxc ps` lists the runs that are there.",
                 run=name,
             )
-        if len(found) > 1:
+        if len(exact) > 1:
             some = ", ".join(run.id for run in found[:5])
             raise ClusterError(f"{name!r} is the start of {len(found)} runs: {some}")
-        return found[0]
+        return exact[0]
 
     def remove(self, run: str) -> None:
         """Forget a run; its directory is the caller's to remove first."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clustrix_containers.api.jobs import Job
 from clustrix_containers.api.status import Cause, State, Status
@@ -26,13 +26,13 @@ from clustrix_containers.errors import (
     ResultLost,
     UntrustedResultError,
 )
+from clustrix_containers.results import directory
+from clustrix_containers.results import outcome as outcomes
+from clustrix_containers.results.outcome import Expected, Outcome
 from clustrix_containers.runs.record import Record, Run, Seen
 
 from .liveness import Liveness
 from .poller import poller_of
-
-if TYPE_CHECKING:
-    from clustrix_containers.results.outcome import Outcome
 
 _log = logging.getLogger("clustrix_containers")
 
@@ -104,8 +104,6 @@ class WatchedRun:
 
     def save(self, job: Job, path: Path, timeout: float | None = None) -> None:
         """Write the verified pickle of a job's value to ``path``; its failure is raised."""
-        from clustrix_containers.results import outcome as outcomes
-
         concurrent.futures.wait([job], timeout)
         if not job.done():
             raise ClusterError(f"{self.id}/{job.element} is not done yet")
@@ -284,30 +282,24 @@ class WatchedRun:
 
     def _conclude(self, handle: Handle, ended: _Ended, fetched: Fetched) -> bool:
         """Settle an element, or leave it for later; True if it is lost and is to run again."""
-        from clustrix_containers.results import directory
-
-        job, status = self.jobs[handle.element], ended.status
+        job, status, error = self.jobs[handle.element], ended.status, fetched.error
+        place = self._directory, self.id, handle.element, handle.attempt
         try:
-            outcome = directory.collect(
-                self._directory, handle.element, handle.attempt, self._key, run=self.id
-            )
-            if outcome is not None:
+            if outcome := directory.collect(Expected(*place, self._key)):
                 self._settle(job, outcome, status)
-            elif fetched.error is not None:
-                raise fetched.error
-            elif self._liveness.is_late(status, fetched, ended.since):
-                self._later(ended)
-            elif self._liveness.is_lost(status, handle.attempt):
-                return True
-            else:
-                job.settle(None, error=self._without_mark(job, status))
-        except Error as error:
-            if self._liveness.may_pass(handle.element, error):
-                self._later(ended)
-            elif self._liveness.is_lost(status, handle.attempt):
-                return True
-            else:
-                job.settle(None, error=error)
+                return False
+        except Error as failure:
+            error = failure
+        if error is None:
+            later = self._liveness.is_late(status, fetched, ended.since)
+        else:
+            later = self._liveness.may_pass(handle.element, error)
+        if later:
+            self._later(ended)
+        elif self._liveness.is_lost(status, handle.attempt):
+            return True
+        else:
+            job.settle(None, error=error or self._without_mark(job, status))
         return False
 
     def _later(self, ended: _Ended) -> None:
@@ -345,8 +337,13 @@ class WatchedRun:
         if outcome.mark.outcome == "ok":
             self._outcomes[job.element] = outcome
             job.settle(functools.partial(self.load, outcome))
-        else:
-            job.settle(None, error=self._exception(outcome, status))
+            return
+        try:
+            self.load(outcome, status)
+        except BaseException as error:
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                _advise(error, error.name)
+            job.settle(None, error=error)
 
     @functools.cached_property
     def _key(self) -> bytes:
@@ -355,19 +352,9 @@ class WatchedRun:
         except OSError as error:
             raise ResultLost(f"the key of run {self.id} cannot be read: {error}") from error
 
-    def _exception(self, outcome: Outcome, status: Status) -> BaseException:
-        try:
-            self.load(outcome, status)
-        except BaseException as error:
-            if isinstance(error, ModuleNotFoundError) and error.name:
-                _advise(error, error.name)
-            return error
-        raise AssertionError("an outcome that is not ok raises")
-
     def load(self, outcome: Outcome, status: Status | None = None) -> Any:
         """The outcome's value, unpickled from the verified copy; or raise what it stands for."""
         from clustrix_containers.capture import pickling
-        from clustrix_containers.results import outcome as outcomes
 
         if not self._trust and outcome.value is not None:
             raise UntrustedResultError(
@@ -383,8 +370,6 @@ class WatchedRun:
         )
 
     def _without_mark(self, job: Job, status: Status) -> Error:
-        from clustrix_containers.results import outcome as outcomes
-
         error = outcomes.without_mark(status, run=self.id, element=job.element)
         if isinstance(error, ResultLost):
             error.hint = f"`cxc rerun {self.image}` runs the same image again."

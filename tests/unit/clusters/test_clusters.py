@@ -108,7 +108,7 @@ def test_a_journal_is_read_bit_by_bit(tmp_path: Path) -> None:
     with (tmp_path / "events.jsonl").open("ab") as file:
         file.write(b': "succeeded"}\n')
     reader.update()
-    assert reader.statuses[4] is journal.SUCCEEDED
+    assert reader.statuses[4].state is State.SUCCEEDED
     writer.ended()
     reader.update()
     assert reader.ended

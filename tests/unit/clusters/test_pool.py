@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from clustrix_containers.clusters.local import journal
 from clustrix_containers.clusters.local.pool import Machine, ResourcePool
+from clustrix_containers.storage import locks
 
 MACHINE = Machine((0, 1, 2, 3), 1 << 30)
 
@@ -25,7 +26,7 @@ class Runs:
     def pool(self, name: str, cpus: float = 1, memory: int | None = None) -> ResourcePool:
         control = self.directory / name
         control.mkdir()
-        lock = journal.hold(control)
+        lock = locks.hold(control / journal.LOCK)
         assert lock is not None
         self.open[control] = [lock, journal.open_wake(control)]
         return ResourcePool(self.directory / "pool", control, cpus, memory, MACHINE)

@@ -127,7 +127,7 @@ def test_what_was_put_is_collected(bare: Bare, tmp_path: Path) -> None:
     mark, result = files(bare)
     for _ in range(2):
         put(expected(tmp_path), Inline(mark, result))
-        outcome = collect(tmp_path / "mine", 0, 0, KEY, run=RUN)
+        outcome = collect(Expected(tmp_path / "mine", RUN, 0, 0, KEY))
         assert outcome is not None
         assert load(outcome, unpickle=unpickle) == bare.value()
         assert len(mine(tmp_path)) == 2
@@ -139,7 +139,7 @@ def test_what_is_not_the_runs_is_not_put(bare: Bare, tmp_path: Path) -> None:
         with pytest.raises(ResultError):
             put(expected(tmp_path), Inline(changed, result))
     for other in (None, b"", result + b"x", result[:-1], b"x" * len(result)):
-        with pytest.raises(ResultError, match="did not arrive as its worker wrote it"):
+        with pytest.raises(ResultError, match="is not what its worker wrote"):
             put(expected(tmp_path), Inline(mark, other))
     with pytest.raises(ResultError):
         put(expected(tmp_path, 1), Inline(mark, result))
@@ -163,7 +163,7 @@ def test_the_first_valid_mark_stays_and_an_invalid_one_does_not(bare: Bare, tmp_
     # Its file was lost on this machine: it can be had again.
     next((tmp_path / "mine/results").glob("*.result")).unlink()
     put(expected(tmp_path), Inline(*first))
-    assert collect(tmp_path / "mine", 0, 0, KEY, run=RUN) is not None
+    assert collect(Expected(tmp_path / "mine", RUN, 0, 0, KEY)) is not None
 
 
 def test_many_at_once_put_the_same(bare: Bare, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_stream_in_pieces_of_any_size(bare: Bare, tmp_path: Path, piece: int) 
     receive(stream(), expected(tmp_path))
     # What is here already is read, and thrown away.
     receive(stream(), expected(tmp_path))
-    assert collect(tmp_path / "mine", 0, 0, KEY, run=RUN) is not None
+    assert collect(Expected(tmp_path / "mine", RUN, 0, 0, KEY)) is not None
 
 
 def test_a_stream_that_breaks_off_leaves_nothing(bare: Bare, tmp_path: Path) -> None:

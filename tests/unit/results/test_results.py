@@ -20,7 +20,7 @@ from clustrix_containers.errors import (
     WorkerDied,
 )
 from clustrix_containers.results.directory import collect
-from clustrix_containers.results.outcome import load, open_result, without_mark
+from clustrix_containers.results.outcome import Expected, load, open_result, without_mark
 from tests.bare_worker import KEY, RUN, Bare, unpickle, write_calls, write_code
 
 
@@ -40,7 +40,7 @@ def change(bare: Bare, **fields: Any) -> None:
 
 
 def test_no_mark_is_no_outcome(done: Bare) -> None:
-    assert collect(done.root, 1, 0, KEY, run=RUN) is None
+    assert collect(Expected(done.root, RUN, 1, 0, KEY)) is None
 
 
 def test_collecting_again_gives_the_same_from_the_clients_own_directory(done: Bare) -> None:
@@ -86,7 +86,7 @@ def test_what_is_no_mark_is_said(done: Bare, data: bytes) -> None:
 
 def test_another_key_is_not_believed(done: Bare) -> None:
     with pytest.raises(ResultError, match="was not written by this run's worker"):
-        collect(done.root, 0, 0, b"another", run=RUN)
+        collect(Expected(done.root, RUN, 0, 0, b"another"))
 
 
 def test_a_mark_of_another_element_is_not_believed(done: Bare) -> None:
@@ -125,7 +125,7 @@ def link(path: Path) -> None:
 @pytest.mark.parametrize("spoil", [cut, flip, link])
 def test_a_changed_result_is_not_loaded(done: Bare, spoil: Callable[[Path], None]) -> None:
     spoil(result(done))
-    with pytest.raises(ResultError, match=r"not the one that its worker wrote|not a regular file"):
+    with pytest.raises(ResultError, match=r"not what its worker wrote|not a regular file"):
         done.outcome(0)
 
 

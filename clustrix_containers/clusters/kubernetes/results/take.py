@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from clustrix_containers.clusters.kubernetes.api import PARALLEL, Api
 from clustrix_containers.clusters.kubernetes.pods.views import PodView
 from clustrix_containers.clusters.kubernetes.pods.watch import WORKER_MESSAGES
-from clustrix_containers.errors import ClusterError, ResultLost
+from clustrix_containers.errors import ClusterError
 from clustrix_containers.remote.retry import Retry
 from clustrix_containers.results import delivery
 from clustrix_containers.results.outcome import Expected
@@ -30,18 +30,14 @@ AT_EXIT = 10.0
 """Seconds for which the end of this process is put off for pods that are still to be released."""
 
 
-def message_of(pod: PodView, run: str) -> delivery.Inline | delivery.Stored | None:
+def message_of(pod: PodView, expected: Expected) -> delivery.Inline | delivery.Stored | None:
     """What a pod's termination message has of the outcome; ``None`` if it is not our worker's.
 
     ``ResultLost`` if the worker could not deliver it.
     """
     if not (pod.message or "").startswith(WORKER_MESSAGES):
         return None
-    message = delivery.read(pod.message or "")
-    if isinstance(message, delivery.Undelivered):
-        text = f"element {pod.element}: its result was not delivered: {message.reason}"
-        raise ResultLost(text, run=run, element=pod.element)
-    return message
+    return delivery.read_outcome(pod.message or "", expected)
 
 
 def receive(process: Command, pod: str, expected: Expected) -> None:
