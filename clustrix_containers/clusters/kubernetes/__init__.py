@@ -23,12 +23,12 @@ from clustrix_containers.clusters.kubernetes.pods.watch import Watcher
 from clustrix_containers.clusters.kubernetes.results import take
 from clustrix_containers.clusters.kubernetes.results.reader import Reader
 from clustrix_containers.clusters.task import Capabilities, DiscoveredRun, Fetched, Handle, Task
-from clustrix_containers.errors import ClusterError, Error
+from clustrix_containers.errors import ClusterError
 from clustrix_containers.results import delivery, directory
 from clustrix_containers.results.outcome import Expected
 
 from . import doctor, submit
-from .api import Api, connect, each
+from .api import Api, connect
 from .settings import Settings, check
 
 if TYPE_CHECKING:
