@@ -111,11 +111,12 @@ class Api:
                 from kubernetes.client import VersionApi
 
                 code = self.call("query the version", VersionApi(self.client).get_code)
-                self._server = Server.parse(code["major"], code["minor"])
-                if self._server < OLDEST:
+                server = Server.parse(code["major"], code["minor"])
+                if server < OLDEST:
                     raise ClusterError(
-                        f"{self.where} is {self._server}; at least {OLDEST[0]}.{OLDEST[1]} is needed"
+                        f"{self.where} is {server}; at least {OLDEST[0]}.{OLDEST[1]} is needed"
                     )
+                self._server = server
             return self._server
 
     def call(
@@ -231,17 +232,17 @@ def _problem(error: Exception, what: str) -> ClusterError | None:
     if not isinstance(error, HTTPError | OSError):
         return None
     text = str(error.__cause__ or getattr(error, "reason", None) or error)
-    certificate = "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower()
+    certificate = "certificate" in text.lower()
+    why, hint = (
+        (
+            "its certificate, or yours, is refused",
+            "Is the kubeconfig outdated? `kubectl version` with it shows the same.",
+        )
+        if certificate
+        else ("no response", "Does `kubectl version` get a response?")
+    )
     return ClusterError(
-        f"{what}: its certificate, or yours, is refused: {text}"
-        if certificate
-        else f"{what}: no response: {text}",
-        hint="Is the kubeconfig outdated? `kubectl version` with it shows the same."
-        if certificate
-        else "Does `kubectl version` get a response?",
-        temporary=not certificate,
-        status=0,
-        denied=False,
+        f"{what}: {why}: {text}", hint=hint, temporary=not certificate, status=0, denied=False
     )
 
 

@@ -20,7 +20,7 @@ from .stream import BrokenOff, Command, deliver
 
 SILENCE = 60.0
 """Seconds without a byte after which a stream is given up: its node may be gone."""
-FAREWELL = 2.0
+CONFIRM = 2.0
 """Seconds in which a pod confirms that its result was taken."""
 RELEASE = Retry(attempts=12, first=1.0, longest=60.0)
 """How often a pod is released that has not confirmed it: for about eight minutes."""
@@ -77,7 +77,7 @@ class Taker:
         place = (contract.RESULTS, str(expected.element), str(expected.attempt))
         with deliver(self._api, pod.name, ("give", *place)) as process:
             receive(process, pod.name, expected)
-            confirmed = process.finish(b"taken\n", FAREWELL)
+            confirmed = process.finish(b"taken\n", CONFIRM)
         if not confirmed:
             with self._changed:
                 self._unreleased += 1

@@ -73,3 +73,13 @@ def test_a_list_comes_in_pages(tmp_path: Path) -> None:
     assert [page["items"] for page in pages] == [[1], [2]]
     assert [query["labelSelector"] for query in queries] == ["a=b", "a=b"]
     assert queries[1]["continue"] == "more"
+
+
+def test_a_server_that_is_too_old_is_refused_each_time(tmp_path: Path) -> None:
+    version: Response = (200, {"major": "1", "minor": "18"}, {})
+    with api_server(tmp_path, lambda *_: version) as (api, _):
+        for _ in range(2):
+            with pytest.raises(
+                ClusterError, match=r"is Kubernetes 1\.18; at least 1\.19 is needed"
+            ):
+                api.server  # noqa: B018
