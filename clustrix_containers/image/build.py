@@ -63,9 +63,9 @@ def build(
     """The image of a captured callable, without arguments (see :func:`call_layer`).
 
     What the lock pins without a wheel is packed as it is installed on ``sys.path``. ``base`` has
-    the labels of a base: where its Python is, and which version. ImageError when a package cannot be packed, when
-    the base's Python is not the lock's, when the lock needs another runtime or cloudpickle than
-    this client has, or when there are too many layers.
+    the labels that :func:`~clustrix_containers.image.base.as_base` adds. ImageError when a package
+    cannot be packed, when the base's Python is not the lock's, when the lock needs another runtime
+    or cloudpickle than this client has, or when there are too many layers.
     """
     interpreter, version = _python(base, lock)
     check_runtime(lock)
@@ -79,7 +79,7 @@ def build(
             f"the image would have {len(image.layers) + 1} layers, and {MAX_LAYERS} are the most",
             hint="Use a base with fewer layers.",
         )
-    labels = {**(base.settings.get("Labels") or {}), LABEL_FUNCTION: bundle.entry.name}
+    labels = {**base.settings["Labels"], LABEL_FUNCTION: bundle.entry.name}
     kept = {key: value for key, value in base.settings.items() if key not in ("Cmd", "Healthcheck")}
     layers = tuple(_without_libraries(layer) for layer in image.layers)
     return replace(image, settings=kept, layers=layers).configure(
@@ -134,14 +134,8 @@ def call_layer(calls: Iterable[bytes], *, cache: Path) -> tuple[Layer, int]:
 
 
 def _python(base: Image, lock: Lock) -> tuple[str, str]:
-    labels: Mapping[str, str] = base.settings.get("Labels") or {}
-    try:
-        interpreter, version = labels[LABEL_INTERPRETER], labels[LABEL_PYTHON]
-    except KeyError:
-        raise ImageError(
-            "nothing says where the base image has its Python",
-            hint="Name it: python='/usr/bin/python3.11'.",
-        ) from None
+    labels: Mapping[str, str] = base.settings["Labels"]
+    interpreter, version = labels[LABEL_INTERPRETER], labels[LABEL_PYTHON]
     if ".".join(version.split(".")[:2]) != lock.python:
         raise ImageError(
             f"the lock is for Python {lock.python}, the base image has Python {version}",

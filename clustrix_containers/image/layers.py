@@ -8,7 +8,6 @@ layer if they are wheels, one if they are installed trees.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,14 +60,10 @@ def package_layers(
     """The layers of all packages of a lock: wheels, installed trees, then their bytecode."""
     items = [
         Packable(
-            package,
-            wheel_path(cache, package.wheel.sha256, package.wheel.filename)
-            if package.wheel
-            else find_installed(package.name, package.version),
+            it, wheel_path(cache, it.wheel) if it.wheel else find_installed(it.name, it.version)
         )
-        for package in lock.packages
+        for it in lock.packages
     ]
-    compiles = f"{sys.version_info[0]}.{sys.version_info[1]}" == lock.python
 
     def make() -> Iterator[Layer]:
         for package in lock.packages:
@@ -79,7 +74,7 @@ def package_layers(
         tasks: list[tuple[str, Callable[[], Layer | None]]] = [
             (title, partial(pack, group, lock.python, cache=cache)) for title, group in groups
         ]
-        for title, group in groups if compiles else ():
+        for title, group in groups:
             entries, site = partial(_entries, group, lock.python), site_packages(lock.python)
             keys = [item.key for item in group]
             task = partial(bytecode_layer, entries, site, keys, title=title, cache=cache)
@@ -94,7 +89,7 @@ def package_layers(
         if tasks:
             progress("packages", len(tasks), len(tasks))
 
-    key = cache_key("packages", lock.python, compiles, base_abi(base), [it.key for it in items])
+    key = cache_key("packages", lock.python, base_abi(base), [item.key for item in items])
     return cached_layers(cache, key, make)
 
 

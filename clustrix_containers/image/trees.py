@@ -79,8 +79,7 @@ def fingerprint(installed: Installed) -> str:
 def tree_entries(installed: Installed, python: str) -> list[Entry]:
     """What an installed distribution puts into ``/opt/venv`` of a Python ``X.Y``."""
     site = site_packages(python)
-    declared = installed.info / "entry_points.txt"
-    entries = list(script_entries(declared.read_text("utf-8"))) if declared.is_file() else []
+    entries = list(script_entries(installed.read_text("entry_points.txt")))
     generated = {entry.name for entry in entries}
     for name, path in packed_files(installed):
         target = _target(name, site)

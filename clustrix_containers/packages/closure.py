@@ -14,12 +14,7 @@ from clustrix_containers.capture.bundle import Note
 from clustrix_containers.errors import DependencyError
 
 from .installed import Installed, SearchPath
-from .requirements import (
-    applies,
-    install_command,
-    parse_installed,
-    satisfies,
-)
+from .requirements import applies, install_command, parse_installed, satisfies
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.packages.wheels.wheel import RecordRow, parse_record
@@ -56,6 +57,13 @@ class Installed:
         """The directory that it is installed in; paths in its RECORD are relative to it."""
         return self.info.parent
 
+    def read_text(self, name: str) -> str:
+        """A file of its metadata, or an empty string if it has none of that name."""
+        try:
+            return (self.info / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+
     @cached_property
     def _headers(self) -> tuple[tuple[str, str], ...]:
         for path in (self.info / "METADATA", self.info / "PKG-INFO", self.info):
@@ -72,6 +80,14 @@ class Installed:
     def version(self) -> str:
         """The version as the metadata spells it (``2.1.0+cpu``)."""
         return next(iter(self._all("version")), self.path_version)
+
+    @cached_property
+    def parsed_version(self) -> Version | None:
+        """The version to compare; ``None`` if it is malformed."""
+        try:
+            return Version(self.version)
+        except InvalidVersion:
+            return None
 
     @cached_property
     def requires(self) -> tuple[str, ...]:
@@ -92,10 +108,7 @@ class Installed:
     @cached_property
     def installer(self) -> str:
         """The tool that installed it (``pip``, ``uv``, ``conda``), or an empty string."""
-        try:
-            return (self.info / "INSTALLER").read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            return ""
+        return self.read_text("INSTALLER").strip()
 
     @cached_property
     def editable(self) -> bool:
@@ -145,11 +158,9 @@ class Installed:
 
     def _top_entries(self) -> Iterator[str]:
         """Names in ``root`` of what it installed, by ``top_level.txt`` or else by its own name."""
-        try:
-            names = (self.info / "top_level.txt").read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError):
-            names = [self.name.replace("-", "_"), self.name.replace("-", ".")]
-        for name in dict.fromkeys(names):
+        listed = self.read_text("top_level.txt")
+        guessed = [self.name.replace("-", "_"), self.name.replace("-", ".")]
+        for name in dict.fromkeys(listed.split() if listed else guessed):
             yield from _entries(self.root).get(name, ())
 
     def _walk(self) -> Iterator[str]:
@@ -282,13 +293,9 @@ def _scan(entry: str) -> Iterator[Installed]:
 
 def _best(candidates: Iterable[Installed]) -> Installed:
     """Of several metadata directories of one name: the one with a RECORD, then the newest."""
-    from packaging.version import InvalidVersion, Version
 
     def rank(d: Installed) -> tuple[bool, bool, Version, str]:
-        try:
-            version = Version(d.version)
-        except InvalidVersion:
-            version = Version("0")
+        version = d.parsed_version or Version("0")
         return d.recorded, d.info.suffix == ".dist-info", version, d.info.name
 
     return max(candidates, key=rank)

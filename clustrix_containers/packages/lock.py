@@ -27,6 +27,7 @@ from typing import Any
 
 from clustrix_containers.capture.bundle import Distribution
 from clustrix_containers.errors import DependencyError, ImageError
+from clustrix_containers.oci.archive import read_content
 from clustrix_containers.oci.model import Platform
 from clustrix_containers.oci.model import sha256 as digest_of
 from clustrix_containers.packages.wheels.wheel import script_entries
@@ -137,12 +138,12 @@ def tree_digest(distribution: Distribution) -> str:
     one digest. Without a RECORD the files themselves are hashed.
     """
     installed, lines = Installed.of(distribution), []
-    scripts = _entry_points(installed.info)
+    scripts = _entry_points(installed)
     for path, row in installed.rows.items():
         if _made_by_installer(path, installed, scripts):
             continue
         if not installed.recorded:
-            data = _read(installed.root / path)
+            data = b"".join(read_content(installed.root / path))
             lines.append(f"{path} {digest_of(data)} {len(data)}")
         elif row.hash:
             # How deep site-packages lies below the prefix differs between installations.
@@ -175,20 +176,13 @@ def has_shebang(path: Path) -> bool:
         return False
 
 
-def _entry_points(info: Path) -> frozenset[str]:
+def _entry_points(installed: Installed) -> frozenset[str]:
     """Names of the scripts that an installer makes from ``entry_points.txt``."""
     try:
-        text = (info / "entry_points.txt").read_text(encoding="utf-8")
-        return frozenset(posixpath.basename(entry.name) for entry in script_entries(text))
-    except (OSError, UnicodeDecodeError, ImageError):
+        entries = script_entries(installed.read_text("entry_points.txt"))
+        return frozenset(posixpath.basename(entry.name) for entry in entries)
+    except ImageError:
         return frozenset()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DependencyError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
 
 
 def check(

@@ -254,10 +254,5 @@ def applies(
 
 def satisfies(installed: Installed, requirement: Requirement) -> bool:
     """Whether the installed version is in the requirement's range; a malformed version is."""
-    from packaging.version import InvalidVersion, Version
-
-    try:
-        version = Version(installed.version)
-    except InvalidVersion:
-        return True
-    return requirement.specifier.contains(version, prereleases=True)
+    version = installed.parsed_version
+    return version is None or requirement.specifier.contains(version, prereleases=True)

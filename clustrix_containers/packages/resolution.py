@@ -33,8 +33,6 @@ from .requirements import (
     without_marker,
 )
 
-__all__ = ["LeftOut", "Resolution", "check_environment", "resolve", "suggest"]
-
 _TOOLS = frozenset({"pip", "setuptools", "wheel"})
 _WHOLE = "the whole environment is requested"
 _MOVED = {"distutils": "setuptools"}
@@ -229,18 +227,17 @@ def _owners(closure: Closure, item: Import, sentence: str) -> Sequence[Installed
 
 def _enforce(closure: Closure, file: RequirementsFile, added: set[str]) -> None:
     """Constraints hold; and of a lock file nothing else goes in."""
-    for constraint in file.requests:
-        requirement = constraint.requirement
+    for request in file.requests:
+        requirement = request.requirement
         node = closure.nodes.get(canonicalize_name(requirement.name))
         if (
-            not constraint.constraint
-            or node is None
-            or applies(requirement, closure.environment) is None
+            request.constraint
+            and node is not None
+            and applies(requirement, closure.environment) is not None
+            and not satisfies(node.installed, requirement)
         ):
-            continue
-        if not satisfies(node.installed, requirement):
             closure.problem(
-                f"{constraint.where} allows {without_marker(requirement)}, "
+                f"{request.where} allows {without_marker(requirement)}, "
                 f"and {node.installed.version} is installed",
                 install_command(requirement),
             )

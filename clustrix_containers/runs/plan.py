@@ -150,7 +150,7 @@ def _check_packages(locked: Lock, needed: Collection[Distribution]) -> None:
         known = located.get(distribution.name)
         if known is not None and known.sha256 == wheel.sha256:
             return True
-        path = wheelhouse.wheel_path(cache, wheel.sha256, wheel.filename)
+        path = wheelhouse.wheel_path(cache, wheel)
         return wheelhouse.difference(path, Installed.of(distribution).rows) is None
 
     # What is packed from its installed files must be the same even if nothing here imports it.

@@ -109,18 +109,13 @@ def _client() -> Any:
             "a Dockerfile as a base needs the docker package",
             hint="pip install 'clustrix-containers[docker]'",
         ) from None
-    client = None
     try:
-        client = docker.from_env()
-        client.ping()
+        return docker.from_env()
     except DockerException as error:
-        if client is not None:
-            client.close()
         raise ImageError(
             f"cannot reach a Docker engine: {error}",
             hint="Start one, set DOCKER_HOST, or name a base image that is in a registry.",
         ) from error
-    return client
 
 
 def _build(client: Any, path: Path) -> Any:

@@ -50,11 +50,8 @@ def index_settings(environ: Mapping[str, str] | None = None) -> IndexSettings:
     find_links: list[str] = []
     trusted: list[str] = []
     no_index = False
-    for table, directory in (
-        (pip, Path()),
-        *_uv_files(environ),
-        (_uv_variables(environ), Path()),
-    ):
+    tables = [(pip, Path()), *_uv_files(environ), (_uv_variables(environ), Path())]
+    for table, directory in tables:
         for part in (table, table.get("pip", {})):
             indexes = [{"url": part.get("index-url", ""), "default": True}]
             indexes += [{"url": url} for url in part.get("extra-index-url", ())]

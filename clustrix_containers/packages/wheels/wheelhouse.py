@@ -62,9 +62,9 @@ class Located:
     reasons: dict[str, str]
 
 
-def wheel_path(cache: Path, sha256: str, filename: str) -> Path:
+def wheel_path(cache: Path, wheel: Wheel) -> Path:
     """The place of a wheel file in the cache."""
-    return cache / "wheels" / sha256 / filename
+    return cache / "wheels" / wheel.sha256 / wheel.filename
 
 
 def locate(
@@ -104,8 +104,7 @@ def obtain(packages: Iterable[Package], *, cache: Path) -> None:
     missing = [
         (package, wheel)
         for package in packages
-        if (wheel := package.wheel) is not None
-        and not wheel_path(cache, wheel.sha256, wheel.filename).is_file()
+        if (wheel := package.wheel) and not wheel_path(cache, wheel).is_file()
     ]
     if not missing:
         return
@@ -138,12 +137,12 @@ def _links(package: Package, wheel: Wheel, indexes: PackageIndexes) -> Iterator[
 def add_wheel(path: Path, *, cache: Path, url: str | None = None) -> Wheel:
     """Copy a wheel file into the cache. ImageError if it is not a wheel."""
     WheelFile.open(path)
-    sha256, size = _sha256(path), path.stat().st_size
-    final = wheel_path(cache, sha256, path.name)
-    if not final.is_file() or final.stat().st_size != size:
+    wheel = Wheel(path.name, _sha256(path), path.stat().st_size, url)
+    final = wheel_path(cache, wheel)
+    if not final.is_file() or final.stat().st_size != wheel.size:
         with path.open("rb") as source, atomic.replacing(final) as target:
             shutil.copyfileobj(source, target, 1 << 20)
-    return Wheel(path.name, sha256, size, url)
+    return wheel
 
 
 def _sha256(path: Path) -> str:
@@ -217,7 +216,7 @@ def _recall(cache: Path, key: str) -> Wheel | str | None:
         if "filename" not in value:
             return str(value["reason"]) if time.time() < value["until"] else None
         wheel = Wheel(**value)
-        size = wheel_path(cache, wheel.sha256, wheel.filename).stat().st_size
+        size = wheel_path(cache, wheel).stat().st_size
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return wheel if size == wheel.size else None
@@ -340,8 +339,4 @@ def _candidates(installed: Installed, indexes: PackageIndexes) -> list[Link]:
 
 def _tags(installed: Installed) -> frozenset[str]:
     """The tags of the wheel that it was installed from."""
-    try:
-        text = (installed.info / "WHEEL").read_text("utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    return frozenset(re.findall(r"^Tag:\s*(\S+)", text, re.M))
+    return frozenset(re.findall(r"^Tag:\s*(\S+)", installed.read_text("WHEEL"), re.M))

@@ -197,8 +197,6 @@ def test_what_has_no_wheel(tmp_path: Path, cache: Path, monkeypatch: pytest.Monk
 def test_what_cannot_be_built(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(ImageError, match=r"lock is for Python 3\.7, the base image has Python"):
         build(bundle(), replace(lock(), python="3.7"), REMOTE, cache=cache)
-    with pytest.raises(ImageError, match="where the base image has its Python"):
-        build(bundle(), lock(), Image(), cache=cache)
     crowd = replace(REMOTE, layers=REMOTE.layers * (MAX_LAYERS - 1))
     with pytest.raises(ImageError, match=str(MAX_LAYERS)):
         build(bundle(), lock(), crowd, cache=cache)

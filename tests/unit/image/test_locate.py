@@ -147,7 +147,7 @@ def test_the_wheel_it_came_from(index: Path, tmp_path: Path, cache: Path) -> Non
     found = locate([distribution], cache=cache, progress=lambda what, *_: seen.append(what))
     (pin,) = found.wheels.values()
     assert pin == Wheel(wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest(), pin.size)
-    assert wheelhouse.wheel_path(cache, pin.sha256, wheel.name).read_bytes() == wheel.read_bytes()
+    assert wheelhouse.wheel_path(cache, pin).read_bytes() == wheel.read_bytes()
     assert seen
     shutil.rmtree(index)
     assert locate([distribution], cache=cache) == found, "no second query"
@@ -360,7 +360,7 @@ def test_the_wheels_of_a_lock(server: Server, tmp_path: Path, cache: Path) -> No
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
     pin = Wheel(wheel.name, sha256, wheel.stat().st_size)
     obtain([Package("pkg", "1.0", pin, None)], cache=cache)
-    path = wheelhouse.wheel_path(cache, sha256, wheel.name)
+    path = wheelhouse.wheel_path(cache, pin)
     assert path.read_bytes() == wheel.read_bytes()
     other = Package("pkg", "1.0", Wheel(wheel.name, "0" * 64, 1), None)
     with pytest.raises(ImageError, match=r"cannot be downloaded: Hash mismatch for .*0000"):
@@ -374,7 +374,7 @@ def test_a_truncated_wheel_in_the_cache_is_fetched_again(
     wheel = make_wheel(index, "pkg", FILES)
     distribution = install(wheel, tmp_path / "site")
     found = locate([distribution], cache=cache).wheels["pkg"]
-    stored = wheelhouse.wheel_path(cache, found.sha256, found.filename)
+    stored = wheelhouse.wheel_path(cache, found)
     stored.write_bytes(stored.read_bytes()[:100])
     assert locate([distribution], cache=cache).wheels["pkg"] == found
     assert stored.read_bytes() == wheel.read_bytes()
