@@ -134,13 +134,14 @@ def _locate(function: Callable[..., Any]) -> _Located:
 
 def _leads_to(found: Any, target: Any) -> bool:
     """Whether the object of a name is the target, or wraps it."""
-    for _ in range(100):
-        if found is None:
-            return False
-        if found is target or (isinstance(target, types.MethodType) and found == target):
-            return True
-        found = getattr(found, "__wrapped__", None)
-    return False
+
+    def same(it: Any) -> bool:
+        return it is target or (isinstance(target, types.MethodType) and bool(it == target))
+
+    try:
+        return same(inspect.unwrap(found, stop=same))
+    except ValueError:
+        return False  # It wraps itself.
 
 
 def _entry_lines(found: _Located, walk: ImportWalk) -> None:

@@ -14,13 +14,10 @@ from types import ModuleType
 from typing import Any
 
 from clustrix_containers.capture.source import program
-from clustrix_containers.capture.source.program import load_script, script_module
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.worker import contract
 
 from . import unpicklable
-
-__all__ = ["dump_call", "load", "load_script", "script_module"]
 
 _STABLE_LIMIT = 8 << 20
 _SET_OPCODES = (pickle.EMPTY_SET, pickle.FROZENSET)
@@ -92,15 +89,10 @@ def _error(
 
 def _argument(index: int, function: Callable[..., Any] | None) -> str:
     ordinal = f"{index + 1}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(index + 1, 'th') }"
-    try:
-        names = list(inspect.signature(function).parameters) if function is not None else []
-    except (TypeError, ValueError):
-        names = []
-    return (
-        f"argument '{names[index]}' ({ordinal})"
-        if index < len(names)
-        else f"the {ordinal} argument"
-    )
+    if function is not None:
+        with contextlib.suppress(TypeError, ValueError, IndexError):
+            return f"argument '{list(inspect.signature(function).parameters)[index]}' ({ordinal})"
+    return f"the {ordinal} argument"
 
 
 def load(

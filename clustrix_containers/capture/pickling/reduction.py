@@ -103,9 +103,8 @@ class Reducer:
         if issubclass(kind, io.IOBase) and not issubclass(kind, (io.StringIO, io.BytesIO)):
             return Reducer._file
         # Objects that reduce to a bare name (numpy's ufuncs) are known only by their type.
-        name = getattr(kind, "__module__", None)
-        module = sys.modules.get(name) if isinstance(name, str) else None
-        if module is None or name in program.MAIN_NAMES:
+        module = program.module_of(kind)
+        if module is None or module.__name__ in program.MAIN_NAMES:
             return None
         if not program.importable(module):
             # Cython's functions: the module of their type does not exist, their own does.
@@ -120,7 +119,8 @@ class Reducer:
         ``plain``: the pickler itself can write a reference to this object.
         """
         name = getattr(obj, "__module__", None)
-        qualname = getattr(obj, "__qualname__", None)
+        # A TypeVar has no qualified name.
+        qualname = getattr(obj, "__qualname__", getattr(obj, "__name__", None))
         if not isinstance(qualname, str) or "<" in qualname:
             return None
         if not isinstance(name, str):
@@ -128,19 +128,14 @@ class Reducer:
         module = sys.modules.get(name) if name else None
         if module is None or program.find_name(module, qualname) is not obj:
             return None
-        remote = self._importable_as(module, qualname.partition(".")[0])
-        if remote is None:
+        remote = program.importable_as(module, qualname.partition(".")[0])
+        if remote is None or _is_registered_pickle_by_value(module):
             return None
         self.references.add(remote)
         if plain and remote == name:
             return NotImplemented
         parent, _, leaf = qualname.rpartition(".")
         return getattr, (program.find_name(module, parent) if parent else module, leaf)
-
-    def _importable_as(self, module: types.ModuleType, attribute: str) -> str | None:
-        if _is_registered_pickle_by_value(module):
-            return None
-        return program.importable_as(module, attribute)
 
     def _class(self, obj: type) -> Any:
         if obj in _BUILTIN_TYPE_NAMES or obj in _SINGLETON_TYPES:
@@ -208,12 +203,10 @@ class Reducer:
         """Whether a global is a function or class that another module's name leads to."""
         if not isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
             return False
-        name = getattr(value, "__module__", None)
-        if not isinstance(name, str) or name == home.__name__:
+        module = program.module_of(value)
+        if module is None or module is home or not program.importable(module):
             return False
-        module = sys.modules.get(name)
-        found = program.find_name(module, value.__qualname__) if module is not None else None
-        return found is value and module is not None and program.importable(module)
+        return program.find_name(module, value.__qualname__) is value
 
     def _module(self, obj: types.ModuleType) -> Any:
         remote = program.container_name(obj.__name__)
@@ -239,8 +232,7 @@ class Reducer:
         return value
 
     def _builtin(self, obj: Any) -> Any:
-        name = getattr(obj, "__module__", None)
-        module = sys.modules.get(name) if isinstance(name, str) else None
+        module = program.module_of(obj)
         if module is not None and program.importable(module):
             self.references.add(module.__name__)
         return NotImplemented
@@ -261,12 +253,9 @@ class Reducer:
         return (functools.partial, (obj.__wrapped__,)) if reference is None else reference
 
     def _typevar(self, obj: Any) -> Any:
-        module = sys.modules.get(obj.__module__)
-        if module is not None and program.find_name(module, obj.__name__) is obj:
-            remote = self._importable_as(module, obj.__name__)
-            if remote is not None:
-                self.references.add(remote)
-                return getattr, (module, obj.__name__)
+        reference = self._by_name(obj, plain=False)
+        if reference is not None:
+            return reference
         track(obj)
         return _make_typevar, _decompose_typevar(obj)
 
@@ -308,7 +297,6 @@ class StablePickler(Reducer, _PythonPickler):  # type: ignore[misc]
     What is shared is otherwise an accident of interning and of how a ``.pyc`` was read.
     """
 
-    dispatch: ClassVar[Any] = dict(_PythonPickler.dispatch)
     dispatch_table = Pickler.dispatch_table
 
     def __init__(self, file: io.BytesIO, rename: Callable[[str], str]) -> None:
@@ -331,7 +319,7 @@ class StablePickler(Reducer, _PythonPickler):  # type: ignore[misc]
         if known is not None:
             self.write(self.get(known[0]))
         else:
-            self.dispatch_base[type(obj)](self, one)
+            _PythonPickler.dispatch[type(obj)](self, one)
 
     def save_set(self, obj: set[Any]) -> None:
         self.write(pickle.EMPTY_SET)
@@ -370,11 +358,12 @@ class StablePickler(Reducer, _PythonPickler):  # type: ignore[misc]
         pickler.dump(item)
         return type(item).__qualname__, file.getvalue()
 
-    dispatch_base: ClassVar[Any] = dict(dispatch)
-    dispatch[str] = save_equal
-    dispatch[bytes] = save_equal
-    dispatch[set] = save_set
-    dispatch[frozenset] = save_frozenset
+    dispatch: ClassVar[Any] = {
+        **_PythonPickler.dispatch,
+        **dict.fromkeys((str, bytes), save_equal),
+        set: save_set,
+        frozenset: save_frozenset,
+    }
 
 
 tracked: weakref.WeakSet[type] = weakref.WeakSet()
@@ -389,9 +378,8 @@ def track(obj: Any) -> None:
     with _DYNAMIC_CLASS_TRACKER_LOCK:
         if obj in tracked:
             return
-        stem = (
-            f"{obj.__module__}\0{getattr(obj, '__qualname__', obj.__name__)}\0{_fingerprint(obj)}"
-        )
+        qualname = getattr(obj, "__qualname__", obj.__name__)
+        stem = f"{obj.__module__}\0{qualname}\0{_fingerprint(obj)}"
         names = (
             hashlib.sha256(f"{stem}\0{number}".encode()).hexdigest()[:32] for number in count()
         )

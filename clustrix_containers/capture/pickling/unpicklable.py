@@ -121,11 +121,9 @@ def _function(function: types.FunctionType) -> Iterator[_Part]:
     code = function.__code__
     for variable, value in inspect.getclosurevars(function).nonlocals.items():
         yield f"closure variable '{variable}' of '{name}'", value
-    names = code.co_varnames[: code.co_argcount]
-    values = function.__defaults__ or ()
-    defaults = dict(zip(names[len(names) - len(values) :], values, strict=False))
-    for variable, value in {**defaults, **(function.__kwdefaults__ or {})}.items():
-        yield f"the default of parameter '{variable}' of '{name}'", value
+    for variable, parameter in inspect.signature(function, follow_wrapped=False).parameters.items():
+        if parameter.default is not parameter.empty:
+            yield f"the default of parameter '{variable}' of '{name}'", parameter.default
     for variable in globals_used(code):
         if variable in function.__globals__:
             yield f"global variable '{variable}' of '{name}'", function.__globals__[variable]
