@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import io
 import operator
@@ -133,8 +134,6 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
     def _import(self, name: str) -> ModuleType:
-        import importlib
-
         if name == contract.MAIN:
             return self._main()
         return sys.modules["__main__"] if name == self._started else importlib.import_module(name)

@@ -52,11 +52,9 @@ _MODULE_ATTRIBUTES = frozenset(
 )
 _SINGLETON_TYPES = (type(None), type(Ellipsis), type(NotImplemented))
 _SENTINELS = {
-    type(dataclasses.MISSING): "MISSING",
-    type(dataclasses._HAS_DEFAULT_FACTORY): "_HAS_DEFAULT_FACTORY",  # type: ignore[attr-defined]
-    type(dataclasses.KW_ONLY): "KW_ONLY",
+    type(getattr(dataclasses, name)): name
+    for name in ("MISSING", "_HAS_DEFAULT_FACTORY", "KW_ONLY")
 }
-
 
 # The Python pickler, which typeshed declares without its methods.
 _PythonPickler: Any = pickle._Pickler
@@ -243,9 +241,9 @@ class Reducer:
         if reference is not None:
             return reference
         options = obj.cache_parameters()
-        maker = functools._lru_cache_wrapper
-        info = functools._CacheInfo
-        return maker, (obj.__wrapped__, options["maxsize"], options["typed"], info), vars(obj)
+        size, typed = options["maxsize"], options["typed"]
+        arguments = (obj.__wrapped__, size, typed, functools._CacheInfo)
+        return functools._lru_cache_wrapper, arguments, vars(obj)
 
     def _decorated(self, obj: Any) -> Any:
         """Our own ``@function``: by name, else as the plain callable that it is in a container."""

@@ -41,14 +41,12 @@ def find_part(root: Any, label: str, offending: Callable[[Any], bool]) -> _Part:
     seen = {id(root)}
     name, found = label, root
     for _ in range(_MAX_DEPTH):
-        for relation, part in _parts(found):
-            if id(part) in seen or not offending(part):
-                continue
-            seen.add(id(part))
-            name, found = relation.format(name=name), part
+        parts = (it for it in _parts(found) if id(it[1]) not in seen and offending(it[1]))
+        relation, part = next(parts, ("", None))
+        if not relation:
             break
-        else:
-            break
+        seen.add(id(part))
+        name, found = relation.format(name=name), part
     return name, found
 
 

@@ -6,7 +6,7 @@ import importlib.machinery
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -70,12 +70,12 @@ class Finder:
         top = name.partition(".")[0]
         if top in OURS:
             return Module(name, "ours")
-        if top in sys.builtin_module_names:
-            return Module(name, "stdlib")
         loaded = sys.modules.get(name)
-        found = _from_loaded(name, loaded) if isinstance(loaded, ModuleType) else None
-        if found is not None:
-            return found
+        if isinstance(loaded, ModuleType):
+            origin = getattr(loaded, "__file__", None) or getattr(loaded.__spec__, "origin", None)
+            found = _on_disk(name, origin, getattr(loaded, "__path__", None))
+            if found.kind != "missing":
+                return found
         parent, _, leaf = name.rpartition(".")
         above = self.find(parent) if parent else None
         if above is not None and above.kind in ("stdlib", "missing"):
@@ -108,26 +108,18 @@ class Finder:
         return Module(name, "missing")
 
     def _from_spec(self, name: str, spec: Any) -> Module:
-        if spec.origin in ("built-in", "frozen"):
-            return Module(name, "stdlib")
-        directories = _directories(spec.submodule_search_locations)
-        file = Path(spec.origin) if spec.has_location and spec.origin else None
-        if file is None and not directories:
-            return Module(name, "missing")
-        kind = _kind(file or directories[0])
-        source = file if directories and kind == "local" and file and file.suffix == ".py" else None
-        if (
-            source
-            and source.is_file()
-            and syntax.parse(source.read_bytes(), str(source)).extends_path
-        ):
-            # The directories that pkgutil.extend_path would add.
-            parent, _, leaf = name.rpartition(".")
-            roots = self.find(parent).directories if parent else map(Path, sys.path)
-            more = (absolute(root) / leaf for root in roots)
-            found = dict.fromkeys([*directories, *(path for path in more if path.is_dir())])
-            directories = tuple(found)
-        return Module(name, kind, file, directories)
+        found = _on_disk(name, spec.origin, spec.submodule_search_locations)
+        file = found.file
+        if found.kind != "local" or not found.package or file is None or file.suffix != ".py":
+            return found
+        if not syntax.parse(file.read_bytes(), str(file)).extends_path:
+            return found
+        # The directories that pkgutil.extend_path would add.
+        parent, _, leaf = name.rpartition(".")
+        roots = self.find(parent).directories if parent else map(Path, sys.path)
+        more = (absolute(root) / leaf for root in roots)
+        directories = [*found.directories, *(path for path in more if path.is_dir())]
+        return replace(found, directories=tuple(dict.fromkeys(directories)))
 
 
 def absolute(path: str | Path) -> Path:
@@ -142,9 +134,10 @@ def is_extension(path: Path) -> bool:
 
 def check_extension(path: Path, module: str, platform: Platform) -> None:
     """Raise a CaptureError naming ``module`` unless the compiled ``path`` runs on ``platform``."""
-    from clustrix_containers.capture.elf import read_architecture
+    from clustrix_containers.capture.elf import read_elf
 
-    architecture = read_architecture(path)
+    elf = read_elf(path)
+    architecture = None if elf is None else elf.architecture
     if architecture == platform.architecture:
         return
     wrong = (
@@ -177,16 +170,15 @@ def refuse_other_builds(module: str, directories: tuple[Path, ...], platform: Pl
                 )
 
 
-def _from_loaded(name: str, module: ModuleType) -> Module | None:
-    spec = getattr(module, "__spec__", None)
-    if spec is not None and spec.origin in ("built-in", "frozen"):
+def _on_disk(name: str, origin: Any, locations: Any) -> Module:
+    """The module of a file and search path as its spec, or the loaded module, has them."""
+    if origin in ("built-in", "frozen"):
         return Module(name, "stdlib")
-    directories = _directories(getattr(module, "__path__", None))
-    origin = getattr(module, "__file__", None) or (spec.origin if spec else None)
+    directories = _directories(locations)
     file = absolute(origin) if isinstance(origin, str) else None
     file = file if file is not None and file.is_file() else None
     if file is None and not directories:
-        return None
+        return Module(name, "missing")
     return Module(name, _kind(file or directories[0]), file, directories)
 
 

@@ -226,12 +226,10 @@ def container_path(filename: str) -> str | None:
 
 def _module_of(filename: str) -> str | None:
     """The loaded module whose file this is."""
+    with_main = current_main().kind == "module"
     for name, module in list(sys.modules.items()):
-        if getattr(module, "__file__", None) == filename and name not in MAIN_NAMES:
+        if getattr(module, "__file__", None) == filename and (with_main or name not in MAIN_NAMES):
             return name
-    main = sys.modules["__main__"]
-    if current_main().kind == "module" and getattr(main, "__file__", None) == filename:
-        return "__main__"
     return None
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
 import importlib.util
 import sys
 import types
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from clustrix_containers.errors import CaptureError
@@ -82,26 +82,21 @@ _RESOURCE_CALLS = {
 }  # fmt: skip
 _ALIASED_MODULES = {"typing", "typing_extensions", "importlib"}
 _DISCOVERIES = {"iter_modules", "walk_packages"}
-_parsed: dict[bytes, Source] = {}
-_PARSED_LIMIT = 4096
 
 
 def parse(content: bytes, filename: str) -> Source:
-    """Parse one file; cached by content. A syntax error is a CaptureError."""
-    key = hashlib.blake2b(content, digest_size=16).digest()
-    source = _parsed.get(key)
-    if source is None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                tree = ast.parse(content, filename)
-            except (SyntaxError, ValueError) as error:
-                raise _not_python(filename, error) from error
-            source = _Visitor(tree).source
-        if len(_parsed) >= _PARSED_LIMIT:
-            _parsed.clear()
-        _parsed[key] = source
-    return source
+    """Read one file; cached by content. A syntax error is a CaptureError."""
+    try:
+        return _parse(content)
+    except (SyntaxError, ValueError) as error:
+        raise _not_python(filename, error) from error
+
+
+@lru_cache(maxsize=1024)
+def _parse(content: bytes) -> Source:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _Visitor(ast.parse(content)).source
 
 
 def _not_python(filename: str, error: Exception) -> CaptureError:
@@ -289,11 +284,11 @@ def _suppresses(node: ast.With | ast.AsyncWith) -> bool:
     )
 
 
-def _own_expressions(node: ast.stmt) -> Iterator[ast.AST]:
+def _own_expressions(node: ast.AST) -> Iterator[ast.AST]:
     """The expressions of a statement that are not inside its blocks."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.match_case):
-            yield from (child.pattern, child.guard) if child.guard else (child.pattern,)
+            yield from _own_expressions(child)
         elif not isinstance(child, (ast.stmt, ast.ExceptHandler)):
             yield child
 
