@@ -189,8 +189,7 @@ def _by_value(target: Any, walk: ImportWalk, allow_secrets: bool) -> tuple[bytes
 def _follow_codes(codes: list[types.CodeType], target: Any, walk: ImportWalk) -> None:
     """The source of by-value code in local modules, and what its bodies import."""
     function = getattr(target, "__func__", target)
-    namespace = function.__globals__ if isinstance(function, types.FunctionType) else {}
-    package = namespace.get("__package__")
+    package = getattr(function, "__globals__", {}).get("__package__")
     # Relative imports start from a member of the package: any name below it does.
     module = Module(f"{package}.function" if isinstance(package, str) and package else "", "local")
     for code in codes:

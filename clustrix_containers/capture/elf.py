@@ -68,11 +68,8 @@ def _read(data: mmap.mmap) -> Elf:
     def text(at: int) -> str:
         return data[strings + at : data.find(b"\0", strings + at)].decode()
 
-    versions: Iterator[str] = iter(())
-    if _VERNEED in first:
-        needed = _needed_versions(unpack, offset(first[_VERNEED]), first.get(_VERNEEDNUM, 0))
-        versions = map(text, needed)
-    matches = (re.fullmatch(r"GLIBC_(\d+)\.(\d+)(?:\.\d+)?", version) for version in versions)
+    versions = _needed_versions(unpack, offset(first.get(_VERNEED, 0)), first.get(_VERNEEDNUM, 0))
+    matches = (re.fullmatch(r"GLIBC_(\d+)\.(\d+)(?:\.\d+)?", text(at)) for at in versions)
     paths = next((text(first[tag]) for tag in (_RUNPATH, _RPATH) if tag in first), "")
     interpreter = data[slice(*parts[_PT_INTERP])] if _PT_INTERP in parts else None
     return Elf(

@@ -62,8 +62,7 @@ def dump_call(
 
 @functools.lru_cache(maxsize=4096)
 def _rename(filename: str) -> str:
-    known = program.container_path(filename)
-    return known or (filename if filename == "<stdin>" else "<source>")
+    return program.container_path(filename) or (filename if filename == "<stdin>" else "<source>")
 
 
 def _error(

@@ -82,18 +82,17 @@ class Reducer:
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
-        try:
-            handler = self._types[kind]
-        except KeyError:
-            handler = self._types[kind] = self._handler(kind)
-        return NotImplemented if handler is None else handler(self, obj)
+        if kind not in self._types:
+            self._types[kind] = self._handler(kind)
+        handler = self._types[kind]
+        if handler is None:
+            return NotImplemented
+        reference = self._by_name(obj) if handler in _NAMED else None
+        return handler(self, obj) if reference is None else reference
 
     def _handler(self, kind: type) -> Callable[[Reducer, Any], Any] | None:
-        try:
-            if issubclass(kind, type):
-                return Reducer._class
-        except TypeError:
-            return None
+        if issubclass(kind, type):
+            return Reducer._class
         if hasattr(kind, "__clustrix_function__"):
             return Reducer._decorated
         if issubclass(kind, types.ModuleType):
@@ -111,11 +110,8 @@ class Reducer:
             self.references.add(program.container_name(module.__name__) or module.__name__)
         return None
 
-    def _by_name(self, obj: Any, *, plain: bool) -> Any:
-        """A reduction by reference, or ``None`` if no name leads to ``obj`` in the container.
-
-        ``plain``: the pickler itself can write a reference to this object.
-        """
+    def _by_name(self, obj: Any) -> Any:
+        """A reduction by reference, or ``None`` if no name leads to ``obj`` in the container."""
         name = getattr(obj, "__module__", None)
         # A TypeVar has no qualified name.
         qualname = getattr(obj, "__qualname__", getattr(obj, "__name__", None))
@@ -130,7 +126,8 @@ class Reducer:
         if remote is None or _is_registered_pickle_by_value(module):
             return None
         self.references.add(remote)
-        if plain and remote == name:
+        if remote == name and isinstance(obj, (type, types.FunctionType)):
+            # The pickler itself writes the reference.
             return NotImplemented
         parent, _, leaf = qualname.rpartition(".")
         return getattr, (program.find_name(module, parent) if parent else module, leaf)
@@ -138,7 +135,7 @@ class Reducer:
     def _class(self, obj: type) -> Any:
         if obj in _BUILTIN_TYPE_NAMES or obj in _SINGLETON_TYPES:
             return _class_reduce(obj)
-        reference = self._by_name(obj, plain=True)
+        reference = self._by_name(obj)
         if reference is not None:
             return reference
         self.by_value = True
@@ -150,9 +147,6 @@ class Reducer:
         return reduction
 
     def _function(self, obj: types.FunctionType) -> Any:
-        reference = self._by_name(obj, plain=True)
-        if reference is not None:
-            return reference
         self.by_value = True
         make, arguments, state, _, _, setter = Pickler._dynamic_function_reduce(self, obj)
         code, namespace, *rest = arguments
@@ -236,24 +230,17 @@ class Reducer:
         return NotImplemented
 
     def _cached(self, obj: Any) -> Any:
-        """An ``lru_cache`` that no name leads to: the function with an empty cache."""
-        reference = self._by_name(obj, plain=False)
-        if reference is not None:
-            return reference
+        """An ``lru_cache``: the function with an empty cache."""
         options = obj.cache_parameters()
         size, typed = options["maxsize"], options["typed"]
         arguments = (obj.__wrapped__, size, typed, functools._CacheInfo)
         return functools._lru_cache_wrapper, arguments, vars(obj)
 
     def _decorated(self, obj: Any) -> Any:
-        """Our own ``@function``: by name, else as the plain callable that it is in a container."""
-        reference = self._by_name(obj, plain=False)
-        return (functools.partial, (obj.__wrapped__,)) if reference is None else reference
+        """Our own ``@function``: the plain callable that it is in a container."""
+        return functools.partial, (obj.__wrapped__,)
 
     def _typevar(self, obj: Any) -> Any:
-        reference = self._by_name(obj, plain=False)
-        if reference is not None:
-            return reference
         track(obj)
         return _make_typevar, _decompose_typevar(obj)
 
@@ -264,6 +251,8 @@ class Reducer:
         raise TypeError(f"cannot pickle {describe(obj)}")
 
 
+# The handlers of what travels by value only if no name leads to it in the container.
+_NAMED = {Reducer._function, Reducer._cached, Reducer._decorated, Reducer._typevar}
 _HANDLERS: dict[type, Callable[[Reducer, Any], Any] | None] = {
     types.FunctionType: Reducer._function,
     types.BuiltinFunctionType: Reducer._builtin,

@@ -36,12 +36,10 @@ def package_data(directory: Path, path: str, reason: str, *, deep: bool = True) 
     """
     for found in files_below(directory, nested_packages=False, deep=deep):
         name = found.name
-        if name.startswith(".") or name.endswith(_CODE) or secret_name(Path(name)):
-            continue
-        if is_extension(found) and name.count(".") > 1:
-            # Extension modules travel when they are imported.
-            continue
-        yield File(f"{path}/{found.relative_to(directory).as_posix()}", found, reason)
+        skipped = name.startswith(".") or name.endswith(_CODE) or secret_name(Path(name))
+        # Extension modules travel when they are imported.
+        if not skipped and not (is_extension(found) and name.count(".") > 1):
+            yield File(f"{path}/{found.relative_to(directory).as_posix()}", found, reason)
 
 
 def files_below(
@@ -123,11 +121,8 @@ def _path_in_image(path: Path, root: Path | None) -> Path:
 
 def check(files: Iterable[File], *, allow_secrets: bool) -> None:
     """Raise a CaptureError if the data files exceed :data:`LIMIT`, or one holds a secret."""
-    sizes = [
-        (file.content.stat().st_size, file.path, file.content)
-        for file in files
-        if isinstance(file.content, Path)
-    ]
+    on_disk = [(file.path, file.content) for file in files if isinstance(file.content, Path)]
+    sizes = [(content.stat().st_size, path, content) for path, content in on_disk]
     total = sum(size for size, _, _ in sizes)
     if total > LIMIT:
         biggest = sorted(sizes, key=lambda item: (-item[0], item[1]))[:3]

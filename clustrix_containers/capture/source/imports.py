@@ -172,12 +172,12 @@ class ImportWalk:
     def add_statement(self, statement: Statement, module: Module, path: str, chain: _Chain) -> None:
         """One import of ``module``."""
         where = f"{path}:{statement.line}"
+        optional = statement.optional
         base = _resolve(statement, module)
         if base is None:
-            if not statement.optional:
-                self._missing("." * statement.level + statement.module, where, chain, required=True)
+            name = "." * statement.level + statement.module
+            self._missing(name, where, chain, optional=optional, required=True)
             return
-        optional = statement.optional
         required = not statement.conditional and (
             not statement.deferred
             or any(path == file and statement.line in lines for file, lines in self._entry)

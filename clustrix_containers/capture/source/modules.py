@@ -6,12 +6,14 @@ import importlib.machinery
 import os
 import re
 import sys
+import sysconfig
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from clustrix_containers.capture.elf import read_elf
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.oci.model import Platform
 
@@ -72,7 +74,8 @@ class Finder:
             return Module(name, "ours")
         loaded = sys.modules.get(name)
         if isinstance(loaded, ModuleType):
-            origin = getattr(loaded, "__file__", None) or getattr(loaded.__spec__, "origin", None)
+            spec = getattr(loaded, "__spec__", None)
+            origin = getattr(loaded, "__file__", None) or getattr(spec, "origin", None)
             found = _on_disk(name, origin, getattr(loaded, "__path__", None))
             if found.kind != "missing":
                 return found
@@ -98,14 +101,9 @@ class Finder:
                 continue
             if spec is not None:
                 return self._from_spec(name, spec)
-        namespace = tuple(
-            directory / leaf
-            for directory in (above.directories if above else ())
-            if (directory / leaf).is_dir()
-        )
-        if namespace:
-            return Module(name, _kind(namespace[0]), None, namespace)
-        return Module(name, "missing")
+        # A namespace package in a package that is not loaded.
+        below = [str(directory / leaf) for directory in (above.directories if above else ())]
+        return _on_disk(name, None, below)
 
     def _from_spec(self, name: str, spec: Any) -> Module:
         found = _on_disk(name, spec.origin, spec.submodule_search_locations)
@@ -134,17 +132,10 @@ def is_extension(path: Path) -> bool:
 
 def check_extension(path: Path, module: str, platform: Platform) -> None:
     """Raise a CaptureError naming ``module`` unless the compiled ``path`` runs on ``platform``."""
-    from clustrix_containers.capture.elf import read_elf
-
     elf = read_elf(path)
-    architecture = None if elf is None else elf.architecture
-    if architecture == platform.architecture:
+    if elf is not None and elf.architecture == platform.architecture:
         return
-    wrong = (
-        "is not for Linux"
-        if architecture is None
-        else f"is for {architecture}, the image is for {platform}"
-    )
+    wrong = f"is for {elf.architecture}, the image is for {platform}" if elf else "is not for Linux"
     raise CaptureError(
         f"the compiled module {module} ({path.name}) {wrong}",
         hint=f"Build it for {platform} and this Python, put it in a package that has a wheel, "
@@ -157,8 +148,8 @@ def check_extension(path: Path, module: str, platform: Platform) -> None:
 def refuse_other_builds(module: str, directories: tuple[Path, ...], platform: Platform) -> None:
     """Raise a CaptureError if ``module`` exists compiled, but not for this Python."""
     leaf = module.rpartition(".")[2]
-    for directory in directories:
-        for path in sorted(directory.glob(f"{leaf}.*")) if directory.is_dir() else ():
+    for directory in filter(Path.is_dir, directories):
+        for path in sorted(directory.glob(f"{leaf}.*")):
             if is_extension(path):
                 tags = ", ".join(importlib.machinery.EXTENSION_SUFFIXES)
                 raise CaptureError(
@@ -201,8 +192,6 @@ def _kind(path: Path) -> ModuleKind:
 
 @lru_cache(maxsize=1)
 def _stdlib_roots() -> tuple[str, ...]:
-    import sysconfig
-
     roots = {Path(os.__file__).parent}
     roots.update(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
     roots.update(root.resolve() for root in list(roots))

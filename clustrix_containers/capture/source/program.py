@@ -144,16 +144,15 @@ def bound_names(name: str) -> _Bound | None:
     ``None`` when unknown (no file, or a star import).
     """
     file = getattr(sys.modules.get(name), "__file__", None)
-    if not isinstance(file, str):
-        return None
-    if not file.endswith((".py", ".pyw")) and name not in MAIN_NAMES:
+    if not isinstance(file, str) or not (name in MAIN_NAMES or file.endswith((".py", ".pyw"))):
         return None
     try:
         status = os.stat(file)  # noqa: PTH116 - called for every argument of a map
         key = (file, status.st_mtime_ns, status.st_size)
         if key not in _bound:
             source = syntax.parse(Path(file).read_bytes(), file)
-            _bound[key] = None if source.star else (source.bound, source.guarded)
+            star = any("*" in statement.names for statement in source.imports)
+            _bound[key] = None if star else (source.bound, source.guarded)
     except OSError:
         return None
     return _bound[key]
