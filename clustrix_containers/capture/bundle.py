@@ -24,7 +24,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of the code layer: ``path`` is POSIX and relative to the code root."""
+    """One file of the code layer: ``path`` is POSIX and relative to :data:`contract.CODE`."""
 
     path: str
     content: bytes | Path
@@ -90,8 +90,7 @@ class Distribution:
 def bundle_files(bundle: Bundle) -> Iterator[tuple[str, bytes | Path]]:
     """``(path, content)`` of every file of the code layer, sorted by path.
 
-    Paths are POSIX and relative to :data:`contract.CODE`; a ``Path`` is a local file. Among
-    them are :data:`contract.ENTRY` and, by value, :data:`contract.FUNCTION`.
+    Among them are :data:`contract.ENTRY` and, by value, :data:`contract.FUNCTION`.
     """
     files: dict[str, bytes | Path] = {file.path: file.content for file in bundle.files}
     files[contract.ENTRY] = oci.canonical({"version": 1, **asdict(bundle.entry)})

@@ -134,13 +134,14 @@ def _locate(function: Callable[..., Any]) -> _Located:
 
 def _leads_to(found: Any, target: Any) -> bool:
     """Whether the object of a name is the target, or wraps it."""
-    for _ in range(100):
-        if found is None:
-            return False
-        if found is target or (isinstance(target, types.MethodType) and found == target):
-            return True
-        found = getattr(found, "__wrapped__", None)
-    return False
+
+    def same(it: Any) -> bool:
+        return it is target or (isinstance(target, types.MethodType) and bool(it == target))
+
+    try:
+        return same(inspect.unwrap(found, stop=same))
+    except ValueError:
+        return False  # It wraps itself.
 
 
 def _entry_lines(found: _Located, walk: ImportWalk) -> None:
@@ -188,19 +189,18 @@ def _by_value(target: Any, walk: ImportWalk, allow_secrets: bool) -> tuple[bytes
 def _follow_codes(codes: list[types.CodeType], target: Any, walk: ImportWalk) -> None:
     """The source of by-value code in local modules, and what its bodies import."""
     function = getattr(target, "__func__", target)
-    namespace = function.__globals__ if isinstance(function, types.FunctionType) else {}
-    package = namespace.get("__package__")
+    package = getattr(function, "__globals__", {}).get("__package__")
     # Relative imports start from a member of the package: any name below it does.
     module = Module(f"{package}.function" if isinstance(package, str) and package else "", "local")
     for code in codes:
-        path = program.container_path(code.co_filename)
-        local = path is not None and path.startswith(contract.CODE + "/")
-        if path is not None and not local:
-            continue
-        name = path[len(contract.CODE) + 1 :] if path is not None else code.co_filename
-        if local and Path(code.co_filename).is_file():
-            content = Path(code.co_filename).read_bytes()
-            walk.add_source(name, content, code.co_filename, "source, for tracebacks")
+        name = code.co_filename
+        path = program.container_path(name)
+        if path is not None:
+            if not path.startswith(contract.CODE + "/"):
+                continue
+            name = path.removeprefix(contract.CODE + "/")
+            if (file := Path(code.co_filename)).is_file():
+                walk.add_source(name, file.read_bytes(), str(file), "source, for tracebacks")
         walk.add_entry_lines(name, program.lines_of(code))
         for statement in program.imports_of(code):
             walk.add_statement(statement, module, name, (unpicklable.name_of(target),))
@@ -231,16 +231,14 @@ def _refuse_secret(target: Any, data: bytes) -> None:
 
 def _project(found: _Located) -> Path | None:
     """The local directory that is the code root: the script's, or the top-level package's parent."""
-    if found.script is not None:
-        return found.script.parent
     target = found.target.func if isinstance(found.target, functools.partial) else found.target
-    name = getattr(target, "__module__", None)
-    script = program.script_of(name) if isinstance(name, str) else None
+    module = program.module_of(target)
+    script = found.script or (program.script_of(module.__name__) if module else None)
     if script is not None:
         return script.parent
-    file = getattr(sys.modules.get(name or ""), "__file__", None)
-    if not isinstance(file, str) or not name:
+    file = getattr(module, "__file__", None)
+    if module is None or not isinstance(file, str):
         return None
     path = absolute(file)
-    depth = name.count(".") + (path.name == "__init__.py")
+    depth = module.__name__.count(".") + (path.name == "__init__.py")
     return path.parents[depth] if depth < len(path.parents) else None

@@ -33,15 +33,6 @@ class Elf:
     glibc: tuple[int, int] | None
 
 
-def read_architecture(path: Path) -> str | None:
-    """OCI's name of the architecture, from the header alone; ``None`` if it is not an ELF file."""
-    with path.open("rb") as file:
-        head = file.read(20)
-    if len(head) < 20 or head[:4] != b"\x7fELF":
-        return None
-    return _architecture(head)
-
-
 def read_elf(path: Path) -> Elf | None:
     """The ELF file at ``path``; ``None`` if it is not an ELF file, or a broken one."""
     try:
@@ -54,18 +45,13 @@ def read_elf(path: Path) -> Elf | None:
         return None
 
 
-def _architecture(data: bytes | mmap.mmap) -> str:
-    (machine,) = struct.unpack_from("<H" if data[5] == 1 else ">H", data, 18)
-    return elf_architecture(machine)
-
-
 def _read(data: mmap.mmap) -> Elf:
     wide, order = data[4] == 2, "<" if data[5] == 1 else ">"
 
     def unpack(form: str, at: int) -> tuple[int, ...]:
         return struct.unpack_from(order + form, data, at)
 
-    segments = [_segment(unpack, at, wide) for at in _segment_offsets(unpack, wide)]
+    segments = list(_segments(unpack, wide))
 
     def offset(address: int) -> int:
         """The offset in the file of what is loaded at ``address``."""
@@ -82,15 +68,12 @@ def _read(data: mmap.mmap) -> Elf:
     def text(at: int) -> str:
         return data[strings + at : data.find(b"\0", strings + at)].decode()
 
-    versions: Iterator[str] = iter(())
-    if _VERNEED in first:
-        needed = _needed_versions(unpack, offset(first[_VERNEED]), first.get(_VERNEEDNUM, 0))
-        versions = map(text, needed)
-    matches = (re.fullmatch(r"GLIBC_(\d+)\.(\d+)(?:\.\d+)?", version) for version in versions)
+    versions = _needed_versions(unpack, offset(first.get(_VERNEED, 0)), first.get(_VERNEEDNUM, 0))
+    matches = (re.fullmatch(r"GLIBC_(\d+)\.(\d+)(?:\.\d+)?", text(at)) for at in versions)
     paths = next((text(first[tag]) for tag in (_RUNPATH, _RPATH) if tag in first), "")
     interpreter = data[slice(*parts[_PT_INTERP])] if _PT_INTERP in parts else None
     return Elf(
-        _architecture(data),
+        elf_architecture(*unpack("H", 18)),
         None if interpreter is None else interpreter.rstrip(b"\0").decode(),
         tuple(text(value) for tag, value in tags if tag == _NEEDED),
         text(first[_SONAME]) if _SONAME in first else None,
@@ -99,19 +82,16 @@ def _read(data: mmap.mmap) -> Elf:
     )
 
 
-def _segment_offsets(unpack: _Unpack, wide: bool) -> range:
-    (start,) = unpack("Q", 32) if wide else unpack("I", 28)
-    size, count = unpack("HH", 54 if wide else 42)
-    return range(start, start + count * size, size)
-
-
-def _segment(unpack: _Unpack, at: int, wide: bool) -> tuple[int, int, int, int]:
-    """Kind, offset in the file, address in memory, and size (bytes) of a segment."""
-    if wide:
-        kind, _, start, address, _, size = unpack("IIQQQQ", at)
-    else:
-        kind, start, address, _, size = unpack("IIIII", at)
-    return kind, start, address, size
+def _segments(unpack: _Unpack, wide: bool) -> Iterator[tuple[int, int, int, int]]:
+    """Kind, offset in the file, address in memory, and size (bytes) of each segment."""
+    (table,) = unpack("Q", 32) if wide else unpack("I", 28)
+    step, count = unpack("HH", 54 if wide else 42)
+    for at in range(table, table + count * step, step):
+        if wide:
+            kind, _, start, address, _, size = unpack("IIQQQQ", at)
+        else:
+            kind, start, address, _, size = unpack("IIIII", at)
+        yield kind, start, address, size
 
 
 def _dynamic(unpack: _Unpack, start: int, end: int, wide: bool) -> Iterator[tuple[int, int]]:

@@ -33,7 +33,6 @@ _PATTERNS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
         rb"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY-----(?:\s|\\[nr]|[\"'+,()\\])*(?:Proc-Type|[A-Za-z0-9+/]{24})",
     ),
 )
-_COMPILED = tuple((kind, marks, re.compile(pattern)) for kind, marks, pattern in _PATTERNS)
 
 _NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY", re.IGNORECASE)
 _MIN_LENGTH = 12
@@ -50,10 +49,10 @@ def find_secret(data: str | bytes) -> str | None:
 
 def locate_secret(data: bytes) -> tuple[str, int] | None:
     """Kind and offset of the first secret in ``data``, or ``None``."""
-    for kind, marks, pattern in _COMPILED:
+    for kind, marks, pattern in _PATTERNS:
         if not any(mark in data for mark in marks):
             continue
-        for match in pattern.finditer(data):
+        for match in re.finditer(pattern, data):
             # The example keys of AWS's documentation are AKIA…EXAMPLE.
             if not match.group().endswith(b"EXAMPLE"):
                 return kind, match.start()

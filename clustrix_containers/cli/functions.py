@@ -125,12 +125,12 @@ def _import_file(path: Path) -> Any:
 
 def _load_script(path: Path) -> Any:
     """Load the file as ``python FILE.py`` would, so that the image has the same digest."""
-    from clustrix_containers.capture.pickling import load_script
+    from clustrix_containers.capture.source.program import load_script
     from clustrix_containers.worker.contract import MAIN
 
     sys.path.insert(0, str(path.parent))
     with _importing(path):
-        return load_script(path, MAIN, str(path))
+        return load_script(path.read_bytes(), MAIN, str(path))
 
 
 @contextlib.contextmanager

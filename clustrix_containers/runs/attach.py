@@ -77,14 +77,14 @@ def find_image(text: str) -> Image:
 
 def load_main(digest: str, main: str | None) -> ModuleType:
     """The script that a run's types belong to: this process's own, or that of the image's code."""
-    from clustrix_containers.capture import pickling
+    from clustrix_containers.capture.source.program import script_module
     from clustrix_containers.image import build as builder
 
     def source() -> bytes:
         files = builder.read_code(staging.layout().image(digest))
         return files[json.loads(files[ENTRY])["script"]]
 
-    return pickling.script_module(Path(main) if main else None, source)
+    return script_module(Path(main) if main else None, source)
 
 
 def _known(run_id: str, on: str | None, record: Record) -> Run:

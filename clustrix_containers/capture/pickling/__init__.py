@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import io
 import operator
@@ -14,13 +15,10 @@ from types import ModuleType
 from typing import Any
 
 from clustrix_containers.capture.source import program
-from clustrix_containers.capture.source.program import load_script, script_module
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.worker import contract
 
 from . import unpicklable
-
-__all__ = ["dump_call", "load", "load_script", "script_module"]
 
 _STABLE_LIMIT = 8 << 20
 _SET_OPCODES = (pickle.EMPTY_SET, pickle.FROZENSET)
@@ -64,8 +62,7 @@ def dump_call(
 
 @functools.lru_cache(maxsize=4096)
 def _rename(filename: str) -> str:
-    known = program.container_path(filename)
-    return known or (filename if filename == "<stdin>" else "<source>")
+    return program.container_path(filename) or (filename if filename == "<stdin>" else "<source>")
 
 
 def _error(
@@ -92,15 +89,10 @@ def _error(
 
 def _argument(index: int, function: Callable[..., Any] | None) -> str:
     ordinal = f"{index + 1}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(index + 1, 'th') }"
-    try:
-        names = list(inspect.signature(function).parameters) if function is not None else []
-    except (TypeError, ValueError):
-        names = []
-    return (
-        f"argument '{names[index]}' ({ordinal})"
-        if index < len(names)
-        else f"the {ordinal} argument"
-    )
+    if function is not None:
+        with contextlib.suppress(TypeError, ValueError, IndexError):
+            return f"argument '{list(inspect.signature(function).parameters)[index]}' ({ordinal})"
+    return f"the {ordinal} argument"
 
 
 def load(
@@ -141,8 +133,6 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
     def _import(self, name: str) -> ModuleType:
-        import importlib
-
         if name == contract.MAIN:
             return self._main()
         return sys.modules["__main__"] if name == self._started else importlib.import_module(name)

@@ -52,11 +52,9 @@ _MODULE_ATTRIBUTES = frozenset(
 )
 _SINGLETON_TYPES = (type(None), type(Ellipsis), type(NotImplemented))
 _SENTINELS = {
-    type(dataclasses.MISSING): "MISSING",
-    type(dataclasses._HAS_DEFAULT_FACTORY): "_HAS_DEFAULT_FACTORY",  # type: ignore[attr-defined]
-    type(dataclasses.KW_ONLY): "KW_ONLY",
+    type(getattr(dataclasses, name)): name
+    for name in ("MISSING", "_HAS_DEFAULT_FACTORY", "KW_ONLY")
 }
-
 
 # The Python pickler, which typeshed declares without its methods.
 _PythonPickler: Any = pickle._Pickler
@@ -84,18 +82,17 @@ class Reducer:
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
-        try:
-            handler = self._types[kind]
-        except KeyError:
-            handler = self._types[kind] = self._handler(kind)
-        return NotImplemented if handler is None else handler(self, obj)
+        if kind not in self._types:
+            self._types[kind] = self._handler(kind)
+        handler = self._types[kind]
+        if handler is None:
+            return NotImplemented
+        reference = self._by_name(obj) if handler in _NAMED else None
+        return handler(self, obj) if reference is None else reference
 
     def _handler(self, kind: type) -> Callable[[Reducer, Any], Any] | None:
-        try:
-            if issubclass(kind, type):
-                return Reducer._class
-        except TypeError:
-            return None
+        if issubclass(kind, type):
+            return Reducer._class
         if hasattr(kind, "__clustrix_function__"):
             return Reducer._decorated
         if issubclass(kind, types.ModuleType):
@@ -103,9 +100,8 @@ class Reducer:
         if issubclass(kind, io.IOBase) and not issubclass(kind, (io.StringIO, io.BytesIO)):
             return Reducer._file
         # Objects that reduce to a bare name (numpy's ufuncs) are known only by their type.
-        name = getattr(kind, "__module__", None)
-        module = sys.modules.get(name) if isinstance(name, str) else None
-        if module is None or name in program.MAIN_NAMES:
+        module = program.module_of(kind)
+        if module is None or module.__name__ in program.MAIN_NAMES:
             return None
         if not program.importable(module):
             # Cython's functions: the module of their type does not exist, their own does.
@@ -114,13 +110,11 @@ class Reducer:
             self.references.add(program.container_name(module.__name__) or module.__name__)
         return None
 
-    def _by_name(self, obj: Any, *, plain: bool) -> Any:
-        """A reduction by reference, or ``None`` if no name leads to ``obj`` in the container.
-
-        ``plain``: the pickler itself can write a reference to this object.
-        """
+    def _by_name(self, obj: Any) -> Any:
+        """A reduction by reference, or ``None`` if no name leads to ``obj`` in the container."""
         name = getattr(obj, "__module__", None)
-        qualname = getattr(obj, "__qualname__", None)
+        # A TypeVar has no qualified name.
+        qualname = getattr(obj, "__qualname__", getattr(obj, "__name__", None))
         if not isinstance(qualname, str) or "<" in qualname:
             return None
         if not isinstance(name, str):
@@ -128,24 +122,20 @@ class Reducer:
         module = sys.modules.get(name) if name else None
         if module is None or program.find_name(module, qualname) is not obj:
             return None
-        remote = self._importable_as(module, qualname.partition(".")[0])
-        if remote is None:
+        remote = program.importable_as(module, qualname.partition(".")[0])
+        if remote is None or _is_registered_pickle_by_value(module):
             return None
         self.references.add(remote)
-        if plain and remote == name:
+        if remote == name and isinstance(obj, (type, types.FunctionType)):
+            # The pickler itself writes the reference.
             return NotImplemented
         parent, _, leaf = qualname.rpartition(".")
         return getattr, (program.find_name(module, parent) if parent else module, leaf)
 
-    def _importable_as(self, module: types.ModuleType, attribute: str) -> str | None:
-        if _is_registered_pickle_by_value(module):
-            return None
-        return program.importable_as(module, attribute)
-
     def _class(self, obj: type) -> Any:
         if obj in _BUILTIN_TYPE_NAMES or obj in _SINGLETON_TYPES:
             return _class_reduce(obj)
-        reference = self._by_name(obj, plain=True)
+        reference = self._by_name(obj)
         if reference is not None:
             return reference
         self.by_value = True
@@ -157,9 +147,6 @@ class Reducer:
         return reduction
 
     def _function(self, obj: types.FunctionType) -> Any:
-        reference = self._by_name(obj, plain=True)
-        if reference is not None:
-            return reference
         self.by_value = True
         make, arguments, state, _, _, setter = Pickler._dynamic_function_reduce(self, obj)
         code, namespace, *rest = arguments
@@ -208,12 +195,10 @@ class Reducer:
         """Whether a global is a function or class that another module's name leads to."""
         if not isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
             return False
-        name = getattr(value, "__module__", None)
-        if not isinstance(name, str) or name == home.__name__:
+        module = program.module_of(value)
+        if module is None or module is home or not program.importable(module):
             return False
-        module = sys.modules.get(name)
-        found = program.find_name(module, value.__qualname__) if module is not None else None
-        return found is value and module is not None and program.importable(module)
+        return program.find_name(module, value.__qualname__) is value
 
     def _module(self, obj: types.ModuleType) -> Any:
         remote = program.container_name(obj.__name__)
@@ -239,34 +224,23 @@ class Reducer:
         return value
 
     def _builtin(self, obj: Any) -> Any:
-        name = getattr(obj, "__module__", None)
-        module = sys.modules.get(name) if isinstance(name, str) else None
+        module = program.module_of(obj)
         if module is not None and program.importable(module):
             self.references.add(module.__name__)
         return NotImplemented
 
     def _cached(self, obj: Any) -> Any:
-        """An ``lru_cache`` that no name leads to: the function with an empty cache."""
-        reference = self._by_name(obj, plain=False)
-        if reference is not None:
-            return reference
+        """An ``lru_cache``: the function with an empty cache."""
         options = obj.cache_parameters()
-        maker = functools._lru_cache_wrapper
-        info = functools._CacheInfo
-        return maker, (obj.__wrapped__, options["maxsize"], options["typed"], info), vars(obj)
+        size, typed = options["maxsize"], options["typed"]
+        arguments = (obj.__wrapped__, size, typed, functools._CacheInfo)
+        return functools._lru_cache_wrapper, arguments, vars(obj)
 
     def _decorated(self, obj: Any) -> Any:
-        """Our own ``@function``: by name, else as the plain callable that it is in a container."""
-        reference = self._by_name(obj, plain=False)
-        return (functools.partial, (obj.__wrapped__,)) if reference is None else reference
+        """Our own ``@function``: the plain callable that it is in a container."""
+        return functools.partial, (obj.__wrapped__,)
 
     def _typevar(self, obj: Any) -> Any:
-        module = sys.modules.get(obj.__module__)
-        if module is not None and program.find_name(module, obj.__name__) is obj:
-            remote = self._importable_as(module, obj.__name__)
-            if remote is not None:
-                self.references.add(remote)
-                return getattr, (module, obj.__name__)
         track(obj)
         return _make_typevar, _decompose_typevar(obj)
 
@@ -277,6 +251,8 @@ class Reducer:
         raise TypeError(f"cannot pickle {describe(obj)}")
 
 
+# The handlers of what travels by value only if no name leads to it in the container.
+_NAMED = {Reducer._function, Reducer._cached, Reducer._decorated, Reducer._typevar}
 _HANDLERS: dict[type, Callable[[Reducer, Any], Any] | None] = {
     types.FunctionType: Reducer._function,
     types.BuiltinFunctionType: Reducer._builtin,
@@ -308,7 +284,6 @@ class StablePickler(Reducer, _PythonPickler):  # type: ignore[misc]
     What is shared is otherwise an accident of interning and of how a ``.pyc`` was read.
     """
 
-    dispatch: ClassVar[Any] = dict(_PythonPickler.dispatch)
     dispatch_table = Pickler.dispatch_table
 
     def __init__(self, file: io.BytesIO, rename: Callable[[str], str]) -> None:
@@ -331,7 +306,7 @@ class StablePickler(Reducer, _PythonPickler):  # type: ignore[misc]
         if known is not None:
             self.write(self.get(known[0]))
         else:
-            self.dispatch_base[type(obj)](self, one)
+            _PythonPickler.dispatch[type(obj)](self, one)
 
     def save_set(self, obj: set[Any]) -> None:
         self.write(pickle.EMPTY_SET)
@@ -370,11 +345,12 @@ class StablePickler(Reducer, _PythonPickler):  # type: ignore[misc]
         pickler.dump(item)
         return type(item).__qualname__, file.getvalue()
 
-    dispatch_base: ClassVar[Any] = dict(dispatch)
-    dispatch[str] = save_equal
-    dispatch[bytes] = save_equal
-    dispatch[set] = save_set
-    dispatch[frozenset] = save_frozenset
+    dispatch: ClassVar[Any] = {
+        **_PythonPickler.dispatch,
+        **dict.fromkeys((str, bytes), save_equal),
+        set: save_set,
+        frozenset: save_frozenset,
+    }
 
 
 tracked: weakref.WeakSet[type] = weakref.WeakSet()
@@ -389,9 +365,8 @@ def track(obj: Any) -> None:
     with _DYNAMIC_CLASS_TRACKER_LOCK:
         if obj in tracked:
             return
-        stem = (
-            f"{obj.__module__}\0{getattr(obj, '__qualname__', obj.__name__)}\0{_fingerprint(obj)}"
-        )
+        qualname = getattr(obj, "__qualname__", obj.__name__)
+        stem = f"{obj.__module__}\0{qualname}\0{_fingerprint(obj)}"
         names = (
             hashlib.sha256(f"{stem}\0{number}".encode()).hexdigest()[:32] for number in count()
         )

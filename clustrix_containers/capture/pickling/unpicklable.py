@@ -23,7 +23,6 @@ _DESCRIPTIONS = {
     "builtins.coroutine": "a running coroutine",
     "builtins.async_generator": "a running async generator",
     "builtins.frame": "a stack frame",
-    "builtins.traceback": "a traceback",
 }
 _Part = tuple[str, Any]
 
@@ -41,14 +40,12 @@ def find_part(root: Any, label: str, offending: Callable[[Any], bool]) -> _Part:
     seen = {id(root)}
     name, found = label, root
     for _ in range(_MAX_DEPTH):
-        for relation, part in _parts(found):
-            if id(part) in seen or not offending(part):
-                continue
-            seen.add(id(part))
-            name, found = relation.format(name=name), part
+        parts = (it for it in _parts(found, name) if id(it[1]) not in seen and offending(it[1]))
+        innermost = next(parts, None)
+        if innermost is None:
             break
-        else:
-            break
+        name, found = innermost
+        seen.add(id(found))
     return name, found
 
 
@@ -86,38 +83,38 @@ def name_of(obj: Any) -> str:
     return name.rpartition("<locals>.")[2]
 
 
-def _parts(obj: Any) -> Iterator[_Part]:
-    """``(relation, part)``; the relation names the part, with ``{name}`` for the whole."""
+def _parts(obj: Any, name: str) -> Iterator[_Part]:
+    """The parts of an object, each with how to name it; ``name`` is how the whole is named."""
     if isinstance(obj, types.FunctionType):
         yield from _function(obj)
     elif isinstance(obj, types.MethodType):
-        yield f"the instance that '{_escape(name_of(obj))}' is bound to", obj.__self__
-        yield f"'{_escape(name_of(obj))}'", obj.__func__
+        yield f"the instance that '{name_of(obj)}' is bound to", obj.__self__
+        yield f"'{name_of(obj)}'", obj.__func__
     elif isinstance(obj, functools.partial):
-        yield f"the function of a {_escape(name_of(obj))}", obj.func
+        yield f"the function of a {name_of(obj)}", obj.func
         named = [(str(index), value) for index, value in enumerate(obj.args)]
         named += [(f"'{key}'", value) for key, value in obj.keywords.items()]
         for key, value in named:
-            yield f"argument {key} of a {_escape(name_of(obj))}", value
+            yield f"argument {key} of a {name_of(obj)}", value
     elif isinstance(obj, dict):
         for key, value in obj.items():
             text = repr(key)
             text = text if len(text) <= 40 else text[:37] + "..."
-            yield f"{{name}}, key {_escape(text)}", value
+            yield f"{name}, key {text}", value
     elif isinstance(obj, (list, tuple, set, frozenset)):
         for index, value in enumerate(obj):
-            yield f"{{name}}, item {index}", value
+            yield f"{name}, item {index}", value
     elif isinstance(obj, type):
         for key, value in vars(obj).items():
             inner = getattr(value, "__func__", value)
             if key not in ("__dict__", "__weakref__"):
-                yield f"attribute '{key}' of the class {_escape(name_of(obj))}", inner
+                yield f"attribute '{key}' of the class {name_of(obj)}", inner
     else:
-        yield from _attributes(obj)
+        yield from _attributes(obj, name)
 
 
 def _function(function: types.FunctionType) -> Iterator[_Part]:
-    name = _escape(name_of(function))
+    name = name_of(function)
     code = function.__code__
     for variable, value in inspect.getclosurevars(function).nonlocals.items():
         yield f"closure variable '{variable}' of '{name}'", value
@@ -134,10 +131,9 @@ def _function(function: types.FunctionType) -> Iterator[_Part]:
     yield f"the code of '{name}'", code
 
 
-def _attributes(obj: Any) -> Iterator[_Part]:
+def _attributes(obj: Any, name: str) -> Iterator[_Part]:
     if not _is_users(type(obj)):
         return
-    kind = _escape(type(obj).__qualname__.rpartition("<locals>.")[2])
     attributes = dict(getattr(obj, "__dict__", {}) or {})
     for base in type(obj).__mro__:
         slots = base.__dict__.get("__slots__", ())
@@ -145,7 +141,7 @@ def _attributes(obj: Any) -> Iterator[_Part]:
             if hasattr(obj, slot):
                 attributes[slot] = getattr(obj, slot)
     for key, value in attributes.items():
-        yield f"attribute '{key}' of {{name}} ({kind})", value
+        yield f"attribute '{key}' of {name} ({name_of(type(obj))})", value
 
 
 def _is_users(kind: type) -> bool:
@@ -157,8 +153,3 @@ def _is_users(kind: type) -> bool:
         return False
     file = getattr(sys.modules.get(name), "__file__", None)
     return not isinstance(file, str) or installed_path(Path(file)) is None
-
-
-def _escape(text: str) -> str:
-    """For a relation, in which braces are the name of the whole."""
-    return text.replace("{", "{{").replace("}", "}}")

@@ -36,12 +36,10 @@ def package_data(directory: Path, path: str, reason: str, *, deep: bool = True) 
     """
     for found in files_below(directory, nested_packages=False, deep=deep):
         name = found.name
-        if name.startswith(".") or name.endswith(_CODE) or secret_name(Path(name)):
-            continue
-        if is_extension(found) and name.count(".") > 1:
-            # Extension modules travel when they are imported.
-            continue
-        yield File(f"{path}/{found.relative_to(directory).as_posix()}", found, reason)
+        skipped = name.startswith(".") or name.endswith(_CODE) or secret_name(Path(name))
+        # Extension modules travel when they are imported.
+        if not skipped and not (is_extension(found) and name.count(".") > 1):
+            yield File(f"{path}/{found.relative_to(directory).as_posix()}", found, reason)
 
 
 def files_below(
@@ -93,13 +91,12 @@ def named_files(files: Iterable[str | Path], root: Path | None) -> Iterator[File
             folders[:] = sorted(set(folders) - _VCS - _NOT_DATA)
             for name in sorted(names):
                 found = Path(here) / name
-                inner = found.relative_to(path).as_posix()
-                yield _named_file(found, f"{target}/{inner}" if target else inner, reason)
+                yield _named_file(found, target / found.relative_to(path), reason)
 
 
-def _named_file(path: Path, target: str, reason: str) -> File:
+def _named_file(path: Path, target: Path, reason: str) -> File:
     why = secret_name(path)
-    if why is None and target.split("/")[0] == ".clustrix":
+    if why is None and target.parts[0] == ".clustrix":
         why = ".clustrix is this project's own directory in an image"
     if why is not None:
         raise CaptureError(
@@ -112,24 +109,20 @@ def _named_file(path: Path, target: str, reason: str) -> File:
         raise CaptureError(
             f"files= names {path}, which is neither a file nor a directory", path=str(path)
         )
-    return File(target, path, reason)
+    return File(target.as_posix(), path, reason)
 
 
-def _path_in_image(path: Path, root: Path | None) -> str:
+def _path_in_image(path: Path, root: Path | None) -> Path:
     for base in (root, Path.cwd()):
         if base is not None and path.is_relative_to(base):
-            relative = path.relative_to(base).as_posix()
-            return "" if relative == "." else relative
-    return path.name
+            return path.relative_to(base)
+    return Path(path.name)
 
 
 def check(files: Iterable[File], *, allow_secrets: bool) -> None:
     """Raise a CaptureError if the data files exceed :data:`LIMIT`, or one holds a secret."""
-    sizes = [
-        (file.content.stat().st_size, file.path, file.content)
-        for file in files
-        if isinstance(file.content, Path)
-    ]
+    on_disk = [(file.path, file.content) for file in files if isinstance(file.content, Path)]
+    sizes = [(content.stat().st_size, path, content) for path, content in on_disk]
     total = sum(size for size, _, _ in sizes)
     if total > LIMIT:
         biggest = sorted(sizes, key=lambda item: (-item[0], item[1]))[:3]

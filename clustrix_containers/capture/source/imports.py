@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 from clustrix_containers.capture.bundle import File, Import, Note
@@ -46,7 +48,6 @@ class ImportWalk:
     notes: dict[tuple[str, str], Note] = field(default_factory=dict)
     _reached: dict[str, Module] = field(default_factory=dict)
     _queue: deque[tuple[Module, _Chain]] = field(default_factory=deque)
-    _scripts: set[Path] = field(default_factory=set)
     _entry: list[tuple[str, range]] = field(default_factory=list)
     _all_reached: set[str] | None = field(default_factory=set)
     _used: set[str] = field(default_factory=set)
@@ -109,14 +110,11 @@ class ImportWalk:
 
     def add_script(self, path: Path, reason: str) -> str:
         """The script at ``path``, with what it reaches; returns its path under the code root."""
-        name = path.name
-        if path not in self._scripts:
-            self._scripts.add(path)
-            content = path.read_bytes()
-            self.add_source(name, content, str(path), reason)
-            # A script is a module of no package: relative imports in it fail anywhere.
-            self._add_imports(syntax.parse(content, str(path)), Module("", "local"), name, ())
-        return name
+        content = path.read_bytes()
+        self.add_source(path.name, content, str(path), reason)
+        # A script is a module of no package: relative imports in it fail anywhere.
+        self._add_imports(syntax.parse(content, str(path)), Module("", "local"), path.name, ())
+        return path.name
 
     def add_package(self, name: str, where: str) -> None:
         """A module that the user names; of a package, all local modules below it too."""
@@ -143,9 +141,8 @@ class ImportWalk:
         elif found.kind == "installed":
             self._third_party(Import(name, where, chain, optional))
         elif found.kind == "local":
-            parts = name.split(".")
-            for length in range(1, len(parts) + 1):
-                self._local(self.finder.find(".".join(parts[:length])), where, chain)
+            for outer in accumulate(name.split("."), "{}.{}".format):
+                self._local(self.finder.find(outer), where, chain)
 
     def _add_imports(self, source: syntax.Source, module: Module, path: str, chain: _Chain) -> None:
         """What a file imports. ``path`` is the file's name in messages."""
@@ -175,12 +172,12 @@ class ImportWalk:
     def add_statement(self, statement: Statement, module: Module, path: str, chain: _Chain) -> None:
         """One import of ``module``."""
         where = f"{path}:{statement.line}"
+        optional = statement.optional
         base = _resolve(statement, module)
         if base is None:
-            if not statement.optional:
-                self._missing("." * statement.level + statement.module, where, chain, required=True)
+            name = "." * statement.level + statement.module
+            self._missing(name, where, chain, optional=optional, required=True)
             return
-        optional = statement.optional
         required = not statement.conditional and (
             not statement.deferred
             or any(path == file and statement.line in lines for file, lines in self._entry)
@@ -239,20 +236,17 @@ class ImportWalk:
     def _missing(
         self, name: str, where: str, chain: _Chain, *, optional: bool = False, required: bool
     ) -> None:
-        parts = name.split(".")
-        for length in range(len(parts) - 1, 0, -1):
-            parent = self.finder.find(".".join(parts[:length])) if parts[0] else None
-            if parent is None or parent.kind == "missing":
-                continue
-            if parent.kind == "installed":
-                # Packages can create modules when they are imported.
-                self._third_party(Import(name, where, chain, optional))
-                return
-            if not optional:
-                modules.refuse_other_builds(name, parent.directories, self.platform)
-            break
+        outer = list(accumulate(name.split("."), "{}.{}".format))[-2::-1]
+        present = (found for found in map(self.finder.find, outer) if found.kind != "missing")
+        parent = next(present, None)
+        if parent is not None and parent.kind == "installed":
+            # Packages can create modules when they are imported.
+            self._third_party(Import(name, where, chain, optional))
+            return
         if optional:
             return
+        if parent is not None:
+            modules.refuse_other_builds(name, parent.directories, self.platform)
         if "." not in name:
             roots = {Path(entry) for entry in sys.path}
             roots.update(it.file.parent for it in self._reached.values() if it.file is not None)
@@ -282,15 +276,11 @@ def _submodules(statement: Statement, package: Module) -> list[str]:
 
 def _resolve(statement: Statement, module: Module) -> str | None:
     """The absolute name that an import starts from; ``None`` beyond the top-level package."""
-    if statement.level == 0:
-        return statement.module
-    parts = module.name.split(".") if module.name else []
-    if not module.package:
-        parts = parts[:-1]
-    parts = parts[: len(parts) - statement.level + 1]
-    if not parts:
+    package = module.name if module.package else module.name.rpartition(".")[0]
+    try:
+        return importlib.util.resolve_name("." * statement.level + statement.module, package)
+    except ImportError:
         return None
-    return ".".join([*parts, statement.module] if statement.module else parts)
 
 
 def _bytes(file: File) -> bytes:

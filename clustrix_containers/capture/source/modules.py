@@ -6,12 +6,14 @@ import importlib.machinery
 import os
 import re
 import sys
-from dataclasses import dataclass
+import sysconfig
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from clustrix_containers.capture.elf import read_elf
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.oci.model import Platform
 
@@ -70,12 +72,13 @@ class Finder:
         top = name.partition(".")[0]
         if top in OURS:
             return Module(name, "ours")
-        if top in sys.builtin_module_names:
-            return Module(name, "stdlib")
         loaded = sys.modules.get(name)
-        found = _from_loaded(name, loaded) if isinstance(loaded, ModuleType) else None
-        if found is not None:
-            return found
+        if isinstance(loaded, ModuleType):
+            spec = getattr(loaded, "__spec__", None)
+            origin = getattr(loaded, "__file__", None) or getattr(spec, "origin", None)
+            found = _on_disk(name, origin, getattr(loaded, "__path__", None))
+            if found.kind != "missing":
+                return found
         parent, _, leaf = name.rpartition(".")
         above = self.find(parent) if parent else None
         if above is not None and above.kind in ("stdlib", "missing"):
@@ -98,36 +101,23 @@ class Finder:
                 continue
             if spec is not None:
                 return self._from_spec(name, spec)
-        namespace = tuple(
-            directory / leaf
-            for directory in (above.directories if above else ())
-            if (directory / leaf).is_dir()
-        )
-        if namespace:
-            return Module(name, _kind(namespace[0]), None, namespace)
-        return Module(name, "missing")
+        # A namespace package in a package that is not loaded.
+        below = [str(directory / leaf) for directory in (above.directories if above else ())]
+        return _on_disk(name, None, below)
 
     def _from_spec(self, name: str, spec: Any) -> Module:
-        if spec.origin in ("built-in", "frozen"):
-            return Module(name, "stdlib")
-        directories = _directories(spec.submodule_search_locations)
-        file = Path(spec.origin) if spec.has_location and spec.origin else None
-        if file is None and not directories:
-            return Module(name, "missing")
-        kind = _kind(file or directories[0])
-        source = file if directories and kind == "local" and file and file.suffix == ".py" else None
-        if (
-            source
-            and source.is_file()
-            and syntax.parse(source.read_bytes(), str(source)).extends_path
-        ):
-            # The directories that pkgutil.extend_path would add.
-            parent, _, leaf = name.rpartition(".")
-            roots = self.find(parent).directories if parent else map(Path, sys.path)
-            more = (absolute(root) / leaf for root in roots)
-            found = dict.fromkeys([*directories, *(path for path in more if path.is_dir())])
-            directories = tuple(found)
-        return Module(name, kind, file, directories)
+        found = _on_disk(name, spec.origin, spec.submodule_search_locations)
+        file = found.file
+        if found.kind != "local" or not found.package or file is None or file.suffix != ".py":
+            return found
+        if not syntax.parse(file.read_bytes(), str(file)).extends_path:
+            return found
+        # The directories that pkgutil.extend_path would add.
+        parent, _, leaf = name.rpartition(".")
+        roots = self.find(parent).directories if parent else map(Path, sys.path)
+        more = (absolute(root) / leaf for root in roots)
+        directories = [*found.directories, *(path for path in more if path.is_dir())]
+        return replace(found, directories=tuple(dict.fromkeys(directories)))
 
 
 def absolute(path: str | Path) -> Path:
@@ -142,16 +132,10 @@ def is_extension(path: Path) -> bool:
 
 def check_extension(path: Path, module: str, platform: Platform) -> None:
     """Raise a CaptureError naming ``module`` unless the compiled ``path`` runs on ``platform``."""
-    from clustrix_containers.capture.elf import read_architecture
-
-    architecture = read_architecture(path)
-    if architecture == platform.architecture:
+    elf = read_elf(path)
+    if elf is not None and elf.architecture == platform.architecture:
         return
-    wrong = (
-        "is not for Linux"
-        if architecture is None
-        else f"is for {architecture}, the image is for {platform}"
-    )
+    wrong = f"is for {elf.architecture}, the image is for {platform}" if elf else "is not for Linux"
     raise CaptureError(
         f"the compiled module {module} ({path.name}) {wrong}",
         hint=f"Build it for {platform} and this Python, put it in a package that has a wheel, "
@@ -164,8 +148,8 @@ def check_extension(path: Path, module: str, platform: Platform) -> None:
 def refuse_other_builds(module: str, directories: tuple[Path, ...], platform: Platform) -> None:
     """Raise a CaptureError if ``module`` exists compiled, but not for this Python."""
     leaf = module.rpartition(".")[2]
-    for directory in directories:
-        for path in sorted(directory.glob(f"{leaf}.*")) if directory.is_dir() else ():
+    for directory in filter(Path.is_dir, directories):
+        for path in sorted(directory.glob(f"{leaf}.*")):
             if is_extension(path):
                 tags = ", ".join(importlib.machinery.EXTENSION_SUFFIXES)
                 raise CaptureError(
@@ -177,16 +161,15 @@ def refuse_other_builds(module: str, directories: tuple[Path, ...], platform: Pl
                 )
 
 
-def _from_loaded(name: str, module: ModuleType) -> Module | None:
-    spec = getattr(module, "__spec__", None)
-    if spec is not None and spec.origin in ("built-in", "frozen"):
+def _on_disk(name: str, origin: Any, locations: Any) -> Module:
+    """The module of a file and search path as its spec, or the loaded module, has them."""
+    if origin in ("built-in", "frozen"):
         return Module(name, "stdlib")
-    directories = _directories(getattr(module, "__path__", None))
-    origin = getattr(module, "__file__", None) or (spec.origin if spec else None)
+    directories = _directories(locations)
     file = absolute(origin) if isinstance(origin, str) else None
     file = file if file is not None and file.is_file() else None
     if file is None and not directories:
-        return None
+        return Module(name, "missing")
     return Module(name, _kind(file or directories[0]), file, directories)
 
 
@@ -209,8 +192,6 @@ def _kind(path: Path) -> ModuleKind:
 
 @lru_cache(maxsize=1)
 def _stdlib_roots() -> tuple[str, ...]:
-    import sysconfig
-
     roots = {Path(os.__file__).parent}
     roots.update(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
     roots.update(root.resolve() for root in list(roots))

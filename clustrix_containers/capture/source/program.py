@@ -8,6 +8,7 @@ never cut out and executed; the code object is what travels.
 from __future__ import annotations
 
 import dis
+import itertools
 import linecache
 import operator
 import os
@@ -94,6 +95,12 @@ def find_name(module: Any, qualname: str) -> Any:
         return None
 
 
+def module_of(obj: Any) -> ModuleType | None:
+    """The loaded module that an object says it is from."""
+    name = getattr(obj, "__module__", None)
+    return sys.modules.get(name) if isinstance(name, str) else None
+
+
 def importable(module: ModuleType) -> bool:
     """Whether another process can import a module; it cannot if one was created in memory."""
     if module.__name__ in MAIN_NAMES or loaded_script(module.__name__):
@@ -137,16 +144,15 @@ def bound_names(name: str) -> _Bound | None:
     ``None`` when unknown (no file, or a star import).
     """
     file = getattr(sys.modules.get(name), "__file__", None)
-    if not isinstance(file, str):
-        return None
-    if not file.endswith((".py", ".pyw")) and name not in MAIN_NAMES:
+    if not isinstance(file, str) or not (name in MAIN_NAMES or file.endswith((".py", ".pyw"))):
         return None
     try:
         status = os.stat(file)  # noqa: PTH116 - called for every argument of a map
         key = (file, status.st_mtime_ns, status.st_size)
         if key not in _bound:
             source = syntax.parse(Path(file).read_bytes(), file)
-            _bound[key] = None if source.star else (source.bound, source.guarded)
+            star = any("*" in statement.names for statement in source.imports)
+            _bound[key] = None if star else (source.bound, source.guarded)
     except OSError:
         return None
     return _bound[key]
@@ -155,18 +161,17 @@ def bound_names(name: str) -> _Bound | None:
 _loading = threading.Lock()
 
 
-def load_script(source: Path | bytes, name: str, filename: str) -> ModuleType:
+def load_script(source: bytes, name: str, filename: str) -> ModuleType:
     """Load a script as module ``name``, registered in ``sys.modules``.
 
     Its main guard is false, since ``name`` is not ``__main__``; nor can a script without a
     guard submit itself, as :data:`contract.INSIDE` is set while it loads. Raises what the
     script raises, and then leaves no module behind.
     """
-    content = source if isinstance(source, bytes) else source.read_bytes()
     module = ModuleType(name)
     module.__file__ = filename
     # The user's own file, or the code layer of an image whose digest is known.
-    code = compile(content, filename, "exec", dont_inherit=True)
+    code = compile(source, filename, "exec", dont_inherit=True)
     with _loading:
         before = os.environ.get(contract.INSIDE)
         os.environ[contract.INSIDE] = "1"
@@ -196,43 +201,34 @@ def script_module(path: Path | None, source: Callable[[], bytes]) -> ModuleType:
         module = sys.modules.get(name)
         if wanted is not None and module is not None and script_of(name) == wanted:
             return module
-    number = 1
-    while f"{contract.MAIN}.{number}" in sys.modules:
-        number += 1
-    name = f"{contract.MAIN}.{number}"
+    names = (f"{contract.MAIN}.{number}" for number in itertools.count(1))
+    name = next(name for name in names if name not in sys.modules)
     return load_script(source(), name, str(wanted or f"<{name}>"))
 
 
 def container_path(filename: str) -> str | None:
     """Where a file of a script or of an importable module is in the container, else ``None``."""
     path = absolute(filename)
-    if path == current_main().path:
-        return f"{contract.CODE}/{path.name}"
     name = _module_of(filename)
-    if name is not None:
-        if loaded_script(name) is not None:
-            return f"{contract.CODE}/{path.name}"
-        remote = container_name(name)
-        local = modules.installed_path(path) is None and modules.stdlib_path(path) is None
-        if remote is not None and local:
-            tail = "/__init__.py" if path.name == "__init__.py" else path.suffix
-            return f"{contract.CODE}/{remote.replace('.', '/')}{tail}"
+    if path == current_main().path or (name is not None and loaded_script(name) is not None):
+        return f"{contract.CODE}/{path.name}"
+    installed, stdlib = modules.installed_path(path), modules.stdlib_path(path)
+    remote = container_name(name) if name is not None else None
+    if remote is not None and installed is None and stdlib is None:
+        tail = "/__init__.py" if path.name == "__init__.py" else path.suffix
+        return f"{contract.CODE}/{remote.replace('.', '/')}{tail}"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    installed = modules.installed_path(path)
     if installed is not None:
         return f"{contract.VENV}/lib/{version}/site-packages/{installed}"
-    stdlib = modules.stdlib_path(path)
     return None if stdlib is None else f"{contract.PYTHON_ROOT}/lib/{version}/{stdlib}"
 
 
 def _module_of(filename: str) -> str | None:
     """The loaded module whose file this is."""
+    with_main = current_main().kind == "module"
     for name, module in list(sys.modules.items()):
-        if getattr(module, "__file__", None) == filename and name not in MAIN_NAMES:
+        if getattr(module, "__file__", None) == filename and (with_main or name not in MAIN_NAMES):
             return name
-    main = sys.modules["__main__"]
-    if current_main().kind == "module" and getattr(main, "__file__", None) == filename:
-        return "__main__"
     return None
 
 

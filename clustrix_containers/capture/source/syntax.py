@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
 import importlib.util
 import sys
 import types
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from clustrix_containers.errors import CaptureError
@@ -67,10 +67,6 @@ class Source:
     uses: set[str] = field(default_factory=set)
     units: dict[str, set[str]] = field(default_factory=dict)
 
-    @property
-    def star(self) -> bool:
-        return any("*" in statement.names for statement in self.imports)
-
 
 _Block = tuple[list[ast.stmt], Statement]
 # What surrounds a statement is itself one: those inside inherit its flags.
@@ -82,37 +78,28 @@ _RESOURCE_CALLS = {
 }  # fmt: skip
 _ALIASED_MODULES = {"typing", "typing_extensions", "importlib"}
 _DISCOVERIES = {"iter_modules", "walk_packages"}
-_parsed: dict[bytes, Source] = {}
-_PARSED_LIMIT = 4096
 
 
 def parse(content: bytes, filename: str) -> Source:
-    """Parse one file; cached by content. A syntax error is a CaptureError."""
-    key = hashlib.blake2b(content, digest_size=16).digest()
-    source = _parsed.get(key)
-    if source is None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                tree = ast.parse(content, filename)
-            except (SyntaxError, ValueError) as error:
-                raise _not_python(filename, error) from error
-            source = _Visitor(tree).source
-        if len(_parsed) >= _PARSED_LIMIT:
-            _parsed.clear()
-        _parsed[key] = source
-    return source
+    """Read one file; cached by content. A syntax error is a CaptureError."""
+    try:
+        return _parse(content)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise CaptureError(
+            f"{filename}:{line} is not valid Python {version}: {getattr(error, 'msg', error)}",
+            hint="Correct the file; it would fail in the container too.",
+            path=filename,
+            line=line,
+        ) from error
 
 
-def _not_python(filename: str, error: Exception) -> CaptureError:
-    line = getattr(error, "lineno", None) or 1
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return CaptureError(
-        f"{filename}:{line} is not valid Python {version}: {getattr(error, 'msg', error)}",
-        hint="Correct the file; it would fail in the container too.",
-        path=filename,
-        line=line,
-    )
+@lru_cache(maxsize=1024)
+def _parse(content: bytes) -> Source:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _Visitor(ast.parse(content)).source
 
 
 class _Visitor:
@@ -215,8 +202,8 @@ class _Visitor:
                 elif isinstance(inner, (ast.MatchAs, ast.MatchStar)) and inner.name:
                     self._bind(context, inner.name)
                 # A name in __all__ is not a use.
-                if not is_export:
-                    self._use(context, *_names(inner))
+                if not is_export and (name := _name(inner)):
+                    self._use(context, name)
 
     def _call(self, node: ast.Call, context: Statement) -> None:
         function = node.func
@@ -248,13 +235,11 @@ def _named_module(node: ast.Call, name: str) -> tuple[str, int]:
     return module, level
 
 
-def _names(node: ast.AST) -> tuple[str, ...]:
-    """The names in a node: a variable, an attribute, or a string that ``getattr`` could take."""
+def _name(node: ast.AST) -> str:
+    """The name in a node: a variable, an attribute, or a string that ``getattr`` could take."""
     if isinstance(node, ast.Constant):
-        is_name = isinstance(node.value, str) and node.value.isidentifier()
-        return (str(node.value),) if is_name else ()
-    name = _last_name(node) if isinstance(node, (ast.Name, ast.Attribute)) else ""
-    return (name,) if name else ()
+        return node.value if isinstance(node.value, str) and node.value.isidentifier() else ""
+    return _last_name(node) if isinstance(node, (ast.Name, ast.Attribute)) else ""
 
 
 def _last_name(node: ast.AST) -> str:
@@ -274,10 +259,9 @@ def _is_export(node: ast.stmt) -> bool:
 
 
 def _catches(handler: ast.ExceptHandler) -> bool:
-    if handler.type is None:
-        return True
+    # A bare ``except:`` has no type.
     types = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-    return any(_last_name(item) in _CATCHES for item in types)
+    return any(item is None or _last_name(item) in _CATCHES for item in types)
 
 
 def _suppresses(node: ast.With | ast.AsyncWith) -> bool:
@@ -289,11 +273,11 @@ def _suppresses(node: ast.With | ast.AsyncWith) -> bool:
     )
 
 
-def _own_expressions(node: ast.stmt) -> Iterator[ast.AST]:
+def _own_expressions(node: ast.AST) -> Iterator[ast.AST]:
     """The expressions of a statement that are not inside its blocks."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.match_case):
-            yield from (child.pattern, child.guard) if child.guard else (child.pattern,)
+            yield from _own_expressions(child)
         elif not isinstance(child, (ast.stmt, ast.ExceptHandler)):
             yield child
 

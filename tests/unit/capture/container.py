@@ -104,7 +104,8 @@ def _link_runtime(lib: Path) -> None:
 
 def run(bundle: Bundle, work: Path, args: tuple[Any, ...] = (), **kwargs: Any) -> Any:
     """Run a bundle with arguments and give its value; AssertionError with its traceback."""
-    from clustrix_containers.capture.pickling import dump_call, load, script_module
+    from clustrix_containers.capture.pickling import dump_call, load
+    from clustrix_containers.capture.source.program import script_module
 
     code = unpack(bundle, work / "code")
     data, _ = dump_call(args, kwargs)

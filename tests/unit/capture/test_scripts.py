@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clustrix_containers.capture.callables import capture
-from clustrix_containers.capture.pickling import dump_call, load, load_script
+from clustrix_containers.capture.pickling import dump_call, load
 from clustrix_containers.capture.source import program
 from clustrix_containers.worker import contract
 
@@ -277,8 +277,8 @@ def test_unguarded_script_does_not_submit_when_results_load(
     project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(contract.INSIDE, raising=False)
-    project.write({"s.py": "import os\nINSIDE = os.environ.get('CLUSTRIX_INSIDE')\n"})
-    module = load_script(project.root / "s.py", contract.MAIN + ".t", str(project.root / "s.py"))
+    source = b"import os\nINSIDE = os.environ.get('CLUSTRIX_INSIDE')\n"
+    module = program.load_script(source, contract.MAIN + ".t", str(project.root / "s.py"))
     try:
         assert module.INSIDE == "1"
         assert contract.INSIDE not in os.environ
@@ -295,7 +295,7 @@ def _find_int(_module: Any) -> Any:
 def test_script_loaded_by_the_command_line(project: Any, tmp_path: Path) -> None:
     """``cxc run FILE.py:FUNC`` loads the file under MAIN; its functions are the script's."""
     path = project.write({"s.py": "class T: pass\ndef f(t): return type(t) is T, T()\n"}) / "s.py"
-    module = load_script(path, contract.MAIN, str(path))
+    module = program.load_script(path.read_bytes(), contract.MAIN, str(path))
     try:
         bundle = capture(module.f)
         assert (bundle.entry.kind, bundle.main) == ("script", path)
@@ -307,10 +307,8 @@ def test_script_loaded_by_the_command_line(project: Any, tmp_path: Path) -> None
 
 
 def test_failed_script_leaves_no_module(tmp_path: Path) -> None:
-    path = tmp_path / "s.py"
-    path.write_text("1 / 0")
     with pytest.raises(ZeroDivisionError):
-        load_script(path, contract.MAIN + ".bad", str(path))
+        program.load_script(b"1 / 0", contract.MAIN + ".bad", str(tmp_path / "s.py"))
     assert contract.MAIN + ".bad" not in sys.modules
 
 
