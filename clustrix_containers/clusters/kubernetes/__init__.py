@@ -28,7 +28,7 @@ from clustrix_containers.results import delivery, directory
 from clustrix_containers.results.outcome import Expected
 
 from . import doctor, submit
-from .api import Api, connect
+from .api import Api, client_library, connect
 from .settings import Settings, check
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class KubernetesCluster:
             if name not in ("self", "kubeconfig", "context", "namespace")
         }
         self._checked = check(options)
+        # Now, since it takes long: a query that has a time limit begins later.
+        client_library()
         self._kubeconfig = Path(kubeconfig) if kubeconfig is not None else None
         self._context, self._namespace = context, namespace
         self._lock = threading.Lock()

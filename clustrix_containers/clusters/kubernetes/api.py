@@ -288,11 +288,8 @@ def lines(response: Any, *, whole: bool = False) -> Iterator[bytes]:
         response.release_conn()
 
 
-def connect(kubeconfig: Path | None, context: str | None, namespace: str | None) -> Api:
-    """Connect as kubectl would; in a pod, as that pod's account. Sends no request.
-
-    ``ClusterError`` if there is no kubeconfig, or if it has no such context.
-    """
+def client_library() -> Any:
+    """The official client; ClusterError if it is not installed. Importing it takes about a second."""
     try:
         import kubernetes
     except ImportError as error:
@@ -300,7 +297,15 @@ def connect(kubeconfig: Path | None, context: str | None, namespace: str | None)
             "a target of type 'kubernetes' needs the package kubernetes",
             hint="pip install 'clustrix-containers[kubernetes]'",
         ) from error
-    from kubernetes.config import ConfigException
+    return kubernetes
+
+
+def connect(kubeconfig: Path | None, context: str | None, namespace: str | None) -> Api:
+    """Connect as kubectl would; in a pod, as that pod's account. Sends no request.
+
+    ``ClusterError`` if there is no kubeconfig, or if it has no such context.
+    """
+    kubernetes = client_library()
 
     configuration = kubernetes.client.Configuration()
     # Api.call retries: it knows what may pass.
@@ -309,7 +314,7 @@ def connect(kubeconfig: Path | None, context: str | None, namespace: str | None)
     configuration.socket_options = list(_keepalive())
     try:
         found, where = _load(kubernetes, configuration, kubeconfig, context)
-    except ConfigException as error:
+    except kubernetes.config.ConfigException as error:
         raise ClusterError(
             f"no usable kubeconfig: {error}",
             hint="Name the file (kubeconfig:) and context (context:) of the target in clustrix.yml,"
