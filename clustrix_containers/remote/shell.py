@@ -112,10 +112,9 @@ def fork(target: Callable[[], NoReturn]) -> int:
 
 def tree(pid: int) -> list[int]:
     """``pid`` and its descendants, parents first, from ``/proc``."""
-    found, at = [pid], 0
-    while at < len(found):
-        found += children(found[at])
-        at += 1
+    found = [pid]
+    for process in found:
+        found += children(process)
     return found
 
 
