@@ -39,7 +39,7 @@ def disk_errors(what: str, directory: Path) -> Iterator[None]:
         remedy = "Free some space (clustrix-containers prune)" if full else "Change its permissions"
         hint = f"{remedy}, or choose another directory."
         at = f" ({error.filename})" if error.filename else ""
-        message = f"cannot write {what} to {directory}: {error.strerror}{at}"
+        message = f"cannot write {what} to {directory}: {error.strerror or error}{at}"
         raise ImageError(message, hint=hint, path=directory, errno=error.errno) from error
 
 

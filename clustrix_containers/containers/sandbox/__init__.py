@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -53,7 +54,7 @@ def find_method(wanted: str | None = None) -> tuple[str | None, str]:
 def _try_bubblewrap() -> str | None:
     if is_full_root():
         return "as root it cannot change to another real user"
-    program = shell.find("bwrap")
+    program = shutil.which("bwrap")
     if program is None:
         return "it is not installed"
     spec = ContainerSpec("/", ("true",), uid=os.getuid(), gid=os.getgid(), shm=4096)
@@ -108,7 +109,7 @@ class Sandbox:
     enforces_limits = False
 
     def __init__(self, method: str) -> None:
-        self._bubblewrap = shell.find("bwrap") if method == "bubblewrap" else None
+        self._bubblewrap = shutil.which("bwrap") if method == "bubblewrap" else None
         self._user_namespace = not is_full_root()
 
     def start(self, spec: ContainerSpec, output: int, before_exec: Callable[[], None]) -> Container:
