@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
@@ -26,12 +27,9 @@ PACKAGE = str(Path(shell.__file__).resolve().parents[2])
 
 def is_full_root() -> bool:
     """Whether this process may mount without a user namespace."""
-    if os.geteuid() != 0:
-        return False
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> CAP_SYS_ADMIN & 1)
-    return False
+    effective = re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())
+    mounts = effective is not None and bool(int(effective[1], 16) >> CAP_SYS_ADMIN & 1)
+    return os.geteuid() == 0 and mounts
 
 
 @lru_cache

@@ -291,11 +291,9 @@ class RangeReader:
     def read(self, size: int, /) -> bytes:
         while True:
             try:
-                if self._response is None:
-                    if self._at >= self._descriptor.size:
-                        return b""
+                if self._response is None and self._at < self._descriptor.size:
                     self._open()
-                data = self._read(size)
+                data = self._read(size) if self._response is not None else b""
             except RegistryError as error:
                 self.close()
                 # Not Retry.run: a read that gets further starts the count again.
