@@ -103,8 +103,8 @@ def load(path: Path | str | None = None) -> Config:
     if registry:
         _check_registry(registry, None, None, "CLUSTRIX_REGISTRY")
     if target and target not in config.targets:
-        hint = _targets_hint(target, config.targets)
         message = f"CLUSTRIX_TARGET names {target!r}: no such target"
+        hint = _targets_hint(target, config.targets)
         raise _error(message, None, None, "CLUSTRIX_TARGET", hint)
     return replace(config, default=target or config.default, registry=registry or config.registry)
 

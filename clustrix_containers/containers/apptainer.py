@@ -28,7 +28,7 @@ PROGRAMS = ("apptainer", "singularity")
 
 def program() -> str | None:
     """The program's path, or ``None``."""
-    return next((path for name in PROGRAMS if (path := shell.find(name))), None)
+    return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
 
 
 def unusable() -> str | None:

@@ -33,19 +33,12 @@ class Availability:
 
 def check(runtime: str) -> Availability:
     """Try one runtime. ``ClusterError`` for an unknown name."""
-    if runtime == "docker":
-        from . import docker
+    from . import apptainer, docker, sandbox
 
-        why = docker.unusable()
-        return Availability(runtime, why is None, why or "the engine responds")
-    if runtime == "apptainer":
-        from . import apptainer
-
-        why = apptainer.unusable()
-        return Availability(runtime, why is None, why or "it is installed")
+    if runtime in ("docker", "apptainer"):
+        why = docker.unusable() if runtime == "docker" else apptainer.unusable()
+        return Availability(runtime, why is None, why or "it works")
     if runtime in ("sandbox", *METHODS):
-        from . import sandbox
-
         method, reason = sandbox.find_method(runtime if runtime in METHODS else None)
         return Availability("sandbox", method is not None, reason, method or "")
     known = ", ".join(("auto", *ORDER, *METHODS))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,7 +168,7 @@ def _run_helper(name: str, server: str, path: Path, *, required: bool = True) ->
     program = f"docker-credential-{name}"
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise ConfigError(f"invalid name of a credential helper in {path}: {name!r}", path=path)
-    if shell.find(program) is None:
+    if shutil.which(program) is None:
         if not required:
             # A leftover credsStore must not prevent an anonymous pull.
             return None

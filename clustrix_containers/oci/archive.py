@@ -270,13 +270,11 @@ def _write_content(entry: Entry, size: int, diff: Any, out: Any) -> None:
 
 
 def _equal(one: Entry, two: Entry) -> bool:
-    if one == two:
-        return True
-    if replace(one, content=b"") != replace(two, content=b""):
-        return False
-    if content_size(one.content) != content_size(two.content):
-        return False
-    return b"".join(read_content(one.content)) == b"".join(read_content(two.content))
+    return one == two or (
+        replace(one, content=b"") == replace(two, content=b"")
+        and content_size(one.content) == content_size(two.content)
+        and b"".join(read_content(one.content)) == b"".join(read_content(two.content))
+    )
 
 
 def _split(name: str) -> tuple[bytes, bytes] | None:
@@ -288,9 +286,7 @@ def _split(name: str) -> tuple[bytes, bytes] | None:
         return b"", raw
     # Never split at a directory's trailing slash.
     at = raw.find(b"/", len(raw) - 101, len(raw) - 1)
-    if at < 1 or at > 155:
-        return None
-    return raw[:at], raw[at + 1 :]
+    return (raw[:at], raw[at + 1 :]) if 1 <= at <= 155 else None
 
 
 def _pax(records: dict[str, str]) -> bytes:

@@ -28,24 +28,18 @@ ProgressCallback = Callable[[Descriptor, int], None]
 _ABANDONED = 600.0
 """Seconds without a write after which a temporary file belongs to no living process."""
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
-
 
 @contextlib.contextmanager
 def disk_errors(what: str, directory: Path) -> Iterator[None]:
-    """OSErrors of a disk that is full, read-only or forbidden become ImageErrors."""
+    """OSErrors, of a disk that is full, read-only or forbidden, become ImageErrors."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            hint = "Free some space (clustrix-containers prune), or choose another directory."
-        elif error.errno in _FORBIDDEN:
-            hint = "Choose a directory of your own, or have its permissions changed."
-        else:
-            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "Free some space (clustrix-containers prune)" if full else "Change its permissions"
+        hint = f"{remedy}, or choose another directory."
         at = f" ({error.filename})" if error.filename else ""
-        message = f"cannot write {what} to {directory}: {error.strerror}{at}"
+        message = f"cannot write {what} to {directory}: {error.strerror or error}{at}"
         raise ImageError(message, hint=hint, path=directory, errno=error.errno) from error
 
 

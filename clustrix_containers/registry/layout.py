@@ -6,6 +6,7 @@ Besides ``oci-layout``, ``index.json`` and ``blobs/`` it has ``.lock`` and ``.tm
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -212,15 +213,15 @@ class Layout:
         return [entry for entry in entries if is_kept(entry["digest"])]
 
     def _present(self, entry: Any) -> bool:
-        try:
+        with contextlib.suppress(ImageError):
             return self.has(Descriptor.from_json(entry).digest)
-        except ImageError:
-            return False
+        return False
 
     def _reaches(self, descriptor: Descriptor) -> Iterator[str]:
         """The digest itself and everything that its manifest refers to."""
         yield descriptor.digest
-        try:
+        # What is not a manifest, or a damaged one (which has just been removed), refers to nothing.
+        with contextlib.suppress(ValueError, AttributeError, DigestMismatch):
             parsed = json.loads(self._read(descriptor))
             for part in parsed.get("manifests") or ():
                 inner = Descriptor.from_json(part)
@@ -229,9 +230,6 @@ class Layout:
             for part in (parsed.get("config"), *(parsed.get("layers") or ())):
                 if part:
                     yield Descriptor.from_json(part).digest
-        except (ValueError, AttributeError, DigestMismatch):
-            # Not a manifest, or a damaged one that has just been removed.
-            return
 
     def _missing(self, digest: str) -> ImageError:
         return ImageError(

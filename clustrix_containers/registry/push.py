@@ -301,15 +301,9 @@ class _Upload:
         def body() -> Readable:
             return _Part(self.source(self.offset), self.blob, self.offset, length, self.uploads)
 
-        return self.uploads.send(
-            method,
-            url,
-            ok,
-            headers={"Content-Type": "application/octet-stream", **headers},
-            body=body if length else None,
-            length=length,
-            retry=False,
-        )
+        headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(length)}
+        content = body if length else None
+        return self.uploads.send(method, url, ok, headers=headers, body=content, retry=False)
 
     def _fall_back(self, error: RegistryError) -> None:
         """Choose what the registry may take from the start; raises ``error`` if nothing is left."""

@@ -27,17 +27,11 @@ def shown(stream: Any = None) -> Iterator[Progress]:
         yield silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
+    from rich.progress import TimeElapsedColumn
 
-    bars = Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=Console(file=stream),
-        transient=True,
-    )
+    columns = (*Bars.get_default_columns(), TimeElapsedColumn())
+    bars = Bars(*columns, console=Console(file=stream), transient=True)
     tasks: dict[str, Any] = {}
     began = time.monotonic()
 

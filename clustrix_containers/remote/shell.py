@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,11 +36,6 @@ class Completed:
         """The last line of its standard error, else its exit code."""
         lines = self.stderr.decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit code {self.code}"
-
-
-def find(program: str) -> str | None:
-    """The full path of a program on PATH, or ``None``."""
-    return shutil.which(program)
 
 
 def run(
@@ -112,10 +106,9 @@ def fork(target: Callable[[], NoReturn]) -> int:
 
 def tree(pid: int) -> list[int]:
     """``pid`` and its descendants, parents first, from ``/proc``."""
-    found, at = [pid], 0
-    while at < len(found):
-        found += children(found[at])
-        at += 1
+    found = [pid]
+    for process in found:
+        found += children(process)
     return found
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -25,12 +27,9 @@ PACKAGE = str(Path(shell.__file__).resolve().parents[2])
 
 def is_full_root() -> bool:
     """Whether this process may mount without a user namespace."""
-    if os.geteuid() != 0:
-        return False
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> CAP_SYS_ADMIN & 1)
-    return False
+    effective = re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())
+    mounts = effective is not None and bool(int(effective[1], 16) >> CAP_SYS_ADMIN & 1)
+    return os.geteuid() == 0 and mounts
 
 
 @lru_cache
@@ -53,7 +52,7 @@ def find_method(wanted: str | None = None) -> tuple[str | None, str]:
 def _try_bubblewrap() -> str | None:
     if is_full_root():
         return "as root it cannot change to another real user"
-    program = shell.find("bwrap")
+    program = shutil.which("bwrap")
     if program is None:
         return "it is not installed"
     spec = ContainerSpec("/", ("true",), uid=os.getuid(), gid=os.getgid(), shm=4096)
@@ -108,7 +107,7 @@ class Sandbox:
     enforces_limits = False
 
     def __init__(self, method: str) -> None:
-        self._bubblewrap = shell.find("bwrap") if method == "bubblewrap" else None
+        self._bubblewrap = shutil.which("bwrap") if method == "bubblewrap" else None
         self._user_namespace = not is_full_root()
 
     def start(self, spec: ContainerSpec, output: int, before_exec: Callable[[], None]) -> Container:

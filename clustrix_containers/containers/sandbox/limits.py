@@ -134,13 +134,11 @@ def _find_unified(path: Path) -> Cgroup | None:
 
 
 def _own_groups() -> dict[str, str]:
-    out = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            for controller in controllers.split(","):
-                out[controller] = path
-    return out
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        groups = (line.split(":", 2)[1:] for line in lines)
+        return {name: path for controllers, path in groups for name in controllers.split(",")}
+    return {}
 
 
 def _usable(path: Path) -> Path | None:

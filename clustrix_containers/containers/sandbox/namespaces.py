@@ -1,7 +1,7 @@
 """A container by system calls alone: namespaces, mounts, no privileges, then the command.
 
 It does what bubblewrap does, and what bubblewrap cannot do: for root the command runs as
-another real user, so that root's files are out of its reach. An ordinary user keeps their own
+another real user, which cannot read root's files. An ordinary user keeps their own
 id, in a user namespace. See namespaces(7), mount_namespaces(7), pivot_root(2).
 """
 
@@ -46,7 +46,9 @@ def enter(
         reset_signals()
         os.setsid()
         die_with_parent()
-        _redirect(output)
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         before_exec()
         with _step("create namespaces"):
             _unshare(user_namespace, spec.uid, spec.gid)
@@ -119,13 +121,6 @@ def reset_signals() -> None:
 def adopt_orphans() -> None:
     """Become the parent of descendants that lose theirs, so that they can be found."""
     _check(_prctl(PR_SET_CHILD_SUBREAPER, 1), "prctl")
-
-
-def _redirect(output: int) -> None:
-    null = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
 
 
 def _unshare(user_namespace: bool, uid: int, gid: int) -> None:

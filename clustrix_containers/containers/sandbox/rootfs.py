@@ -54,13 +54,13 @@ def prepare(image: Image, cache: Path) -> Unpacked:
 
     ``ImageError`` if a layer is missing, does not match its diff id, or has paths outside of it.
     """
-    mounted = {kind: tuple(image.kinds(contract.LAYER_KIND, kind)) for kind in ("code", "call")}
-    rest = [it for it in image.layers if it not in (*mounted["code"], *mounted["call"])]
+    mounted = tuple(image.kinds(contract.LAYER_KIND, "code", "call"))
+    rest = [layer for layer in image.layers if layer not in mounted]
     root = _directory(cache / "rootfs", rest, lambda target: _assemble(target, rest, cache))
     mounts = []
     for kind, target in (("code", contract.CODE), ("call", contract.CALL)):
-        if mounted[kind]:
-            source = _unpacked(mounted[kind], cache) / target[1:]
+        if layers := tuple(image.kinds(contract.LAYER_KIND, kind)):
+            source = _unpacked(layers, cache) / target[1:]
             if not source.is_dir():
                 raise ImageError(f"the {kind} layer of {image.digest} has no directory {target}")
             mounts.append(Mount(str(source), target))

@@ -106,8 +106,7 @@ class Auth:
             if scheme == "basic":
                 if sent is not None and sent == _basic(self._current()):
                     self._forget()
-                now = _basic(self._current())
-                return now is not None and now != sent
+                return _basic(self._current()) not in (None, sent)
             self._extra[scopes] = self._challenge.get("scope", "")
             if scopes in self._tokens and sent == f"Bearer {self._tokens[scopes][0]}":
                 # Rejected before it expired: the credential may have changed too.

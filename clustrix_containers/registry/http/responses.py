@@ -48,8 +48,9 @@ class Request:
     """A request; a response whose status is not in ``ok`` is an error.
 
     ``url`` may be relative to the registry. ``action`` completes "answered … for":
-    ``pushing team/runs``. A ``body`` that can be called is opened again for each attempt, and has
-    ``length`` bytes. With ``stream`` the body of a good response is left to be read.
+    ``pushing team/runs``. A ``body`` that can be called is opened again for each attempt; its
+    Content-Length is in ``headers``. With ``stream`` the body of a 200 or 206, which must be
+    ``ok``, is left to be read.
     """
 
     method: str
@@ -59,7 +60,6 @@ class Request:
     ok: tuple[int, ...] = (200,)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Callable[[], Readable] | bytes | None = None
-    length: int = 0
     stream: bool = False
 
 

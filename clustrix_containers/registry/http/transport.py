@@ -127,8 +127,6 @@ class Transport:
             response = self._authorized(request)
             if response.status in request.ok:
                 return response
-            if response.stream is not None:
-                response.stream.close()
             raise response_error(response, self.host, request.action, self._auth.source)
 
         return self.retry.run(once) if retry else once()
@@ -161,8 +159,6 @@ class Transport:
                 return response
             if request.method not in ("GET", "HEAD") and response.status not in (307, 308):
                 return response
-            if response.stream is not None:
-                response.stream.close()
             target = self.resolve(where, target)
         raise RegistryError(
             f"redirect loop at {self.host} for {request.action}:"
@@ -232,9 +228,7 @@ class Transport:
             "Accept-Encoding": "identity",
             **request.headers,
         }
-        if callable(body):
-            headers["Content-Length"] = str(request.length)
-        elif body is None and request.method in ("POST", "PUT", "PATCH"):
+        if body is None and request.method in ("POST", "PUT", "PATCH"):
             headers["Content-Length"] = "0"
         with network_errors(url):
             opened = body() if callable(body) else body
@@ -297,11 +291,9 @@ class RangeReader:
     def read(self, size: int, /) -> bytes:
         while True:
             try:
-                if self._response is None:
-                    if self._at >= self._descriptor.size:
-                        return b""
+                if self._response is None and self._at < self._descriptor.size:
                     self._open()
-                data = self._read(size)
+                data = self._read(size) if self._response is not None else b""
             except RegistryError as error:
                 self.close()
                 # Not Retry.run: a read that gets further starts the count again.
