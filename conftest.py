@@ -1,9 +1,9 @@
 """The plugins of the whole suite: pytest wants them named in the outermost conftest."""
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Examples run beside clusters: how long one takes says nothing.
-settings.register_profile("suite", deadline=None)
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
 pytest_plugins = [
