@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,14 +150,9 @@ def _is_being_submitted(run: Run) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class RunStates:
-    """How many elements of a run are in which state, ``at`` a time (seconds since the epoch).
+class RunStates(Seen):
+    """``now``: whether they were queried now; else the run's target has not responded since then."""
 
-    ``now``: whether they were queried now; else the run's target has not responded since then.
-    """
-
-    states: Mapping[State, int]
-    at: float
     now: bool
 
     @property
@@ -205,7 +200,7 @@ def _query(group: Sequence[Run], responses: dict[str, RunStates]) -> None:
         for run, some in handles.items():
             counted = Counter(states[handle].state for handle in some)
             if State.UNKNOWN not in counted:
-                responses[run] = RunStates(counted, time.time(), now=True)
+                responses[run] = RunStates(time.time(), counted, now=True)
 
 
 def _recorded(run: Run) -> RunStates:
@@ -213,7 +208,7 @@ def _recorded(run: Run) -> RunStates:
     states = run.seen.states if run.seen else {}
     at = run.seen.at if run.seen else run.updated
     over = bool(states) and (run.state == "done" or set(states) == {State.SUCCEEDED})
-    return RunStates(states, at, over and all(it.terminal for it in states))
+    return RunStates(at, states, over and all(it.terminal for it in states))
 
 
 def _record(run: Run, response: RunStates) -> None:

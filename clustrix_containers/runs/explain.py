@@ -83,10 +83,8 @@ class Explanation:
                 source = f"{item.source}: {item.packed}" if item.packed else item.source
                 lines.append(f"  {item.name} {item.version} ({source})")
                 lines += [f"      {reason}" for reason in item.reasons[:1]]
-        if self.files:
-            lines += ["", "Your files, and why:"]
-            lines += [f"  {item.path}: {item.reason}" for item in self.files]
         for title, items in (
+            ("Your files, and why:", [f"{item.path}: {item.reason}" for item in self.files]),
             ("Installed here and left out:", self.left_out),
             ("Cannot be determined statically:", self.notes),
         ):

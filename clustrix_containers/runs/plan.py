@@ -14,6 +14,7 @@ from clustrix_containers.config import file as configuration
 from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import DependencyError, ImageError
 from clustrix_containers.oci.model import Image, Reference
+from clustrix_containers.packages import lock
 from clustrix_containers.packages.lock import Lock, Wheel
 from clustrix_containers.remote.progress import Progress, silent
 from clustrix_containers.worker.contract import package_version
@@ -58,7 +59,6 @@ def plan(
     if path is None:
         return _plan(function, options, references, progress)
     from clustrix_containers.image.runtime import check_runtime
-    from clustrix_containers.packages import lock
 
     locked = lock.read(Path(path))
     if locked.python != _PYTHON:
@@ -82,8 +82,6 @@ def write_lock(
 
     A lock that is there already is not obeyed but replaced. Raises as :func:`plan` does.
     """
-    from clustrix_containers.packages import lock
-
     made = _plan(function, options, (), progress).lock
     lock.write(path, made)
     return made
@@ -96,7 +94,6 @@ def _plan(
     progress: Progress,
 ) -> ImagePlan:
     from clustrix_containers.image import runtime
-    from clustrix_containers.packages import lock
     from clustrix_containers.packages.wheels import wheelhouse
 
     bundle, resolution = _needs(function, options, references)
@@ -140,7 +137,6 @@ def _needs(
 
 def _check_packages(locked: Lock, needed: Collection[Distribution]) -> None:
     """DependencyError unless what is locked is what is installed, with the same files."""
-    from clustrix_containers.packages import lock
     from clustrix_containers.packages.installed import Installed, search_path
     from clustrix_containers.packages.wheels import wheelhouse
 

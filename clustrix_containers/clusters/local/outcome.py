@@ -37,10 +37,6 @@ def _size(number: int) -> str:
     return f"{number / (1 << 20):.4g} MiB"
 
 
-def not_started(error: Exception) -> Status:
-    return Status(State.FAILED, Cause.REFUSED, None, f"the container cannot be started: {error}")
-
-
 def status_of(spec: AttemptSpec, element: int, code: int | None) -> Status:
     """The status of an element whose container ended by itself; its mark counts most."""
     mark = _mark(spec.mark(element))

@@ -159,9 +159,12 @@ class Record:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
-            with contextlib.closing(
-                sqlite3.connect(self._path, timeout=60, isolation_level=None)
-            ) as db, db:
+            with (
+                contextlib.closing(
+                    sqlite3.connect(self._path, timeout=60, isolation_level=None)
+                ) as db,
+                db,
+            ):
                 db.execute("BEGIN IMMEDIATE")
                 yield db
         except sqlite3.Error as error:

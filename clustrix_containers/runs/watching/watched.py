@@ -5,11 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import itertools
+import json
 import logging
+import operator
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +20,7 @@ from typing import Any
 
 from clustrix_containers.api.jobs import Job
 from clustrix_containers.api.status import Cause, State, Status
-from clustrix_containers.clusters import Cluster
+from clustrix_containers.clusters import Cluster, staging
 from clustrix_containers.clusters.task import Fetched, Handle
 from clustrix_containers.errors import (
     ClusterError,
@@ -30,6 +33,8 @@ from clustrix_containers.results import directory
 from clustrix_containers.results import outcome as outcomes
 from clustrix_containers.results.outcome import Expected, Outcome
 from clustrix_containers.runs.record import Record, Run, Seen
+from clustrix_containers.runs.record.handles import unpack
+from clustrix_containers.worker.contract import ENTRY
 
 from .liveness import Liveness
 from .poller import poller_of
@@ -58,25 +63,15 @@ class _Ended:
 class WatchedRun:
     """One run and its jobs.
 
-    ``main`` gives the script that the run's types belong to; ``trust`` allows unpickling.
-    ``how`` is what the target chose at submission; ``is_array``: whether it came from ``map``.
+    ``trust`` allows unpickling. ``how`` is what the target chose at submission; ``is_array``: whether it came from ``map``.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        cluster: Cluster,
-        handles: Mapping[int, Handle],
-        record: Record,
-        main: Callable[[], ModuleType],
-        *,
-        trust: bool,
-    ) -> None:
+    def __init__(self, run: Run, cluster: Cluster, record: Record, *, trust: bool) -> None:
         self.id, self.image, self.how, self.is_array = run.id, run.image, run.how, run.array
-        self._cluster, self._handles = cluster, dict(handles)
+        self._cluster, self._handles = cluster, unpack(run.handles, run.id)
         self._record = record
         self._directory = record.run_directory(run.id)
-        self._main, self._trust = main, trust
+        self._script, self._trust = run.main, trust
         self._task = run.task(self._directory)
         self.jobs = [Job(self, element) for element in range(run.count)]
         self._open = dict.fromkeys(range(run.count))
@@ -164,7 +159,11 @@ class WatchedRun:
     def observe(self, statuses: Mapping[Handle, Status]) -> bool:
         """Take note of what the cluster reports; whether anything changed."""
         try:
-            self._withdraw(statuses)
+            if refused := [it for it, status in statuses.items() if status.cause is Cause.REFUSED]:
+                # It must not start later, when nobody waits for it. Before its job is settled:
+                # then this process may end.
+                with contextlib.suppress(ClusterError):
+                    self._cluster.cancel(refused)
             changed = self._liveness.absent()
             for handle, status in statuses.items():
                 changed |= self._observe(handle, status)
@@ -186,16 +185,6 @@ class WatchedRun:
         elif status.state.terminal:
             self._collect_soon(element, status)
         return changed
-
-    def _withdraw(self, statuses: Mapping[Handle, Status]) -> None:
-        """End what could not be started: it must not start later, when nobody waits for it.
-
-        Before its job is settled: then this process may end.
-        """
-        refused = [it for it, status in statuses.items() if status.cause is Cause.REFUSED]
-        if refused:
-            with contextlib.suppress(ClusterError):
-                self._cluster.cancel(refused)
 
     def give_up(self, error: BaseException) -> None:
         """End the waiting for all that has not been settled; the run itself goes on."""
@@ -262,23 +251,20 @@ class WatchedRun:
 
     def _collect(self, batch: Mapping[int, _Ended]) -> None:
         """Fetch the outcomes of these elements at once, and settle those that are known then."""
-        by_attempt: dict[int, list[Handle]] = {}
-        for element in batch:
-            handle = self._handles[element]
-            by_attempt.setdefault(handle.attempt, []).append(handle)
-        lost: dict[int, list[int]] = {}
-        for attempt, handles in by_attempt.items():
-            task = replace(self._task, attempt=attempt)
+        by_attempt = operator.attrgetter("attempt")
+        all_handles = sorted((self._handles[element] for element in batch), key=by_attempt)
+        for attempt, group in itertools.groupby(all_handles, key=by_attempt):
+            handles = list(group)
             try:
-                fetched = self._cluster.fetch(task, handles)
+                fetched = self._cluster.fetch(replace(self._task, attempt=attempt), handles)
             except Error as error:
                 fetched = dict.fromkeys(handles, Fetched(error=error))
-            for handle in handles:
-                ended = batch[handle.element]
-                if self._conclude(handle, ended, fetched.get(handle) or Fetched()):
-                    lost.setdefault(attempt + 1, []).append(handle.element)
-        for attempt, elements in lost.items():
-            self._submit_again(elements, attempt)
+            lost = [
+                handle.element
+                for handle in handles
+                if self._conclude(handle, batch[handle.element], fetched.get(handle) or Fetched())
+            ]
+            self._submit_again(lost, attempt + 1)
 
     def _conclude(self, handle: Handle, ended: _Ended, fetched: Fetched) -> bool:
         """Settle an element, or leave it for later; True if it is lost and is to run again."""
@@ -368,6 +354,17 @@ class WatchedRun:
             status=status,
             unpickle=lambda data, buffers: pickling.load(data, buffers, main=self._main),
         )
+
+    def _main(self) -> ModuleType:
+        """The script that the run's types belong to: this process's own, or that of the image's code."""
+        from clustrix_containers.capture import pickling
+        from clustrix_containers.image import build as builder
+
+        def source() -> bytes:
+            files = builder.read_code(staging.layout().image(self.image))
+            return files[json.loads(files[ENTRY])["script"]]
+
+        return pickling.script_module(Path(self._script) if self._script else None, source)
 
     def _without_mark(self, job: Job, status: Status) -> Error:
         error = outcomes.without_mark(status, run=self.id, element=job.element)

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -41,16 +40,11 @@ def start(record: Record) -> Callable[..., WatchedRun]:
         directory = record.intend(asked, built=True)
         record.update(run, more=cluster.submit(asked.task(directory)), state="submitted")
         found = record.run(run)
-        handles = unpack(found.handles, run)
-        watched = WatchedRun(found, cluster, handles, record, no_main, trust=True)
+        watched = WatchedRun(found, cluster, record, trust=True)
         watched.watch()
         return watched
 
     return start
-
-
-def no_main() -> ModuleType:
-    raise AssertionError("nothing here belongs to a script")
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
