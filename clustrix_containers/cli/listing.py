@@ -128,7 +128,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     record = open_record()
     listed = record.runs()
     seen = query_states(listed)
-    live = {run.id for run in listed if seen[run.id].live or _is_being_submitted(run)}
+    live = {run.id for run in listed if _may_be_live(run, seen[run.id])}
     old = [run for run in listed if run.created < before and run.id not in live]
     for run in old:
         output.note(f"{'would remove' if arguments.dry_run else 'removing'} {run.id}")
@@ -144,9 +144,11 @@ def _prune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _is_being_submitted(run: Run) -> bool:
-    """Whether its client may be submitting it at this moment."""
-    return not run.submitted and time.time() - run.created < 3600
+def _may_be_live(run: Run, seen: RunStates) -> bool:
+    """Whether any of its elements is pending or running, or its client may be submitting it now."""
+    if not run.submitted:
+        return time.time() - run.created < 3600
+    return seen.now and not {State.PENDING, State.RUNNING}.isdisjoint(seen.states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +156,6 @@ class RunStates(Seen):
     """``now``: whether they were queried now; else the run's target has not responded since then."""
 
     now: bool
-
-    @property
-    def live(self) -> bool:
-        """Whether any of its elements is known to be pending or running."""
-        return self.now and any(it in self.states for it in (State.PENDING, State.RUNNING))
 
 
 def query_states(chosen: Sequence[Run], timeout: float = QUERY_TIMEOUT) -> dict[str, RunStates]:

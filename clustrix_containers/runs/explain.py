@@ -100,6 +100,7 @@ def explanation(
 
     ``has``: whether the blob with a digest existed before.
     """
+    notes = (*plan.bundle.notes, *plan.resolution.notes)
     locked = {package.name: package for package in plan.lock.packages}
     return Explanation(
         name,
@@ -116,7 +117,7 @@ def explanation(
             for item in plan.resolution.distributions
         ),
         tuple(FileLine(item.path, item.reason) for item in plan.bundle.files),
-        tuple(f"{note.where}: {note.message}. {note.hint}" for note in plan.notes),
+        tuple(f"{note.where}: {note.message}. {note.hint}" for note in notes),
         tuple(item.message for item in plan.resolution.left_out),
     )
 

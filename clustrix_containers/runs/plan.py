@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.api.options import Options
-from clustrix_containers.capture.bundle import Bundle, Distribution, Note
+from clustrix_containers.capture.bundle import Bundle, Distribution
 from clustrix_containers.config import file as configuration
 from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import DependencyError, ImageError
@@ -35,10 +35,6 @@ class ImagePlan:
     base: Image
     packed: Mapping[str, str] = field(default_factory=dict)
     """Why a distribution, by name, is packed from its installed files and not from a wheel."""
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        return (*self.bundle.notes, *self.resolution.notes)
 
 
 def plan(

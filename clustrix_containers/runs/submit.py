@@ -131,7 +131,7 @@ def _start(
         reference = cluster.stage(calls.image, repository=destination.repository, progress=progress)
     run = _describe(calls, options, destination, reference)
     record = open_record()
-    # Before the target is asked anything: it may be out of reach until this process has ended.
+    # Before the target is asked anything: it may be unreachable until this process has ended.
     directory = record.intend(run, built=built_here)
     task = run.task(directory)
     how = cluster.describe(task)

@@ -157,9 +157,7 @@ class LocalCluster:
 
     def describe(self, task: Task) -> str:  # noqa: ARG002
         """Which runtime is used here, why not those before it, where results go. One line each."""
-        return "\n".join(
-            [self._description, *([f"results: {self.store.describe()}"] if self.store else ())]
-        )
+        return self._description
 
     @cached_property
     def _description(self) -> str:
@@ -168,7 +166,8 @@ class LocalCluster:
         chosen = self.chosen
         before = ORDER[: ORDER.index(chosen.runtime)] if self.runtime == "auto" else ()
         reasons = [f"not {name}: {check(name).reason}" for name in before]
-        return "\n".join([f"{chosen.runtime}: {chosen.reason}", *reasons])
+        results = [f"results: {self.store.describe()}"] if self.store else []
+        return "\n".join([f"{chosen.runtime}: {chosen.reason}", *reasons, *results])
 
     def preview(self, task: Task) -> str:
         """ClusterError: nothing that a person could write is created here."""

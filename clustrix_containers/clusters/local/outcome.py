@@ -20,11 +20,6 @@ LAST_LINE = 500
 """Characters of an element's last line of output that its status carries."""
 
 
-def over_time(timeout: float) -> Status:
-    message = f"ended at its time limit of {timeout:g} s"
-    return Status(State.FAILED, Cause.TIME_LIMIT, 124, message)
-
-
 def over_memory(limit: int, peak: int, code: int | None = None) -> Status:
     used = f"; it used {_size(peak)}" if peak > limit else ""
     message = f"ended because it used more than its memory limit of {_size(limit)}{used}"

@@ -29,7 +29,7 @@ from clustrix_containers.worker import contract
 
 from . import journal
 from .attempt import LABEL_ATTEMPT, LABEL_ELEMENT, LABEL_RUN, AttemptSpec
-from .outcome import CANCELLED, TERMINATED, over_memory, over_time, status_of
+from .outcome import CANCELLED, TERMINATED, over_memory, status_of
 from .pool import ResourcePool
 
 BOOT = (
@@ -232,7 +232,9 @@ class Supervisor:
         for running in self.running.values():
             if running.deadline is not None and now >= running.deadline:
                 running.deadline = None
-                self._end(running, over_time(self.spec.timeout or 0.0), now=True)
+                message = f"ended at its time limit of {self.spec.timeout:g} s"
+                over = Status(State.FAILED, Cause.TIME_LIMIT, 124, message)
+                self._end(running, over, now=True)
             if self.sampling:
                 self._sample(running)
             if running.kill_at is not None and now >= running.kill_at:

@@ -233,21 +233,19 @@ class WatchedRun:
 
     def _next_batch(self) -> dict[int, _Ended]:
         """What is due now; waits for that, and is empty when nothing is left."""
-        due: dict[int, _Ended] = {}
         with self._condition:
-            while not due:
+            while True:
                 now = time.monotonic()
                 for element in [it for it in self._ended if self.jobs[it].done()]:
                     del self._ended[element]
-                due = {it: ended for it, ended in self._ended.items() if ended.due <= now}
                 if not self._ended:
                     self._collecting = False
                     break
-                if not due:
-                    self._condition.wait(min(it.due for it in self._ended.values()) - now)
-        if not due:
-            self._finish_if_over()
-        return due
+                if due := {it: ended for it, ended in self._ended.items() if ended.due <= now}:
+                    return due
+                self._condition.wait(min(it.due for it in self._ended.values()) - now)
+        self._finish_if_over()
+        return {}
 
     def _collect(self, batch: Mapping[int, _Ended]) -> None:
         """Fetch the outcomes of these elements at once, and settle those that are known then."""
