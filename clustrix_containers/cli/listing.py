@@ -189,9 +189,8 @@ def query_states(chosen: Sequence[Run], timeout: float = QUERY_TIMEOUT) -> dict[
 
 def _query(group: Sequence[Run], responses: dict[str, RunStates]) -> None:
     """Query a target once for the elements of all these runs; without a response, nothing is added."""
-    first = group[0]
     with contextlib.suppress(Error, OSError):
-        cluster = open_target(target_of(first))
+        cluster = open_target(target_of(group[0]))
         handles = {run.id: list(unpack(run.handles, run.id).values()) for run in group}
         states = cluster.states([handle for some in handles.values() for handle in some])
         for run, some in handles.items():
