@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from clustrix_containers.clusters import staging
@@ -34,7 +35,7 @@ def add(commands: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    findings = [_python(), *_environment(), *_configuration_and_target(arguments.on)]
+    findings = list(_findings(arguments.on))
     if arguments.json:
         output.emit_json([finding._asdict() for finding in findings])
     else:
@@ -43,39 +44,30 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-def _python() -> Finding:
-    version = ".".join(map(str, sys.version_info[:3]))
-    return Finding("python", sys.version_info >= (3, 10), f"{version} in {sys.prefix}")
-
-
-def _environment() -> list[Finding]:
+def _findings(name: str | None) -> Iterator[Finding]:
+    """Each check of this machine, and of the target ``name``, as far as there is one."""
     from clustrix_containers.packages.resolution import check_environment
 
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("python", sys.version_info >= (3, 10), f"{version} in {sys.prefix}")
     try:
         check_environment()
     except Error as error:
-        return [Finding("environment", False, str(error))]
-    return []
-
-
-def _configuration_and_target(name: str | None) -> list[Finding]:
+        yield Finding("environment", False, str(error))
+    step = "clustrix.yml"
     try:
         loaded = config.load()
-        found = [
-            Finding("clustrix.yml", True, str(loaded.path or "none found; using the defaults")),
-            Finding("images", True, str(staging.layout().directory)),
-            Finding("runs", True, str(paths().state)),
-            Finding(
-                "registry", True, loaded.registry or "none; images stay in the layout directory"
-            ),
-        ]
-    except Error as error:
-        return [Finding("clustrix.yml", False, str(error))]
-    try:
+        yield Finding(step, True, str(loaded.path or "none found; using the defaults"))
+        yield Finding("images", True, str(staging.layout().directory))
+        yield Finding("runs", True, str(paths().state))
+        registry = loaded.registry or "none; images stay in the layout directory"
+        yield Finding("registry", True, registry)
+        step = "target"
         target = loaded.target(name)
         cluster = open_target(target)
         check_results(target, cluster)
     except Error as error:
-        return [*found, Finding("target", False, str(error))]
-    checks = cluster.check()
-    return [*found, *(Finding(f"{target.name}: {item}", ok, text) for item, ok, text in checks)]
+        yield Finding(step, False, str(error))
+        return
+    for check, ok, message in cluster.check():
+        yield Finding(f"{target.name}: {check}", ok, message)

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clustrix_containers.clusters import staging
 from clustrix_containers.config import file as config
 from clustrix_containers.errors import ConfigError
 from clustrix_containers.remote.progress import shown
@@ -63,6 +62,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
+    from clustrix_containers.runs import images
     from clustrix_containers.runs.attach import find_image
 
     repository = arguments.repository or config.load().registry
@@ -75,9 +75,7 @@ def _push(arguments: argparse.Namespace) -> int:
         arguments.function = arguments.what
         reference = function_of(arguments).push(repository)
     else:
-        image = find_image(arguments.what)
-        with shown() as progress:
-            reference = staging.to_registry(image, repository, progress=progress)
+        reference = images.push(find_image(arguments.what), repository)
     sys.stdout.write(f"{reference}\n")
     return 0
 

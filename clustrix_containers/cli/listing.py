@@ -13,14 +13,14 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from clustrix_containers.api.options import Options
 from clustrix_containers.api.quantities import parse_duration
 from clustrix_containers.api.status import State
-from clustrix_containers.clusters import staging
+from clustrix_containers.clusters import Cluster, staging
 from clustrix_containers.errors import ClusterError, Error
 from clustrix_containers.runs.attach import target_of
 from clustrix_containers.runs.destination import open_target, resolve
@@ -128,7 +128,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     record = open_record()
     listed = record.runs()
     seen = query_states(listed)
-    live = {run.id for run in listed if seen[run.id].live or _is_being_submitted(run)}
+    live = {run.id for run in listed if _may_be_live(run, seen[run.id])}
     old = [run for run in listed if run.created < before and run.id not in live]
     for run in old:
         output.note(f"{'would remove' if arguments.dry_run else 'removing'} {run.id}")
@@ -144,26 +144,18 @@ def _prune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _is_being_submitted(run: Run) -> bool:
-    """Whether its client may be submitting it at this moment."""
-    return not run.submitted and time.time() - run.created < 3600
+def _may_be_live(run: Run, seen: RunStates) -> bool:
+    """Whether any of its elements is pending or running, or its client may be submitting it now."""
+    if not run.submitted:
+        return time.time() - run.created < 3600
+    return seen.now and not {State.PENDING, State.RUNNING}.isdisjoint(seen.states)
 
 
 @dataclass(frozen=True, slots=True)
-class RunStates:
-    """How many elements of a run are in which state, ``at`` a time (seconds since the epoch).
+class RunStates(Seen):
+    """``now``: whether they were queried now; else the run's target has not responded since then."""
 
-    ``now``: whether they were queried now; else the run's target has not responded since then.
-    """
-
-    states: Mapping[State, int]
-    at: float
     now: bool
-
-    @property
-    def live(self) -> bool:
-        """Whether any of its elements is known to be pending or running."""
-        return self.now and any(it in self.states for it in (State.PENDING, State.RUNNING))
 
 
 def query_states(chosen: Sequence[Run], timeout: float = QUERY_TIMEOUT) -> dict[str, RunStates]:
@@ -177,11 +169,15 @@ def query_states(chosen: Sequence[Run], timeout: float = QUERY_TIMEOUT) -> dict[
         if not found[run.id].now and run.submitted:
             queried.setdefault((run.type, json.dumps(run.target_options)), []).append(run)
     responses: dict[str, RunStates] = {}
-    threads = [
-        # A target that does not respond must not keep this process alive.
-        threading.Thread(target=_query, args=(group, responses), name="clustrix-query", daemon=True)
-        for group in queried.values()
-    ]
+    threads: list[threading.Thread] = []
+    for group in queried.values():
+        # Opening sends nothing, but may import a library slowly: that does not count as waiting.
+        with contextlib.suppress(Error):
+            arguments = open_target(target_of(group[0])), group, responses
+            # A target that does not respond must not keep this process alive.
+            threads.append(
+                threading.Thread(target=_query, args=arguments, name="clustrix-query", daemon=True)
+            )
     for thread in threads:
         thread.start()
     end = time.monotonic() + timeout
@@ -195,17 +191,15 @@ def query_states(chosen: Sequence[Run], timeout: float = QUERY_TIMEOUT) -> dict[
     return found
 
 
-def _query(group: Sequence[Run], responses: dict[str, RunStates]) -> None:
+def _query(cluster: Cluster, group: Sequence[Run], responses: dict[str, RunStates]) -> None:
     """Query a target once for the elements of all these runs; without a response, nothing is added."""
-    first = group[0]
     with contextlib.suppress(Error, OSError):
-        cluster = open_target(target_of(first))
         handles = {run.id: list(unpack(run.handles, run.id).values()) for run in group}
         states = cluster.states([handle for some in handles.values() for handle in some])
         for run, some in handles.items():
             counted = Counter(states[handle].state for handle in some)
             if State.UNKNOWN not in counted:
-                responses[run] = RunStates(counted, time.time(), now=True)
+                responses[run] = RunStates(time.time(), counted, now=True)
 
 
 def _recorded(run: Run) -> RunStates:
@@ -213,7 +207,7 @@ def _recorded(run: Run) -> RunStates:
     states = run.seen.states if run.seen else {}
     at = run.seen.at if run.seen else run.updated
     over = bool(states) and (run.state == "done" or set(states) == {State.SUCCEEDED})
-    return RunStates(states, at, over and all(it.terminal for it in states))
+    return RunStates(at, states, over and all(it.terminal for it in states))
 
 
 def _record(run: Run, response: RunStates) -> None:

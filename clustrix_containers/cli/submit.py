@@ -10,7 +10,6 @@ import sys
 import threading
 from typing import Any
 
-from clustrix_containers.api.function import Function
 from clustrix_containers.api.jobs import Job
 from clustrix_containers.api.options import Options
 from clustrix_containers.errors import ConfigError
@@ -56,13 +55,15 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     target = function_of(arguments)
-    positional, named = _arguments(arguments.arguments, target)
     try:
-        inspect.signature(target.__clustrix_function__).bind(*positional, **named)
+        signature = inspect.signature(target.__clustrix_function__)
+    except (TypeError, ValueError):
+        signature = inspect.signature(lambda *_: None)  # a built-in one that has none
+    positional, named = _arguments(arguments.arguments, signature)
+    try:
+        signature.bind(*positional, **named)
     except TypeError as error:
         raise ConfigError(f"{arguments.function}: wrong arguments: {error}") from error
-    except ValueError:
-        pass
     if arguments.dry_run:
         sys.stdout.write(target.preview(*positional, **named))
         return 0
@@ -105,11 +106,8 @@ def _print_logs(job: Job) -> None:
         sys.stderr.flush()
 
 
-def _arguments(words: list[str], target: Function[..., Any]) -> tuple[list[Any], dict[str, Any]]:
-    try:
-        parameters = inspect.signature(target.__clustrix_function__).parameters
-    except (TypeError, ValueError):
-        parameters = {}  # type: ignore[assignment]
+def _arguments(words: list[str], signature: inspect.Signature) -> tuple[list[Any], dict[str, Any]]:
+    parameters = signature.parameters
     free = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
     positional: list[Any] = []
     named: dict[str, Any] = {}

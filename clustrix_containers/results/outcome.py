@@ -172,18 +172,14 @@ def _value(outcome: Outcome, unpickle: Unpickle) -> object:
     pickled, buffers = open_result(outcome.value)
     try:
         return unpickle(pickled, buffers)
-    except ModuleNotFoundError as error:
-        raise ResultError(
-            f"the result of element {mark.element} needs the module {error.name!r}, which is"
-            " not installed here",
-            hint="Install it here, or return plain values from the function.",
-            path=str(outcome.value),
-            element=mark.element,
-        ) from error
     except Exception as error:
+        why, hint = f"cannot be loaded here: {type(error).__name__}: {error}", None
+        if isinstance(error, ModuleNotFoundError):
+            why = f"needs the module {error.name!r}, which is not installed here"
+            hint = "Install it here, or return plain values from the function."
         raise ResultError(
-            f"the result of element {mark.element} cannot be loaded here:"
-            f" {type(error).__name__}: {error}",
+            f"the result of element {mark.element} {why}",
+            hint=hint,
             path=str(outcome.value),
             element=mark.element,
         ) from error

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
-from types import ModuleType
 
 from clustrix_containers.api.jobs import Job, JobArray
 from clustrix_containers.clusters import staging
@@ -14,11 +11,10 @@ from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import ClusterError
 from clustrix_containers.oci.model import Image, Reference
 from clustrix_containers.runs.watching.watched import WatchedRun
-from clustrix_containers.worker.contract import ENTRY
 
 from .destination import open_target
 from .record import Record, Run, open_record
-from .record.handles import pack, unpack
+from .record.handles import pack
 
 
 def attach(run_id: str, *, on: str | None = None, watch: bool = True) -> WatchedRun:
@@ -30,14 +26,7 @@ def attach(run_id: str, *, on: str | None = None, watch: bool = True) -> Watched
         # The client died between intent and reply. Submitting is idempotent: this adopts what is there.
         handles = cluster.submit(run.task(record.run_directory(run.id)))
         run = record.update(run.id, more=handles, state="submitted")
-    watched = WatchedRun(
-        run,
-        cluster,
-        unpack(run.handles, run.id),
-        record,
-        lambda: load_main(run.image, run.main),
-        trust=record.built(run.image),
-    )
+    watched = WatchedRun(run, cluster, record, trust=record.built(run.image))
     if watch:
         watched.watch()
     return watched
@@ -73,18 +62,6 @@ def find_image(text: str) -> Image:
     image = Remote(reference).image(reference.digest or reference.tag or "latest")
     layout.push(image, fetch=fetch_layers(paths().cache / "blobs" / "sha256"))
     return layout.image(image.digest)
-
-
-def load_main(digest: str, main: str | None) -> ModuleType:
-    """The script that a run's types belong to: this process's own, or that of the image's code."""
-    from clustrix_containers.capture.source.program import script_module
-    from clustrix_containers.image import build as builder
-
-    def source() -> bytes:
-        files = builder.read_code(staging.layout().image(digest))
-        return files[json.loads(files[ENTRY])["script"]]
-
-    return script_module(Path(main) if main else None, source)
 
 
 def _known(run_id: str, on: str | None, record: Record) -> Run:

@@ -118,9 +118,7 @@ def _cluster_options(
     """The call's options for this type of cluster; those for other types do not matter here."""
     for name in options.clusters:
         if not is_cluster_type(name):
-            raise ConfigError(
-                f"there is no option {name!r}, and no type of target of that name", key=name
-            )
+            raise ConfigError(f"unknown option {name!r}: no type of target has this name", key=name)
     own = options.clusters.get(target.type, {})
     cluster.check_options(own)
     return own

@@ -83,10 +83,8 @@ class Explanation:
                 source = f"{item.source}: {item.packed}" if item.packed else item.source
                 lines.append(f"  {item.name} {item.version} ({source})")
                 lines += [f"      {reason}" for reason in item.reasons[:1]]
-        if self.files:
-            lines += ["", "Your files, and why:"]
-            lines += [f"  {item.path}: {item.reason}" for item in self.files]
         for title, items in (
+            ("Your files, and why:", [f"{item.path}: {item.reason}" for item in self.files]),
             ("Installed here and left out:", self.left_out),
             ("Cannot be determined statically:", self.notes),
         ):
@@ -102,6 +100,7 @@ def explanation(
 
     ``has``: whether the blob with a digest existed before.
     """
+    notes = (*plan.bundle.notes, *plan.resolution.notes)
     locked = {package.name: package for package in plan.lock.packages}
     return Explanation(
         name,
@@ -118,7 +117,7 @@ def explanation(
             for item in plan.resolution.distributions
         ),
         tuple(FileLine(item.path, item.reason) for item in plan.bundle.files),
-        tuple(f"{note.where}: {note.message}. {note.hint}" for note in plan.notes),
+        tuple(f"{note.where}: {note.message}. {note.hint}" for note in notes),
         tuple(item.message for item in plan.resolution.left_out),
     )
 

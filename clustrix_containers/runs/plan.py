@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clustrix_containers.api.options import Options
-from clustrix_containers.capture.bundle import Bundle, Distribution, Note
+from clustrix_containers.capture.bundle import Bundle, Distribution
 from clustrix_containers.config import file as configuration
 from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import DependencyError, ImageError
 from clustrix_containers.oci.model import Image, Reference
+from clustrix_containers.packages import lock
 from clustrix_containers.packages.lock import Lock, Wheel
 from clustrix_containers.remote.progress import Progress, silent
 from clustrix_containers.worker.contract import package_version
@@ -35,10 +36,6 @@ class ImagePlan:
     packed: Mapping[str, str] = field(default_factory=dict)
     """Why a distribution, by name, is packed from its installed files and not from a wheel."""
 
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        return (*self.bundle.notes, *self.resolution.notes)
-
 
 def plan(
     function: Callable[..., Any],
@@ -58,7 +55,6 @@ def plan(
     if path is None:
         return _plan(function, options, references, progress)
     from clustrix_containers.image.runtime import check_runtime
-    from clustrix_containers.packages import lock
 
     locked = lock.read(Path(path))
     if locked.python != _PYTHON:
@@ -82,8 +78,6 @@ def write_lock(
 
     A lock that is there already is not obeyed but replaced. Raises as :func:`plan` does.
     """
-    from clustrix_containers.packages import lock
-
     made = _plan(function, options, (), progress).lock
     lock.write(path, made)
     return made
@@ -138,7 +132,6 @@ def _needs(
 
 def _check_packages(locked: Lock, needed: Collection[Distribution]) -> None:
     """DependencyError unless what is locked is what is installed, with the same files."""
-    from clustrix_containers.packages import lock
     from clustrix_containers.packages.installed import Installed, search_path
     from clustrix_containers.packages.wheels import wheelhouse
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from clustrix_containers.api.options import Options
+from clustrix_containers.capture.secrets import find_secret
 from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import CaptureError
 from clustrix_containers.oci.model import Image
@@ -20,7 +21,7 @@ from clustrix_containers.runs.watching.watched import WatchedRun
 from clustrix_containers.worker.contract import LABEL_ARRAY, LABEL_COUNT, LABEL_FUNCTION
 
 from . import plan as planning
-from .attach import find_image, load_main
+from .attach import find_image
 from .destination import Destination, resolve
 from .record import Run, open_record
 
@@ -130,19 +131,14 @@ def _start(
         reference = cluster.stage(calls.image, repository=destination.repository, progress=progress)
     run = _describe(calls, options, destination, reference)
     record = open_record()
-    # Before the target is asked anything: it may be out of reach until this process has ended.
+    # Before the target is asked anything: it may be unreachable until this process has ended.
     directory = record.intend(run, built=built_here)
     task = run.task(directory)
     how = cluster.describe(task)
     _log.info("%s on %s: %s", run.id, run.target, how or run.type)
     handles = cluster.submit(task)
     run = record.update(run.id, more=handles, state="submitted", how=how)
-
-    def main() -> ModuleType:
-        return load_main(run.image, run.main)
-
-    by_element = {handle.element: handle for handle in handles}
-    watched = WatchedRun(run, cluster, by_element, record, main, trust=trust)
+    watched = WatchedRun(run, cluster, record, trust=trust)
     watched.watch()
     return watched
 
@@ -179,24 +175,20 @@ def _new_id(name: str) -> str:
 
 def _refuse_secret(data: bytes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """CaptureError if a call's pickle holds what looks like a credential; never shows it."""
-    import pickle
-
-    from clustrix_containers.capture.secrets import find_secret
-
     kind = find_secret(data)
     if kind is None:
         return
     named = [(f"argument {index + 1}", value) for index, value in enumerate(args)]
     named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
-    offending = "an argument"
-    for name, value in named:
-        try:
-            if find_secret(pickle.dumps(value)):
-                offending = name
-                break
-        except Exception:  # noqa: S112
-            continue
+    offending = next((name for name, value in named if _holds_secret(value)), "an argument")
     raise CaptureError(
         f"{offending} looks like a secret ({kind}), and arguments are part of the image",
         hint="Read it in the container, or pass allow_secrets=True if it is not a secret.",
     )
+
+
+def _holds_secret(value: object) -> bool:
+    try:
+        return find_secret(pickle.dumps(value)) is not None
+    except Exception:
+        return False

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ _AT_THE_CALL: Mapping[str, tuple[Any, str]] = {
 """The options at the call: their types, and what they are."""
 
 
+@dataclass(kw_only=True, eq=False)
 class LocalCluster:
     """Runs tasks on this machine.
 
@@ -58,32 +60,24 @@ class LocalCluster:
     Options at the call: ``network`` and ``grace``.
     """
 
-    def __init__(
-        self,
-        *,
-        runtime: str = "auto",
-        cache: str | Path | None = None,
-        max_parallel: int | None = None,
-        network: str | None = None,
-        limits: str = "auto",
-        grace: float = 5.0,
-        results: str | Mapping[str, Any] = "auto",
-    ) -> None:
-        if limits not in ("auto", "sample"):
-            raise ClusterError(f"invalid limits: {limits!r}", hint="Expected auto or sample.")
-        if max_parallel is not None and max_parallel < 1:
-            raise ClusterError(f"max_parallel must be at least 1, not {max_parallel}")
-        self.runtime = runtime
-        self.cache = Path(cache).expanduser() if cache is not None else None
-        self.max_parallel = max_parallel
-        self.network = network
-        self.limits = limits
-        self.grace = grace
+    runtime: str = "auto"
+    cache: str | Path | None = None
+    max_parallel: int | None = None
+    network: str | None = None
+    limits: str = "auto"
+    grace: float = 5.0
+    results: str | Mapping[str, Any] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.limits not in ("auto", "sample"):
+            raise ClusterError(f"invalid limits: {self.limits!r}", hint="Expected auto or sample.")
+        if self.max_parallel is not None and self.max_parallel < 1:
+            raise ClusterError(f"max_parallel must be at least 1, not {self.max_parallel}")
         self.store: ResultStore | None = None
-        if results != "auto":
+        if self.results != "auto":
             from clustrix_containers.results.stores import parse_results
 
-            self.store = parse_results(results, own=("auto",))
+            self.store = parse_results(self.results, own=("auto",))
         # Used by several threads at once: only with operations that are atomic.
         self._readers: dict[Path, journal.Reader] = {}
 
@@ -101,7 +95,7 @@ class LocalCluster:
         """The directory of unpacked images."""
         from clustrix_containers.config.paths import paths
 
-        return (self.cache or paths().cache).resolve()
+        return Path(self.cache or paths().cache).expanduser().resolve()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -163,9 +157,7 @@ class LocalCluster:
 
     def describe(self, task: Task) -> str:  # noqa: ARG002
         """Which runtime is used here, why not those before it, where results go. One line each."""
-        return "\n".join(
-            [self._description, *([f"results: {self.store.describe()}"] if self.store else ())]
-        )
+        return self._description
 
     @cached_property
     def _description(self) -> str:
@@ -174,7 +166,8 @@ class LocalCluster:
         chosen = self.chosen
         before = ORDER[: ORDER.index(chosen.runtime)] if self.runtime == "auto" else ()
         reasons = [f"not {name}: {check(name).reason}" for name in before]
-        return "\n".join([f"{chosen.runtime}: {chosen.reason}", *reasons])
+        results = [f"results: {self.store.describe()}"] if self.store else []
+        return "\n".join([f"{chosen.runtime}: {chosen.reason}", *reasons, *results])
 
     def preview(self, task: Task) -> str:
         """ClusterError: nothing that a person could write is created here."""
@@ -276,17 +269,15 @@ class LocalCluster:
         control = control_directory(Path(directory), attempt)
         reader = self._readers.setdefault(control, journal.Reader(control))
         reader.update()
-        if not reader.ended and not is_held(control / journal.LOCK):
+        alive = reader.ended or is_held(control / journal.LOCK)
+        if not alive:
             # It may have written its last lines between the two looks.
             reader.update()
-            if reader.started is None or not control.is_dir():
-                missing = _missing(control)
-                return lambda element: _terminal(reader, element) or missing
-            if not reader.ended:
-                return _orphaned(reader)
         if reader.ended:
             # Nothing more is to be read; this object may live for long.
             self._readers.pop(control, None)
+        elif not alive:
+            return _abandoned(reader)
         return lambda element: reader.statuses.get(element, journal.PENDING)
 
 
@@ -309,11 +300,6 @@ def _fetch(store: ResultStore, task: Task, handle: Handle, expected: Expected) -
     return Fetched(grace=0.0)
 
 
-def _terminal(reader: journal.Reader, element: int) -> Status | None:
-    status = reader.statuses.get(element)
-    return status if status is not None and status.state.terminal else None
-
-
 def _missing(control: Path) -> Status:
     """The status of an element of which no supervisor has written anything."""
     if not control.is_dir():
@@ -327,17 +313,22 @@ def _missing(control: Path) -> Status:
     return Status(State.PENDING, message="its client died before it was started: submit it again")
 
 
-def _orphaned(reader: journal.Reader) -> Callable[[int], Status]:
-    """The statuses of elements whose supervisor is dead; removes what it left behind."""
+def _abandoned(reader: journal.Reader) -> Callable[[int], Status]:
+    """The statuses of elements without a living supervisor; removes what a dead one left behind."""
     from .outcome import clean_up, orphaned
 
-    spec = AttemptSpec.read(reader.control)
-    if spec is None:
-        return lambda _element: _missing(reader.control)
-    clean_up(spec)
+    spec = AttemptSpec.read(reader.control) if reader.started else None
+    missing = _missing(reader.control)
+    if spec is not None:
+        clean_up(spec)
 
     def status(element: int) -> Status:
-        reader.statuses[element] = _terminal(reader, element) or orphaned(spec, reader, element)
+        known = reader.statuses.get(element)
+        if known is not None and known.state.terminal:
+            return known
+        if spec is None:
+            return missing
+        reader.statuses[element] = orphaned(spec, reader, element)
         return reader.statuses[element]
 
     return status

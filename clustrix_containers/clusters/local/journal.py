@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +81,18 @@ class Reader:
 
     def update(self) -> None:
         with self._lock:
-            for line in self._tail.lines():
-                self._apply(json.loads(line))
+            for event in map(json.loads, self._tail.lines()):
+                if "element" in event:
+                    self.statuses[event["element"]] = _status(event)
+                elif event["event"] == "start":
+                    self.started = event
+                else:
+                    self.ended = True
 
-    def _apply(self, event: dict[str, Any]) -> None:
-        if "element" not in event:
-            if event["event"] == "start":
-                self.started = event
-            self.ended = event["event"] == "end"
-            return
-        self.statuses[event["element"]] = Status(
-            State(event["state"]),
-            Cause(event.get("cause", Cause.NONE)),
-            event.get("exit_code"),
-            event.get("message", ""),
-        )
+
+def _status(event: Mapping[str, Any]) -> Status:
+    cause = Cause(event.get("cause", Cause.NONE))
+    return Status(State(event["state"]), cause, event.get("exit_code"), event.get("message", ""))
 
 
 def has_started(control: Path) -> bool:

@@ -20,11 +20,6 @@ LAST_LINE = 500
 """Characters of an element's last line of output that its status carries."""
 
 
-def over_time(timeout: float) -> Status:
-    message = f"ended at its time limit of {timeout:g} s"
-    return Status(State.FAILED, Cause.TIME_LIMIT, 124, message)
-
-
 def over_memory(limit: int, peak: int, code: int | None = None) -> Status:
     used = f"; it used {_size(peak)}" if peak > limit else ""
     message = f"ended because it used more than its memory limit of {_size(limit)}{used}"
@@ -35,10 +30,6 @@ def _size(number: int) -> str:
     if number >= 1 << 30:
         return f"{number / (1 << 30):.3g} GiB"
     return f"{number / (1 << 20):.4g} MiB"
-
-
-def not_started(error: Exception) -> Status:
-    return Status(State.FAILED, Cause.REFUSED, None, f"the container cannot be started: {error}")
 
 
 def status_of(spec: AttemptSpec, element: int, code: int | None) -> Status:

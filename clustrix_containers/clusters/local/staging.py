@@ -68,7 +68,7 @@ def prepare(
         unpacked = rootfs.prepare(image, cluster.unpacked)
         root = str(unpacked.root)
         mounts = (*unpacked.mounts, *rootfs.host_files(unpacked.root))
-    mounts += _lay_out(directory, task.attempt, files, owner)
+    secrets = _lay_out(directory, task.attempt, files, owner)
     settings = image.settings
     argv = [*(settings.get("Entrypoint") or ()), *(settings.get("Cmd") or ())]
     spec = AttemptSpec(
@@ -83,7 +83,7 @@ def prepare(
             root=root,
             argv=tuple(argv) or (f"{contract.VENV}/bin/python", contract.WORKER),
             env=container_environment(settings.get("Env") or (), resources.env),
-            mounts=mounts,
+            mounts=(*mounts, secrets),
             workdir=str(settings.get("WorkingDir") or "/"),
             uid=user[0],
             gid=user[1],
@@ -140,8 +140,11 @@ def _read_key(directory: Path) -> bytes:
 
 def _lay_out(
     directory: Path, attempt: int, files: Mapping[str, bytes], owner: tuple[int, int]
-) -> tuple[Mount, ...]:
-    """The run's directories; results and ``files`` (secret) belong to the user of the container."""
+) -> Mount:
+    """Make the run's directories; results and ``files`` belong to the user of the container.
+
+    Gives the mount of these files, which are secret.
+    """
     control = control_directory(directory, attempt)
     run, results = control / "run", directory / "results"
     for path in (control, run, results, directory / "logs"):
@@ -155,7 +158,4 @@ def _lay_out(
     if foreign:
         os.chown(results, *owner)
         os.chown(run, *owner)
-    return (
-        Mount(str(results), contract.RESULTS, writable=True),
-        Mount(str(run), contract.RUN),
-    )
+    return Mount(str(run), contract.RUN)

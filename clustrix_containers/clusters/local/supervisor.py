@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from clustrix_containers.api.status import Status
-from clustrix_containers.containers.container import Container, ContainerSpec
+from clustrix_containers.api.status import Cause, State, Status
+from clustrix_containers.containers.container import Container, ContainerSpec, Mount
 from clustrix_containers.containers.environment import outer_limit, worker_environment
 from clustrix_containers.containers.runtimes import open_runtime
 from clustrix_containers.containers.sandbox import limits
@@ -29,7 +29,7 @@ from clustrix_containers.worker import contract
 
 from . import journal
 from .attempt import LABEL_ATTEMPT, LABEL_ELEMENT, LABEL_RUN, AttemptSpec
-from .outcome import CANCELLED, TERMINATED, not_started, over_memory, over_time, status_of
+from .outcome import CANCELLED, TERMINATED, over_memory, status_of
 from .pool import ResourcePool
 
 BOOT = (
@@ -68,19 +68,15 @@ def main(control: str) -> None:
         os._exit(0)
     os.setsid()
     os.chdir("/")
-    _redirect(directory / "supervisor.log")
+    with (directory / "supervisor.log").open("ab") as log, Path(os.devnull).open("rb") as null:
+        for source, number in ((null, 0), (log, 1), (log, 2)):
+            os.dup2(source.fileno(), number)
     writer.started(os.getpid(), os.uname().nodename)
     Supervisor(spec, writer, wake).run()
     spec.deliver_file.unlink(missing_ok=True)
     writer.ended()
     sys.stdout.flush()
     os._exit(0)
-
-
-def _redirect(log: Path) -> None:
-    with log.open("ab") as file, Path(os.devnull).open("rb") as null:
-        for source, number in ((null, 0), (file, 1), (file, 2)):
-            os.dup2(source.fileno(), number)
 
 
 @dataclass(slots=True)
@@ -183,7 +179,8 @@ class Supervisor:
         except Exception as error:
             # An element that cannot be started must not end the others.
             self._release(element)
-            self.writer.status(element, not_started(error))
+            message = f"the container cannot be started: {error}"
+            self.writer.status(element, Status(State.FAILED, Cause.REFUSED, None, message))
             return
         limit = outer_limit(spec.timeout, spec.grace + DELIVERY * spec.delivers)
         deadline = None if limit is None else time.monotonic() + limit
@@ -192,14 +189,6 @@ class Supervisor:
 
     def _container(self, element: int) -> ContainerSpec:
         spec = self.spec
-        mounts = spec.container.mounts
-        if spec.delivers:
-            mounts = tuple(
-                replace(mount, source=_own_results(spec, element))
-                if mount.target == contract.RESULTS
-                else mount
-                for mount in mounts
-            )
         worker = worker_environment(
             run=spec.run,
             attempt=spec.attempt,
@@ -211,7 +200,7 @@ class Supervisor:
         return replace(
             spec.container,
             env={**spec.container.env, **worker},
-            mounts=mounts,
+            mounts=(*spec.container.mounts, _results(spec, element)),
             scratch=str(spec.control / "scratch" / str(element)),
             labels={LABEL_ATTEMPT: spec.tag, LABEL_RUN: spec.run, LABEL_ELEMENT: str(element)},
         )
@@ -243,7 +232,9 @@ class Supervisor:
         for running in self.running.values():
             if running.deadline is not None and now >= running.deadline:
                 running.deadline = None
-                self._end(running, over_time(self.spec.timeout or 0.0), now=True)
+                message = f"ended at its time limit of {self.spec.timeout:g} s"
+                over = Status(State.FAILED, Cause.TIME_LIMIT, 124, message)
+                self._end(running, over, now=True)
             if self.sampling:
                 self._sample(running)
             if running.kill_at is not None and now >= running.kill_at:
@@ -327,13 +318,14 @@ class Supervisor:
                 os.read(file, 4096)
 
 
-def _own_results(spec: AttemptSpec, element: int) -> str:
-    """An element's own results directory, new; it belongs to whom the run's belongs to."""
+def _results(spec: AttemptSpec, element: int) -> Mount:
+    """The mount of the element's results directory, which belongs to the user of the container."""
     place = spec.results(element)
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    owner = (spec.directory / "results").stat()
-    os.chown(place, owner.st_uid, owner.st_gid)
-    return str(place)
+    if spec.delivers:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = (spec.directory / "results").stat()
+        os.chown(place, owner.st_uid, owner.st_gid)
+    return Mount(str(place), contract.RESULTS, writable=True)
 
 
 def _confine(cgroup: limits.Cgroup | None, cores: frozenset[int]) -> None:

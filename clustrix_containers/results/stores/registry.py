@@ -115,15 +115,8 @@ def _inspect(token: str, repository: str, name: str) -> float:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         # Opaque: only the service itself can read it.
         return float("inf")
-    own = {
-        action
-        for kind, it, actions in access
-        if (kind, it) == ("repository", repository)
-        for action in actions
-    }
-    others = [
-        it for kind, it, actions in access if actions and (kind, it) != ("repository", repository)
-    ]
+    own: set[str] = set().union(*(it[2] for it in access if it[:2] == ("repository", repository)))
+    others = any(it[2] for it in access if it[:2] != ("repository", repository))
     if others or own - {"pull", "push"}:
         raise ClusterError(
             f"the token service of {name} gives tokens that are good for more than was requested",
@@ -150,14 +143,12 @@ def fetch(remote: Remote, expected: Expected, stored: Stored | None) -> bool:
         if stored is None:
             return False
         raise _lost(remote, element) from error
-    described = _mark_of(manifest, element)
+    data = b"".join(_pieces(remote, _mark_of(manifest, element), element))
 
     def result(mark: Mark) -> Iterator[bytes]:
-        return _pieces(
-            remote, Descriptor(RESULT_ARTIFACT, f"sha256:{mark.sha256}", mark.size), element
-        )
+        described = Descriptor(RESULT_ARTIFACT, f"sha256:{mark.sha256}", mark.size)
+        return _pieces(remote, described, element)
 
-    data = b"".join(_pieces(remote, described, element))
     arrive(expected, data, result)
     return True
 

@@ -132,14 +132,9 @@ class S3Store:
 
     @functools.cached_property
     def _connection(self) -> tuple[Any, Any]:
-        try:
-            from botocore.config import Config
-            from botocore.session import Session
-        except ImportError as error:
-            raise ConfigError(
-                "results in S3 need boto3, which is not installed",
-                hint='Run: pip install "clustrix-containers[s3]"',
-            ) from error
+        from botocore.config import Config
+        from botocore.session import Session
+
         session = Session(profile=self.profile)
         style: dict[str, Any] = {"s3": {"addressing_style": "path"}} if self.endpoint else {}
         config = Config(
@@ -158,9 +153,11 @@ class S3Store:
         """Turn what boto3 raises into our errors; nothing secret is in its messages."""
         try:
             from botocore import exceptions
-        except ImportError:
-            yield
-            return
+        except ImportError as error:
+            raise ConfigError(
+                "results in S3 need boto3, which is not installed",
+                hint='Run: pip install "clustrix-containers[s3]"',
+            ) from error
         where = f"the bucket {self.bucket}" + (f" at {self.endpoint}" if self.endpoint else "")
         try:
             yield

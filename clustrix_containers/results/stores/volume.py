@@ -135,15 +135,9 @@ def _marks(place: Path, expected: Expected) -> list[str]:
 
 
 def _pieces(path: Path, largest: int) -> Iterator[bytes]:
-    with _reading(path):
-        file = _open(path)
     size = 0
-    with file:
-        while True:
-            with _reading(path):
-                piece = file.read(_PIECE)
-            if not piece:
-                return
+    with _reading(path), _open(path) as file:
+        while piece := file.read(_PIECE):
             size += len(piece)
             if size > largest:
                 raise ResultError(f"{path} has more bytes than its worker wrote")

@@ -24,6 +24,7 @@ from clustrix_containers.api.status import State
 from clustrix_containers.clusters.task import Handle, Task
 from clustrix_containers.config.paths import paths
 from clustrix_containers.errors import ClusterError
+from clustrix_containers.storage import atomic
 
 from .handles import pack
 
@@ -159,12 +160,8 @@ class Record:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
-            with (
-                contextlib.closing(
-                    sqlite3.connect(self._path, timeout=60, isolation_level=None)
-                ) as db,
-                db,
-            ):
+            connection = sqlite3.connect(self._path, timeout=60, isolation_level=None)
+            with contextlib.closing(connection) as db, db:
                 db.execute("BEGIN IMMEDIATE")
                 yield db
         except sqlite3.Error as error:
@@ -187,9 +184,7 @@ class Record:
         directory.mkdir(parents=True, mode=0o700)
         for name in ("results", "logs"):
             (directory / name).mkdir(mode=0o700)
-        descriptor = os.open(directory / "key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key or os.urandom(32))
+        atomic.write(directory / "key", key or os.urandom(32), mode=0o600)
         now = time.time()
         with self._transaction() as db:
             values = asdict(run) | {"created": now, "updated": now, "details": _to_details(run)}

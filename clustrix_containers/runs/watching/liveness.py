@@ -1,7 +1,7 @@
 """Absent, unknown, lost and late elements: what they are is decided here, for all clusters.
 
 * A query that failed means *unknown*, never absent: an element stays as it was, and a target that
-  is out of reach for :data:`PATIENCE` ends the waiting, not the run.
+  is unreachable for :data:`PATIENCE` ends the waiting, not the run.
 * *Absent* is what :data:`ABSENT_POLLS` successful queries in a row, over at least
   :data:`ABSENT_GRACE`, do not know: it has ended.
 * An element that has ended and whose mark is not there may be *late*: it is waited for as long as
@@ -30,7 +30,7 @@ MARK_GRACE = 10.0
 MAX_LOSSES = 3
 
 PATIENCE = 900.0
-"""Seconds for which a target, or an element's outcome, may be out of reach."""
+"""Seconds for which a target, or an element's outcome, may be unreachable."""
 
 
 class Liveness:
@@ -47,13 +47,13 @@ class Liveness:
     def observe(self, handle: Handle, status: Status) -> Status | None:
         """How an element is, given what its cluster reports; ``None`` for no news.
 
-        ``Error`` when the target has been out of reach for too long.
+        ``Error`` when the target has been unreachable for too long.
         """
         now = self._clock()
         if status.state is State.UNKNOWN:
             if now - self._reached > PATIENCE:
                 raise Error(
-                    f"the target {self._target} has been out of reach for {PATIENCE:g} s:"
+                    f"the target {self._target} has been unreachable for {PATIENCE:g} s:"
                     f" {status.message}",
                     hint=f"The run goes on without this client: cxc result {self._run}",
                 )

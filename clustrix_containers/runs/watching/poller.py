@@ -112,8 +112,15 @@ class Poller:
                 if not runs:
                     self._thread = None
                     return
+            chosen = runs if news is None else [run for run in runs if run in news]
             began = time.monotonic()
-            changed = self._poll_all(runs, news)
+            try:
+                changed = self._poll(chosen, news)
+            except Exception as error:
+                # A poller that dies in silence would leave every Future waiting for ever.
+                for run in chosen:
+                    run.give_up(error)
+                changed = True
             took = time.monotonic() - began
             for run in [run for run in runs if run.over]:
                 with self._lock:
@@ -121,18 +128,6 @@ class Poller:
                 end()
             count = sum(run.open_count for run in runs)
             news = self.ticker.wait(count, changed=changed, took=took)
-
-    def _poll_all(
-        self, runs: list[WatchedRun], news: dict[WatchedRun, set[int] | None] | None
-    ) -> bool:
-        chosen = runs if news is None else [run for run in runs if run in news]
-        try:
-            return self._poll(chosen, news)
-        except Exception as error:
-            # A poller that dies in silence would leave every Future waiting for ever.
-            for run in chosen:
-                run.give_up(error)
-            return True
 
     def _poll(self, runs: list[WatchedRun], news: dict[WatchedRun, set[int] | None] | None) -> bool:
         """Query once for all these runs; whether anything changed."""

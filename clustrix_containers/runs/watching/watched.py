@@ -5,11 +5,15 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import itertools
+import json
 import logging
+import math
+import operator
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +21,7 @@ from typing import Any
 
 from clustrix_containers.api.jobs import Job
 from clustrix_containers.api.status import Cause, State, Status
-from clustrix_containers.clusters import Cluster
+from clustrix_containers.clusters import Cluster, staging
 from clustrix_containers.clusters.task import Fetched, Handle
 from clustrix_containers.errors import (
     ClusterError,
@@ -30,6 +34,8 @@ from clustrix_containers.results import directory
 from clustrix_containers.results import outcome as outcomes
 from clustrix_containers.results.outcome import Expected, Outcome
 from clustrix_containers.runs.record import Record, Run, Seen
+from clustrix_containers.runs.record.handles import unpack
+from clustrix_containers.worker.contract import ENTRY
 
 from .liveness import Liveness
 from .poller import poller_of
@@ -41,13 +47,19 @@ RETRY = 0.1
 
 LONGEST_RETRY = 1.0
 
-FETCHES = threading.BoundedSemaphore(8)
-"""How many runs of this process fetch outcomes at the same time."""
+COLLECTORS = 4
+"""How many batches of a run may be fetched at the same time: a large result does not hold up others."""
+
+FETCHES = threading.BoundedSemaphore(16)
+"""How many batches this process fetches at the same time."""
 
 
 @dataclass(slots=True)
 class _Ended:
-    """An element that has ended and whose outcome is not known yet. Times are monotonic."""
+    """An element that has ended and whose outcome is not known yet. Times are monotonic.
+
+    ``due`` is when its outcome is looked for again; infinite while that is being done.
+    """
 
     status: Status
     since: float
@@ -58,25 +70,15 @@ class _Ended:
 class WatchedRun:
     """One run and its jobs.
 
-    ``main`` gives the script that the run's types belong to; ``trust`` allows unpickling.
-    ``how`` is what the target chose at submission; ``is_array``: whether it came from ``map``.
+    ``trust`` allows unpickling. ``how`` is what the target chose at submission; ``is_array``: whether it came from ``map``.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        cluster: Cluster,
-        handles: Mapping[int, Handle],
-        record: Record,
-        main: Callable[[], ModuleType],
-        *,
-        trust: bool,
-    ) -> None:
+    def __init__(self, run: Run, cluster: Cluster, record: Record, *, trust: bool) -> None:
         self.id, self.image, self.how, self.is_array = run.id, run.image, run.how, run.array
-        self._cluster, self._handles = cluster, dict(handles)
+        self._cluster, self._handles = cluster, unpack(run.handles, run.id)
         self._record = record
         self._directory = record.run_directory(run.id)
-        self._main, self._trust = main, trust
+        self._script, self._trust = run.main, trust
         self._task = run.task(self._directory)
         self.jobs = [Job(self, element) for element in range(run.count)]
         self._open = dict.fromkeys(range(run.count))
@@ -85,7 +87,8 @@ class WatchedRun:
         self._outcomes: dict[int, Outcome] = {}
         self._liveness = Liveness(run.id, run.target)
         self._condition = threading.Condition()
-        self._collecting = False
+        self._collectors = self._fetching = 0
+        """Threads that fetch outcomes, and how many of them are at it."""
         self._watching = False
         self.over = False
 
@@ -164,7 +167,11 @@ class WatchedRun:
     def observe(self, statuses: Mapping[Handle, Status]) -> bool:
         """Take note of what the cluster reports; whether anything changed."""
         try:
-            self._withdraw(statuses)
+            if refused := [it for it, status in statuses.items() if status.cause is Cause.REFUSED]:
+                # It must not start later, when nobody waits for it. Before its job is settled:
+                # then this process may end.
+                with contextlib.suppress(ClusterError):
+                    self._cluster.cancel(refused)
             changed = self._liveness.absent()
             for handle, status in statuses.items():
                 changed |= self._observe(handle, status)
@@ -187,16 +194,6 @@ class WatchedRun:
             self._collect_soon(element, status)
         return changed
 
-    def _withdraw(self, statuses: Mapping[Handle, Status]) -> None:
-        """End what could not be started: it must not start later, when nobody waits for it.
-
-        Before its job is settled: then this process may end.
-        """
-        refused = [it for it, status in statuses.items() if status.cause is Cause.REFUSED]
-        if refused:
-            with contextlib.suppress(ClusterError):
-                self._cluster.cancel(refused)
-
     def give_up(self, error: BaseException) -> None:
         """End the waiting for all that has not been settled; the run itself goes on."""
         for job in self.jobs:
@@ -205,6 +202,7 @@ class WatchedRun:
             self._open.clear()
             self._ended.clear()
             self.over = True
+            self._condition.notify_all()
 
     def _finish_if_over(self) -> None:
         with self._condition:
@@ -224,8 +222,8 @@ class WatchedRun:
         with self._condition:
             self._open.pop(element, None)
             self._ended[element] = _Ended(status, now, now)
-            if not self._collecting:
-                self._collecting = True
+            if self._collectors == self._fetching < COLLECTORS:
+                self._collectors += 1
                 threading.Thread(
                     target=self._collect_all, name=f"clustrix-collect-{self.id}", daemon=True
                 ).start()
@@ -237,48 +235,52 @@ class WatchedRun:
             while batch := self._next_batch():
                 with FETCHES:
                     self._collect(batch)
+                with self._condition:
+                    self._fetching -= 1
         except BaseException as error:
             self.give_up(error)
             with self._condition:
-                self._collecting = False
+                self._fetching -= 1
+                self._collectors -= 1
 
     def _next_batch(self) -> dict[int, _Ended]:
-        """What is due now; waits for that, and is empty when nothing is left."""
-        due: dict[int, _Ended] = {}
+        """What is due now; waits for that, and is empty when nothing is left to wait for."""
         with self._condition:
-            while not due:
+            while True:
                 now = time.monotonic()
                 for element in [it for it in self._ended if self.jobs[it].done()]:
                     del self._ended[element]
                 due = {it: ended for it, ended in self._ended.items() if ended.due <= now}
-                if not self._ended:
-                    self._collecting = False
+                if due:
+                    for ended in due.values():
+                        ended.due = math.inf
+                    self._fetching += 1
+                    return due
+                soonest = min((it.due for it in self._ended.values()), default=math.inf)
+                if soonest == math.inf:
+                    # What is left is being fetched by others, who look after it.
+                    self._collectors -= 1
                     break
-                if not due:
-                    self._condition.wait(min(it.due for it in self._ended.values()) - now)
-        if not due:
-            self._finish_if_over()
-        return due
+                self._condition.wait(soonest - now)
+        self._finish_if_over()
+        return {}
 
     def _collect(self, batch: Mapping[int, _Ended]) -> None:
         """Fetch the outcomes of these elements at once, and settle those that are known then."""
-        by_attempt: dict[int, list[Handle]] = {}
-        for element in batch:
-            handle = self._handles[element]
-            by_attempt.setdefault(handle.attempt, []).append(handle)
-        lost: dict[int, list[int]] = {}
-        for attempt, handles in by_attempt.items():
-            task = replace(self._task, attempt=attempt)
+        by_attempt = operator.attrgetter("attempt")
+        all_handles = sorted((self._handles[element] for element in batch), key=by_attempt)
+        for attempt, group in itertools.groupby(all_handles, key=by_attempt):
+            handles = list(group)
             try:
-                fetched = self._cluster.fetch(task, handles)
+                fetched = self._cluster.fetch(replace(self._task, attempt=attempt), handles)
             except Error as error:
                 fetched = dict.fromkeys(handles, Fetched(error=error))
-            for handle in handles:
-                ended = batch[handle.element]
-                if self._conclude(handle, ended, fetched.get(handle) or Fetched()):
-                    lost.setdefault(attempt + 1, []).append(handle.element)
-        for attempt, elements in lost.items():
-            self._submit_again(elements, attempt)
+            lost = {
+                handle.element: batch[handle.element]
+                for handle in handles
+                if self._conclude(handle, batch[handle.element], fetched.get(handle) or Fetched())
+            }
+            self._submit_again(lost, attempt + 1)
 
     def _conclude(self, handle: Handle, ended: _Ended, fetched: Fetched) -> bool:
         """Settle an element, or leave it for later; True if it is lost and is to run again."""
@@ -306,12 +308,12 @@ class WatchedRun:
         ended.due = time.monotonic() + ended.pause
         ended.pause = min(LONGEST_RETRY, ended.pause * 1.5)
 
-    def _submit_again(self, lost: Sequence[int], attempt: int) -> None:
+    def _submit_again(self, lost: Mapping[int, _Ended], attempt: int) -> None:
         elements = [element for element in lost if not self.jobs[element].done()]
         if not elements:
             return
         for element in elements:
-            status = self._ended[element].status
+            status = lost[element].status
             _log.warning("%s/%d runs again: %s", self.id, element, status.message)
         task = replace(self._task, elements=tuple(elements), attempt=attempt)
         try:
@@ -319,7 +321,7 @@ class WatchedRun:
         except Error as error:
             for element in elements:
                 if self._liveness.may_pass(element, error):
-                    self._later(self._ended[element])
+                    self._later(lost[element])
                 else:
                     self.jobs[element].settle(None, error=error)
             return
@@ -368,6 +370,17 @@ class WatchedRun:
             status=status,
             unpickle=lambda data, buffers: pickling.load(data, buffers, main=self._main),
         )
+
+    def _main(self) -> ModuleType:
+        """The script that the run's types belong to: this process's own, or that of the image's code."""
+        from clustrix_containers.capture.source.program import script_module
+        from clustrix_containers.image import build as builder
+
+        def source() -> bytes:
+            files = builder.read_code(staging.layout().image(self.image))
+            return files[json.loads(files[ENTRY])["script"]]
+
+        return script_module(Path(self._script) if self._script else None, source)
 
     def _without_mark(self, job: Job, status: Status) -> Error:
         error = outcomes.without_mark(status, run=self.id, element=job.element)

@@ -86,7 +86,7 @@ def test_a_target_out_of_reach_ends_the_waiting_not_the_run(
     clock.now += PATIENCE
     assert liveness.observe(ELEMENT, UNKNOWN) is None
     clock.now += 1
-    with pytest.raises(Error, match="out of reach for 900 s: connection refused") as caught:
+    with pytest.raises(Error, match="unreachable for 900 s: connection refused") as caught:
         liveness.observe(ELEMENT, UNKNOWN)
     assert "cxc result run-1" in str(caught.value)
 

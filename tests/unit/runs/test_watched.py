@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -41,16 +40,11 @@ def start(record: Record) -> Callable[..., WatchedRun]:
         directory = record.intend(asked, built=True)
         record.update(run, more=cluster.submit(asked.task(directory)), state="submitted")
         found = record.run(run)
-        handles = unpack(found.handles, run)
-        watched = WatchedRun(found, cluster, handles, record, no_main, trust=True)
+        watched = WatchedRun(found, cluster, record, trust=True)
         watched.watch()
         return watched
 
     return start
-
-
-def no_main() -> ModuleType:
-    raise AssertionError("nothing here belongs to a script")
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -98,6 +92,32 @@ def test_elements_are_fetched_together_and_an_error_of_one_is_its_own(start, rec
     assert isinstance(run.jobs[3].exception(), ResultError)
     assert sum(map(len, cluster.fetches)) == 50
     assert len(cluster.fetches) <= 5
+
+
+def test_a_result_that_takes_long_holds_up_no_other(start, record) -> None:
+    over: set[int] = {0}
+    begun, arrived = threading.Event(), threading.Event()
+
+    def fetched(task: Task, handle: Handle) -> Fetched:
+        if handle.element == 0:
+            begun.set()
+            assert arrived.wait(60)
+        write_outcome(task.directory, handle, handle.element)
+        return Fetched()
+
+    cluster = ScriptedCluster(
+        lambda handle: SUCCEEDED if handle.element in over else RUNNING, fetched
+    )
+    run = start(cluster, 4, array=True)
+    assert begun.wait(60)
+    over.update((1, 2))
+    assert [run.jobs[it].result(60) for it in (1, 2)] == [1, 2]
+    assert not run.jobs[0].done()
+    over.add(3)
+    assert run.jobs[3].result(60) == 3
+    arrived.set()
+    assert run.jobs[0].result(60) == 0
+    until(lambda: record.run("run-1").state == "done")
 
 
 def test_one_poller_and_one_query_for_all_runs_of_a_cluster(start, record: Record) -> None:
