@@ -247,12 +247,14 @@ def _template(
     ]
     if settings.volume:
         mounts.append(claimed(settings.volume.claim))
-    more: dict[str, Any] = {}
+    # Of the Job, too: its controller (of 1.20) may never look at the time again.
+    deadlines = [] if settings.deadline is None else [settings.deadline]
     limit = outer_limit(task.resources.timeout, settings.grace)
     if limit is not None:
         # The worker ends the function in time and reports that; this is for a worker that cannot.
         # A result that goes to a slow store has as long as one that is held.
-        more["activeDeadlineSeconds"] = math.ceil(limit) + DELIVERY + settings.hold
+        deadlines.append(math.ceil(limit) + DELIVERY + settings.hold)
+    more = {"activeDeadlineSeconds": min(deadlines)} if deadlines else {}
     return template(settings, server, labels, container, mounts, **more)
 
 
