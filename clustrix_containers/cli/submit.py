@@ -63,7 +63,13 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         signature.bind(*positional, **named)
     except TypeError as error:
-        raise ConfigError(f"{arguments.function}: wrong arguments: {error}") from error
+        options = any(word.startswith("--") for word in arguments.arguments)
+        raise ConfigError(
+            f"{arguments.function}: wrong arguments: {error}",
+            hint="Options of cxc come before the function: what follows it are its arguments."
+            if options
+            else None,
+        ) from error
     if arguments.dry_run:
         sys.stdout.write(target.preview(*positional, **named))
         return 0

@@ -149,6 +149,7 @@ BAD = [
     (("run", "squares.py:cube", "1"), "Its functions are: fails, greet, square"),
     (("run", "squares.py:square"), "missing a required argument"),
     (("run", "--on", "moon", "squares.py:square", "1"), "moon"),
+    (("run", "squares.py:square", "1", "--memory", "1GiB"), "Options of cxc come before"),
     (("run", "--memory", "lots", "squares.py:square", "1"), "lots"),
     (("run", "--package", "no-such-thing-1234", "squares.py:square", "1"), "no-such-thing-1234"),
     (("result", "nothing"), "cxc ps"),
