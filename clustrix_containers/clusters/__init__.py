@@ -44,7 +44,7 @@ class Cluster(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do; asked before anything is built. ``ClusterError`` if it is out of reach."""
+        """What it can do; asked before anything is built. ``ClusterError`` if it is unreachable."""
 
     @property
     def poll_interval(self) -> tuple[float, float]:
