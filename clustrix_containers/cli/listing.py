@@ -172,7 +172,7 @@ def query_states(chosen: Sequence[Run], timeout: float = QUERY_TIMEOUT) -> dict[
     threads: list[threading.Thread] = []
     for group in queried.values():
         # Opening sends nothing, but may import a library slowly: that does not count as waiting.
-        with contextlib.suppress(Error):
+        with contextlib.suppress(Error, OSError):
             arguments = open_target(target_of(group[0])), group, responses
             # A target that does not respond must not keep this process alive.
             threads.append(

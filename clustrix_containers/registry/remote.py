@@ -139,7 +139,7 @@ class Remote:
 
     def _origin(self, reference: Reference) -> Transport:
         if reference.registry == self.reference.registry:
-            return self._transport.beside(reference.repository)
+            return self._transport.for_repository(reference.repository)
         return self._peer(reference)._transport
 
     # Reading

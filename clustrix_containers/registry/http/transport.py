@@ -93,7 +93,7 @@ class Transport:
         self._lookup = lookup
         self._auth = Auth(self.origin, self.host, self.repository, lookup, self._token_request)
 
-    def beside(self, repository: str) -> Transport:
+    def for_repository(self, repository: str) -> Transport:
         """The same registry and connections for another repository."""
         other = copy.copy(self)
         other.repository = repository
